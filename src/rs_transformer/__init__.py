@@ -1,0 +1,39 @@
+"""Recurrently stacked Transformer models for neural machine translation.
+
+Importing the package registers configuration, model, tokenizer and translation pipeline with transformers.
+"""
+
+import re
+
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipelines
+
+from .configuration_rs_marian import RSMarianConfig
+from .modeling_rs_marian import RSMarianForConditionalGeneration, RSMarianModel
+from .pipeline_rs_marian import TranslationPipeline
+
+
+class _TaskAliases(dict):
+    """The registry's aliases, with `translation_ja_to_en` and its like for `translation`."""
+
+    def __contains__(self, task: object) -> bool:
+        return super().__contains__(task) or re.fullmatch(r"translation_\w+_to_\w+", str(task)) is not None
+
+    def __missing__(self, task: str) -> str:
+        return "translation"
+
+
+def _register() -> None:
+    AutoConfig.register("rs_marian", RSMarianConfig, exist_ok=True)
+    AutoModel.register(RSMarianConfig, RSMarianModel, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(RSMarianConfig, RSMarianForConditionalGeneration, exist_ok=True)
+    AutoTokenizer.register(RSMarianConfig, MarianTokenizer, exist_ok=True)
+    # transformers 5.20 and later refuse the task before they look at the registry.
+    getattr(pipelines, "REMOVED_TASKS", {}).pop("translation", None)
+    registry = pipelines.PIPELINE_REGISTRY
+    registry.register_pipeline("translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text")
+    registry.task_aliases = _TaskAliases(registry.task_aliases)
+
+
+_register()
+
+__all__ = ["RSMarianConfig", "RSMarianForConditionalGeneration", "RSMarianModel", "TranslationPipeline"]

@@ -1,0 +1,67 @@
+"""Recipes: argument dataclasses filled from a YAML file and the command line, the command line winning."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+
+class RecipeParser(HfArgumentParser):
+    """`HfArgumentParser` that also takes `--recipe FILE.yaml` (or the file as first argument).
+
+    A recipe holds options by name. An unknown name, there or on the command line, is an error that suggests the
+    nearest known ones.
+    """
+
+    def __init__(self, dataclass_types: Iterable[type], **kwargs):
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.add_argument("--recipe", default=None, metavar="FILE.yaml", help="Options from a YAML file; others win.")
+
+    def parse_recipe(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """Parse the command line (default: this process's) into one instance of each dataclass."""
+        argv = list(sys.argv[1:] if argv is None else argv)
+        if argv and argv[0].endswith((".yaml", ".yml")):
+            argv.insert(0, "--recipe")
+        for position, argument in enumerate(argv):
+            if argument == "--recipe" and position + 1 < len(argv):
+                self._set_recipe(argv[position + 1])
+            elif argument.startswith("--recipe="):
+                self._set_recipe(argument.removeprefix("--recipe="))
+        *parsed, _, unknown = self.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        if unknown:
+            self._refuse(unknown[0], "the command line")
+        return tuple(parsed)
+
+    def _set_recipe(self, file: str) -> None:
+        if not Path(file).is_file():
+            self.error(f"there is no recipe {file!r}")
+        try:
+            options = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            self.error(f"{file} is not YAML: {error}")
+        if not isinstance(options, dict):
+            self.error(f"{file} must hold options as `name: value`")
+        actions = {action.dest: action for action in self._actions}
+        for name, value in options.items():
+            if name not in actions or name in ("help", "recipe"):
+                self._refuse(name, file)
+            action = actions[name]
+            if action.nargs in ("+", "*") and isinstance(value, str):
+                options[name] = value = value.split()
+            if action.choices and value is not None and value not in action.choices:
+                self.error(f"{file}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+            action.required = False
+            # argparse converts the defaults that are text, and complains as it does about the command line.
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                options[name] = str(value)
+        self.set_defaults(**options)
+
+    def _refuse(self, name: str, where: str) -> NoReturn:
+        known = [action.dest for action in self._actions]
+        near = difflib.get_close_matches(name.lstrip("-").split("=")[0], known)
+        hint = f"; did you mean {' or '.join(near)}?" if near else " (--help lists all)"
+        self.error(f"unknown option {name!r} in {where}{hint}")

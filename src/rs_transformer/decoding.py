@@ -1,0 +1,118 @@
+"""Translation of whole lists: sorted into length buckets, batched by tokens, shared out over processes.
+
+Not for single requests (`pipeline_rs_marian.py`).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class DecodingArguments:
+    """How to decode."""
+
+    num_beams: int = field(default=5, metadata={"help": "Beam size; 1 is greedy search."})
+    length_penalty: float = field(
+        default=1.0, metadata={"help": "Exponent of the length that beam scores are divided by."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest translation, in tokens."})
+    decoding_max_tokens: int = field(
+        default=4096, metadata={"help": "Source tokens of a decoding batch, padding and beams included."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "max_new_tokens", "decoding_max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def generate_kwargs(self) -> dict:
+        """Arguments for `generate`."""
+        # `max_length` counts the start token. Checkpoints set it, and `generate` warns of `max_new_tokens` beside it.
+        kwargs = {"num_beams": self.num_beams, "max_length": self.max_new_tokens + 1}
+        return kwargs | ({"length_penalty": self.length_penalty} if self.num_beams > 1 else {})
+
+
+def source_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest source that a model takes, in tokens."""
+    return min(
+        tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    )
+
+
+def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, the longest first, each of at most `max_tokens` with padding.
+
+    A single sentence that is longer still makes a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    args: DecodingArguments | None = None,
+    *,
+    progress: bool = True,
+) -> list[str]:
+    """Translate sentences; under `accelerate launch` each process takes a share and all get the whole result.
+
+    Args:
+        model: any sequence-to-sequence model, on the device where it is to run.
+        sentences: source text, one sentence each. One that is longer than the model takes is cut, with a warning
+            that names it.
+        args: how to decode.
+        progress: show a bar with sentences per second (where standard error is a terminal).
+
+    Returns:
+        The translations, in the order of `sentences`.
+    """
+    args = args or DecodingArguments()
+    state = PartialState()
+    limit = source_limit(model, tokenizer)
+    encoded = [tokenizer(sentence, verbose=False)["input_ids"] for sentence in sentences]
+    for number, ids in enumerate(encoded, start=1):
+        if len(ids) > limit and state.is_main_process:
+            logger.warning(f"Sentence {number} has {len(ids)} tokens and is cut to the {limit} that the model takes.")
+    encoded = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
+
+    batches = list(length_batches([len(ids) for ids in encoded], max(1, args.decoding_max_tokens // args.num_beams)))
+    was_training = model.training
+    model.eval()
+    results: list[tuple[int, str]] = []
+    disable = None if progress and state.is_main_process else True
+    with tqdm(total=len(encoded), unit=" sentences", desc="Translating", disable=disable, leave=False) as bar:
+        for batch in batches[state.process_index :: state.num_processes]:
+            inputs = tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt").to(model.device)
+            output = model.generate(**inputs, **args.generate_kwargs())
+            results.extend(zip(batch, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True))
+            bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))
+    model.train(was_training)
+    if state.num_processes > 1:
+        results = gather_object(results)
+    return [text for _, text in sorted(results)]
+
+
+def timed_translate(*args, **kwargs) -> tuple[list[str], float]:
+    """`translate`, and the sentences per second of the whole call (all processes together)."""
+    start = time.perf_counter()
+    translations = translate(*args, **kwargs)
+    return translations, len(translations) / (time.perf_counter() - start)

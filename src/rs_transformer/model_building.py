@@ -1,0 +1,107 @@
+"""A model for training, new or from a checkpoint, from a recipe's options. For inference use the Auto classes."""
+
+from dataclasses import dataclass, field, fields
+
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
+from .modeling_rs_marian import RSMarianForConditionalGeneration
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """The model: a checkpoint to go on from, or what a new `RSMarianConfig` has other than its defaults."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A checkpoint on the Hub or in a folder. Without it a model is made anew."}
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    d_model: int | None = field(default=None, metadata={"help": "Width of the hidden states."})
+    encoder_layers: int | None = field(default=None, metadata={"help": "Depth of the encoder."})
+    decoder_layers: int | None = field(default=None, metadata={"help": "Depth of the decoder."})
+    encoder_unique_layers: int | None = field(
+        default=None, metadata={"help": "Stored encoder layers, 1 to its depth."}
+    )
+    decoder_unique_layers: int | None = field(
+        default=None, metadata={"help": "Stored decoder layers, 1 to its depth."}
+    )
+    layer_sharing: str | None = field(
+        default=None, metadata={"help": "How steps are mapped to layers.", "choices": list(LAYER_SHARINGS)}
+    )
+    deepnorm: bool | None = field(default=None, metadata={"help": "DeepNet's residual scale and initialisation."})
+    encoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of the encoder's feed-forward part."})
+    decoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of the decoder's feed-forward part."})
+    encoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the encoder."})
+    decoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the decoder."})
+    activation_function: str | None = field(default=None, metadata={"help": "Of the feed-forward part."})
+    max_position_embeddings: int | None = field(default=None, metadata={"help": "Longest input, in tokens."})
+    dropout: float | None = field(default=None, metadata={"help": "On embeddings and residual branches."})
+    attention_dropout: float | None = field(default=None, metadata={"help": "On attention weights."})
+    activation_dropout: float | None = field(default=None, metadata={"help": "Inside the feed-forward part."})
+    init_std: float | None = field(default=None, metadata={"help": "Standard deviation of the initial weights."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or flash_attention_2."})
+
+    def config_fields(self) -> dict:
+        """The fields of the configuration that were given."""
+        skipped = ("model_name_or_path", "revision", "attn_implementation")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Make a new RSMarian for a `MarianTokenizer`, or load a checkpoint (RSMarian or any sequence-to-sequence model).
+
+    Raises:
+        ValueError: an impossible configuration, a field that the checkpoint does not have, or a tokenizer that has
+            other ids than the checkpoint's embeddings.
+    """
+    if args.model_name_or_path is None:
+        config = RSMarianConfig(**config_from_tokenizer(tokenizer), **args.config_fields())
+        model = RSMarianForConditionalGeneration._from_config(config, attn_implementation=args.attn_implementation)
+    else:
+        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
+        unknown = [name for name in args.config_fields() if not hasattr(config, name)]
+        if unknown:
+            raise ValueError(f"{args.model_name_or_path} is a {config.model_type} model, which has no {unknown[0]}")
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            args.model_name_or_path,
+            revision=args.revision,
+            attn_implementation=args.attn_implementation,
+            **args.config_fields(),
+        )
+        check_tokenizer(model, tokenizer)
+    trainable = model.num_parameters(only_trainable=True)
+    logger.info(f"{type(model).__name__}: {trainable:,} trainable parameters")
+    return model
+
+
+def config_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """The fields of a Marian configuration that follow from a `MarianTokenizer`."""
+    separate = getattr(tokenizer, "separate_vocabs", False)
+    return {
+        "vocab_size": len(tokenizer.encoder),
+        "decoder_vocab_size": len(tokenizer.target_encoder) if separate else len(tokenizer.encoder),
+        "share_encoder_decoder_embeddings": not separate,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "forced_eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` if a tokenizer has ids that a model has not, or another padding token."""
+    config = model.config
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries, the model's vocabulary {config.vocab_size}: they do not "
+            "belong together"
+        )
+    if tokenizer.pad_token_id != config.pad_token_id:
+        raise ValueError(
+            f"the tokenizer's padding token is {tokenizer.pad_token_id}, the model's {config.pad_token_id}: they do "
+            "not belong together"
+        )

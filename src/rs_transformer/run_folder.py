@@ -1,0 +1,112 @@
+"""A run's folder: which checkpoints in it count, their average, and the record that reproduces the run."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+logger = logging.get_logger(__name__)
+
+COMPLETE_MARKER = "checkpoint_complete.json"
+RECORDED_PACKAGES = ("transformers", "torch", "accelerate", "datasets", "sentencepiece", "sacrebleu", "rs-transformer")
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Write the marker that makes a checkpoint count, after everything in it has reached the disk."""
+    sizes = {}
+    for file in sorted(checkpoint.rglob("*")):
+        if file.is_file() and file.name != COMPLETE_MARKER:
+            sizes[str(file.relative_to(checkpoint))] = file.stat().st_size
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+    staged = checkpoint / f"{COMPLETE_MARKER}.tmp"
+    staged.write_text(json.dumps(sizes, indent=1))
+    staged.replace(checkpoint / COMPLETE_MARKER)
+
+
+def complete_checkpoints(run_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run whose files are all there and as long as they were written, oldest first."""
+    checkpoints = []
+    for folder in Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
+        marker = folder / COMPLETE_MARKER
+        if step and marker.is_file():
+            sizes = json.loads(marker.read_text())
+            if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
+                checkpoints.append((int(step.group(1)), folder))
+    return [folder for _, folder in sorted(checkpoints)]
+
+
+def checkpoint_to_resume(run_dir: str | Path) -> str | None:
+    """The newest complete checkpoint of a run; later, incomplete ones are removed with a warning."""
+    complete = complete_checkpoints(run_dir)
+    for folder in Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if folder not in complete:
+            logger.warning(f"{folder} is incomplete (the run was stopped while saving) and is removed.")
+            shutil.rmtree(folder)
+    return str(complete[-1]) if complete else None
+
+
+def average_checkpoints(checkpoints: Sequence[str | Path]) -> dict[str, torch.Tensor]:
+    """The mean of the weights of some checkpoints, as a state dict (Vaswani et al. 2017 and the paper do so).
+
+    Floating-point tensors are averaged in float64 and keep their type; others come from the last checkpoint.
+
+    Raises:
+        ValueError: there are none, or their tensors differ in name or shape.
+    """
+    if not checkpoints:
+        raise ValueError("there is no checkpoint to average")
+    total: dict[str, torch.Tensor] = {}
+    for checkpoint in checkpoints:
+        state = load_weights(checkpoint)
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if total and shapes != {name: tensor.shape for name, tensor in total.items()}:
+            raise ValueError(f"{checkpoint} holds other tensors than {checkpoints[0]}; average one run's checkpoints")
+        for name, tensor in state.items():
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    return {
+        name: (total[name] / len(checkpoints)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+
+
+def load_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint folder, from one safetensors file or several."""
+    index = Path(folder, SAFE_WEIGHTS_INDEX_NAME)
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = [SAFE_WEIGHTS_NAME]
+    state: dict[str, torch.Tensor] = {}
+    for name in names:
+        state |= load_file(Path(folder, name))
+    return state
+
+
+def write_json(data: Any, file: str | Path) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    staged = Path(f"{file}.tmp")
+    staged.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.replace(file)
+
+
+def write_run_record(run_dir: str | Path, options: Mapping[str, Any]) -> None:
+    """Write `recipe.yaml` (every option that is not None, to be run again) and `run.json` (command, versions)."""
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    plain = {name: value for name, value in json.loads(json.dumps(options, default=str)).items() if value is not None}
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    versions = {"python": sys.version.split()[0]} | {name: version(name) for name in RECORDED_PACKAGES}
+    write_json({"command": sys.argv, "versions": versions}, run_dir / "run.json")

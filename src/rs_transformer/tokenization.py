@@ -1,0 +1,142 @@
+"""SentencePiece training from a parallel corpus to a `MarianTokenizer` folder. Not a tokenizer of our own."""
+
+import io
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sentencepiece
+from transformers import MarianTokenizer
+
+VOCABULARIES = ("merged", "joint", "separate")
+
+
+@dataclass
+class TokenizerArguments:
+    """The tokenizer: one that exists, or one to be trained on the training corpus."""
+
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "A tokenizer on the Hub or in a folder. Without it one is trained."}
+    )
+    vocabulary: str = field(
+        default="merged",
+        metadata={
+            "help": "merged: a SentencePiece model for each side, one vocabulary (as OPUS-MT); joint: one model and "
+            "one vocabulary; separate: a model and a vocabulary for each side.",
+            "choices": list(VOCABULARIES),
+        },
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "Pieces of each SentencePiece model that is trained."})
+    character_coverage: float = field(
+        default=1.0, metadata={"help": "Share of the characters that get a piece of their own."}
+    )
+    tokenizer_sample_size: int = field(
+        default=5_000_000, metadata={"help": "Sentences a side that the SentencePiece training draws at most."}
+    )
+
+
+def train_tokenizer(
+    sources: Iterable[str],
+    targets: Iterable[str],
+    folder: str | Path,
+    *,
+    source_lang: str,
+    target_lang: str,
+    vocab_size: int = 8000,
+    vocabulary: str = "merged",
+    character_coverage: float = 1.0,
+    sample_size: int = 5_000_000,
+    model_max_length: int = 512,
+) -> MarianTokenizer:
+    """Train SentencePiece unigram models and write a `MarianTokenizer` folder.
+
+    The vocabulary is laid out as OPUS-MT's: `</s>` 0, `<unk>` 1, the pieces, `<pad>` last; with
+    `vocabulary="separate"` both sides have the same number of entries, so that their padding ids agree.
+
+    Args:
+        sources, targets: sentences, read once each (twice for `"joint"`, where `targets` follow `sources`).
+        folder: written to; made if need be.
+        vocab_size: pieces of each model, its three control pieces included.
+        vocabulary: `"merged"`, `"joint"` or `"separate"`, see `TokenizerArguments`.
+        sample_size: sentences that the training draws at most, for corpora larger than memory.
+
+    Raises:
+        ValueError: the corpus is empty or too small for `vocab_size`; says which size it allows.
+    """
+    if vocabulary not in VOCABULARIES:
+        raise ValueError(f"vocabulary must be one of {', '.join(VOCABULARIES)}, got {vocabulary!r}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {"vocab_size": vocab_size, "character_coverage": character_coverage, "input_sentence_size": sample_size}
+    if vocabulary == "joint":
+        source_model = target_model = _train_model(_chain(sources, targets), "joint corpus", options)
+    else:
+        source_model = _train_model(sources, f"{source_lang} side", options)
+        target_model = _train_model(targets, f"{target_lang} side", options)
+    (folder / "source.spm").write_bytes(source_model)
+    (folder / "target.spm").write_bytes(target_model)
+
+    source_pieces, target_pieces = _pieces(source_model), _pieces(target_model)
+    files = {"source_spm": folder / "source.spm", "target_spm": folder / "target.spm", "vocab": folder / "vocab.json"}
+    if vocabulary == "separate":
+        _write_vocabulary(files["vocab"], source_pieces)
+        files["target_vocab_file"] = folder / "target_vocab.json"
+        _write_vocabulary(files["target_vocab_file"], target_pieces)
+    else:
+        _write_vocabulary(files["vocab"], source_pieces + target_pieces)
+    tokenizer = MarianTokenizer(
+        **{name: str(path) for name, path in files.items()},
+        source_lang=source_lang,
+        target_lang=target_lang,
+        model_max_length=model_max_length,
+        separate_vocabs=vocabulary == "separate",
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _chain(*sides: Iterable[str]) -> Iterable[str]:
+    for side in sides:
+        yield from side
+
+
+def _train_model(sentences: Iterable[str], what: str, options: dict) -> bytes:
+    model = io.BytesIO()
+    # SentencePiece ends a sentence at a line end; a stray one inside would make two.
+    lines = (" ".join(sentence.split()) for sentence in sentences if sentence and sentence.strip())
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="unigram",
+            shuffle_input_sentence=True,
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        size = options["vocab_size"]
+        if allowed := re.search(r"value <= (\d+)", str(error)):
+            raise ValueError(
+                f"the {what} of the training corpus is too small for vocab_size={size}: "
+                f"it allows at most {allowed.group(1)} pieces. Set vocab_size to that or less, or bring more text"
+            ) from error
+        if needed := re.search(r"smaller than required_chars. (\d+) vs (\d+)", str(error)):
+            raise ValueError(
+                f"vocab_size={size} is too small for the {what} of the training corpus, which has {needed.group(2)} "
+                "different characters. Raise vocab_size, or lower character_coverage (0.9995 is usual for Japanese)"
+            ) from error
+        raise ValueError(f"no SentencePiece model of the {what}: {error}") from error
+    return model.getvalue()
+
+
+def _pieces(model: bytes) -> list[str]:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = range(processor.get_piece_size())
+    return [processor.id_to_piece(i) for i in ids if not (processor.is_control(i) or processor.is_unknown(i))]
+
+
+def _write_vocabulary(file: Path, pieces: list[str]) -> None:
+    entries = dict.fromkeys(["</s>", "<unk>", *pieces, "<pad>"])
+    file.write_text(json.dumps({entry: index for index, entry in enumerate(entries)}, ensure_ascii=False, indent=1))

@@ -1,0 +1,234 @@
+"""One training run from arguments to a finished folder: what `training/train.py` does."""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset, disable_progress_bars
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging
+
+from .corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
+from .decoding import DecodingArguments
+from .metrics import corpus_scores
+from .model_building import ModelArguments, build_model
+from .run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_json, write_run_record
+from .tokenization import TokenizerArguments, train_tokenizer
+from .trainer import TranslationTrainer, TranslationTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+SAMPLES = 10
+
+
+def run_training(
+    model_args: ModelArguments,
+    corpus_args: CorpusArguments,
+    tokenizer_args: TokenizerArguments,
+    decoding_args: DecodingArguments,
+    training_args: TranslationTrainingArguments,
+) -> dict[str, Any]:
+    """Train, average, evaluate and save; every input is checked before the training starts.
+
+    Returns:
+        The scores: `{"validation": {"bleu": …, …}, "test": {…}}`, as `results.json` in the output folder has them.
+
+    Raises:
+        ValueError, FileNotFoundError: an option or the data is wrong; the message says what and how to mend it.
+    """
+    set_up_logging(training_args)
+    set_seed(training_args.seed)
+    checkpoint = check_output_dir(training_args)
+    check_streaming(corpus_args, training_args)
+
+    train = load_split(corpus_args, "train", streaming=corpus_args.streaming)
+    if corpus_args.max_train_samples is not None:
+        train = train.take(corpus_args.max_train_samples)
+    evaluated = load_evaluation_splits(corpus_args)
+    if "validation" not in evaluated and str(training_args.eval_strategy.value) != "no":
+        raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
+
+    tokenizer = load_or_train_tokenizer(tokenizer_args, model_args, corpus_args, training_args.output_dir, train)
+    model = build_model(model_args, tokenizer)
+    model.generation_config.update(
+        num_beams=decoding_args.num_beams,
+        length_penalty=decoding_args.length_penalty,
+        max_length=getattr(model.config, "max_position_embeddings", None),
+    )
+    with training_args.main_process_first(desc="tokenising the corpus"):
+        train = prepare_training_pairs(train, tokenizer, corpus_args)
+    if isinstance(train, IterableDataset):
+        train = train.shuffle(seed=training_args.seed, buffer_size=corpus_args.shuffle_buffer_size)
+    if training_args.should_save:
+        options = {}
+        for group in (model_args, corpus_args, tokenizer_args, decoding_args):
+            options |= asdict(group)
+        write_run_record(training_args.output_dir, options | training_args.to_dict())
+
+    trainer = TranslationTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=evaluated.get("validation"),
+        processing_class=tokenizer,
+        decoding=replace(decoding_args, num_beams=training_args.eval_num_beams),
+        target_lang=corpus_args.target_lang,
+        max_length=max(corpus_args.max_source_length, corpus_args.max_target_length),
+    )
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    if training_args.average_checkpoints:
+        load_average(trainer, training_args.average_checkpoints)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", outcome.metrics)
+    results = final_evaluation(trainer, evaluated, decoding_args, corpus_args.target_lang)
+    results["training"] = {"train_seconds": outcome.metrics["train_runtime"], "updates": outcome.global_step}
+    if training_args.should_save:
+        write_json(results, Path(training_args.output_dir, "results.json"))
+    return results
+
+
+def set_up_logging(args: TranslationTrainingArguments) -> None:
+    """Log once per node; draw progress bars on terminals only."""
+    logging.set_verbosity_info() if args.should_log else logging.set_verbosity_error()
+    logging.enable_explicit_format()
+    if not sys.stderr.isatty():
+        args.disable_tqdm = True
+        logging.disable_progress_bar()
+        disable_progress_bars()
+
+
+def check_output_dir(args: TranslationTrainingArguments) -> str | None:
+    """The checkpoint to resume from, if asked to.
+
+    Raises:
+        ValueError: there is a run in the output folder and nobody said that it is to go on, or a named checkpoint is
+            incomplete.
+    """
+    resume = args.resume_from_checkpoint
+    if resume is None or str(resume).lower() in ("false", "no"):
+        if complete_checkpoints(args.output_dir) or Path(args.output_dir, "results.json").exists():
+            raise ValueError(
+                f"{args.output_dir} holds a run already: go on with it by --resume_from_checkpoint true, or choose "
+                "another output_dir"
+            )
+        return None
+    if str(resume).lower() in ("true", "yes"):
+        with args.main_process_first():
+            checkpoint = checkpoint_to_resume(args.output_dir)
+        if checkpoint is None:
+            logger.warning(f"{args.output_dir} holds no complete checkpoint: the run starts anew.")
+        return checkpoint
+    if Path(resume) not in complete_checkpoints(Path(resume).parent):
+        raise ValueError(f"resume_from_checkpoint: {resume} is not a complete checkpoint")
+    return str(resume)
+
+
+def check_streaming(corpus_args: CorpusArguments, training_args: TranslationTrainingArguments) -> None:
+    """Raise `ValueError` for options that a stream, whose length nobody knows, cannot serve."""
+    if not corpus_args.streaming:
+        return
+    if training_args.max_steps <= 0:
+        raise ValueError("streaming needs max_steps, since the number of pairs is not known")
+    if training_args.max_tokens is not None:
+        raise ValueError("streaming takes per_device_train_batch_size, not max_tokens")
+
+
+def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
+    """The validation and test data that were given, in the corpus's order and unfiltered."""
+    splits = {}
+    for split in ("validation", "test"):
+        if args.files(split) is None and args.dataset_name is None:
+            continue
+        try:
+            dataset = load_split(args, split)
+        except ValueError as error:
+            if args.files(split) is not None or "Unknown split" not in str(error):
+                raise
+            continue
+        if split == "validation" and args.max_eval_samples is not None:
+            dataset = dataset.take(args.max_eval_samples)
+        if not len(dataset):
+            raise ValueError(f"the {split} split is empty")
+        splits[split] = dataset
+    return splits
+
+
+def load_or_train_tokenizer(
+    args: TokenizerArguments,
+    model_args: ModelArguments,
+    corpus_args: CorpusArguments,
+    output_dir: str,
+    train: AnyDataset,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that was named, else the checkpoint's, else the one that this run trained, else a new one."""
+    name = args.tokenizer_name_or_path or model_args.model_name_or_path
+    if name is not None:
+        return AutoTokenizer.from_pretrained(
+            name, revision=None if args.tokenizer_name_or_path else model_args.revision
+        )
+    state = PartialState()
+    folder = Path(output_dir)
+    with state.main_process_first():
+        if state.is_main_process and not (folder / "tokenizer_config.json").exists():
+            train_tokenizer(
+                train["source"],
+                train["target"],
+                folder,
+                source_lang=corpus_args.source_lang,
+                target_lang=corpus_args.target_lang,
+                vocab_size=args.vocab_size,
+                vocabulary=args.vocabulary,
+                character_coverage=args.character_coverage,
+                sample_size=args.tokenizer_sample_size,
+                model_max_length=model_args.max_position_embeddings or 512,
+            )
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_average(trainer: TranslationTrainer, number: int) -> None:
+    """Put the average of the last `number` checkpoints into the trainer's model."""
+    checkpoints = complete_checkpoints(trainer.args.output_dir)[-number:]
+    if len(checkpoints) < number:
+        logger.warning(f"There are only {len(checkpoints)} checkpoints to average, not {number}.")
+    logger.info(f"Averaging {', '.join(folder.name for folder in checkpoints)}")
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    missing, unexpected = model.load_state_dict(average_checkpoints(checkpoints), strict=False)
+    expected = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+    if unexpected or set(missing) - expected:
+        raise ValueError(f"the checkpoints do not fit the model: {unexpected or sorted(set(missing) - expected)}")
+    model.tie_weights()
+
+
+def final_evaluation(
+    trainer: TranslationTrainer, splits: dict[str, Dataset], decoding: DecodingArguments, target_lang: str
+) -> dict[str, Any]:
+    """Translate and score each split with the final model, save the translations, print some beside the references."""
+    trainer.decoding = decoding
+    results: dict[str, Any] = {}
+    for split, dataset in splits.items():
+        metrics = trainer.evaluate(dataset, metric_key_prefix=split)
+        results[split] = corpus_scores(trainer.translations, dataset["target"][:], target_lang)
+        results[split] |= {
+            "loss": metrics[f"{split}_loss"],
+            "sentences": len(dataset),
+            "num_beams": decoding.num_beams,
+        }
+        if trainer.args.should_save:
+            file = Path(trainer.args.output_dir, f"{split}_translations.txt")
+            file.write_text("".join(f"{text}\n" for text in trainer.translations), encoding="utf-8")
+            print_samples(split, dataset, trainer.translations)
+            print(f"{split}: BLEU {results[split]['bleu']:.2f}  chrF {results[split]['chrf']:.2f}")
+            print(f"  {results[split]['bleu_signature']}\n  {results[split]['chrf_signature']}", flush=True)
+    return results
+
+
+def print_samples(split: str, dataset: Dataset, translations: list[str]) -> None:
+    """Print the first translations of a split beside source and reference."""
+    for row, translation in list(zip(dataset, translations, strict=True))[:SAMPLES]:
+        print(f"\n[{split}] source       {row['source']}")
+        print(f"{' ' * len(split)}   translation  {translation}")
+        print(f"{' ' * len(split)}   reference    {row['target']}")
+    print()
