@@ -11,8 +11,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from .model_building import load_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +42,13 @@ class DecodingArguments:
         # `max_length` counts the start token. Checkpoints set it, and `generate` warns of `max_new_tokens` beside it.
         kwargs = {"num_beams": self.num_beams, "max_length": self.max_new_tokens + 1}
         return kwargs | ({"length_penalty": self.length_penalty} if self.num_beams > 1 else {})
+
+
+def load_translator(name_or_path: str, revision: str = "main") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    model = load_checkpoint(name_or_path, revision=revision)
+    return model.eval().to(PartialState().device), tokenizer
 
 
 def source_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,7 +1,9 @@
 """A model for training, new or from a checkpoint, from a recipe's options. For inference use the Auto classes."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -66,16 +68,27 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         unknown = [name for name in args.config_fields() if not hasattr(config, name)]
         if unknown:
             raise ValueError(f"{args.model_name_or_path} is a {config.model_type} model, which has no {unknown[0]}")
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            args.model_name_or_path,
-            revision=args.revision,
-            attn_implementation=args.attn_implementation,
-            **args.config_fields(),
-        )
+        options = args.config_fields() | {"attn_implementation": args.attn_implementation}
+        model = load_checkpoint(args.model_name_or_path, revision=args.revision, **options)
         check_tokenizer(model, tokenizer)
     trainable = model.num_parameters(only_trainable=True)
     logger.info(f"{type(model).__name__}: {trainable:,} trainable parameters")
     return model
+
+
+def load_checkpoint(name_or_path: str, **options: Any) -> PreTrainedModel:
+    """`AutoModelForSeq2SeqLM.from_pretrained`, with a plain word for a file that is damaged.
+
+    Raises:
+        ValueError: the weights are truncated or otherwise no safetensors file.
+        OSError: there is no such checkpoint.
+    """
+    try:
+        return AutoModelForSeq2SeqLM.from_pretrained(name_or_path, **options)
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of {name_or_path} are truncated or damaged ({error}); copy or download them again"
+        ) from error
 
 
 def config_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
-from transformers import MarianTokenizer
+from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
 VOCABULARIES = ("merged", "joint", "separate")
 
@@ -95,6 +95,16 @@ def train_tokenizer(
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def check_language_pair(tokenizer: PreTrainedTokenizerBase, source_lang: str, target_lang: str) -> None:
+    """Raise `ValueError` if a tokenizer says that its model translates the other way round."""
+    known = (getattr(tokenizer, "source_lang", None), getattr(tokenizer, "target_lang", None))
+    if known == (target_lang, source_lang):
+        raise ValueError(
+            f"the model translates from {known[0]} to {known[1]}, not from {source_lang} to {target_lang}: exchange "
+            "source_lang and target_lang, or choose another model"
+        )
 
 
 def _chain(*sides: Iterable[str]) -> Iterable[str]:

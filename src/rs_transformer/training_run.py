@@ -15,7 +15,7 @@ from .decoding import DecodingArguments
 from .metrics import corpus_scores
 from .model_building import ModelArguments, build_model
 from .run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_json, write_run_record
-from .tokenization import TokenizerArguments, train_tokenizer
+from .tokenization import TokenizerArguments, check_language_pair, train_tokenizer
 from .trainer import TranslationTrainer, TranslationTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -166,9 +166,10 @@ def load_or_train_tokenizer(
     """The tokenizer that was named, else the checkpoint's, else the one that this run trained, else a new one."""
     name = args.tokenizer_name_or_path or model_args.model_name_or_path
     if name is not None:
-        return AutoTokenizer.from_pretrained(
-            name, revision=None if args.tokenizer_name_or_path else model_args.revision
-        )
+        revision = "main" if args.tokenizer_name_or_path else model_args.revision
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+        return tokenizer
     state = PartialState()
     folder = Path(output_dir)
     with state.main_process_first():

@@ -1,0 +1,21 @@
+"""Score models, or files of translations, on a test set: BLEU and chrF with signatures, and a paired bootstrap.
+
+    accelerate launch training/evaluate.py --systems runs/demo --source_lang ja --target_lang en \\
+        --test_file training/data/tanaka-excerpt/test.jsonl
+    accelerate launch training/evaluate.py --systems runs/vanilla6 runs/rs6 --source_lang ja --target_lang en \\
+        --test_file test.ja test.en --num_beams 5 --output_file scores.json
+"""
+
+from rs_transformer.arguments import RecipeParser
+from rs_transformer.corpus import CorpusArguments
+from rs_transformer.decoding import DecodingArguments
+from rs_transformer.evaluation import EvaluateArguments, evaluate_systems
+
+
+def main() -> None:
+    parser = RecipeParser((EvaluateArguments, CorpusArguments, DecodingArguments), description=__doc__)
+    evaluate_systems(*parser.parse_recipe())
+
+
+if __name__ == "__main__":
+    main()

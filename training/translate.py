@@ -1,0 +1,23 @@
+"""Translate a file with a model, a sentence a line.
+
+    accelerate launch training/translate.py --model_name_or_path runs/demo \\
+        --input_file sentences.ja --output_file sentences.en --num_beams 5
+
+Several processes share the sentences: `accelerate launch --num_processes 2 …`.
+"""
+
+from accelerate import PartialState
+
+from rs_transformer.arguments import RecipeParser
+from rs_transformer.decoding import DecodingArguments
+from rs_transformer.evaluation import TranslateArguments, translate_file
+
+
+def main() -> None:
+    args, decoding_args = RecipeParser((TranslateArguments, DecodingArguments), description=__doc__).parse_recipe()
+    speed = translate_file(args, decoding_args)
+    PartialState().print(f"{args.output_file}: {speed:.1f} sentences per second")
+
+
+if __name__ == "__main__":
+    main()
