@@ -372,6 +372,7 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
             }
         target_vocab_size = config.vocab_size if config.share_encoder_decoder_embeddings else config.decoder_vocab_size
         self.register_buffer("final_logits_bias", torch.zeros((1, target_vocab_size)))
+        self.final_logits_bias[:, config.pad_token_id] = PAD_LOGIT_BIAS
         self.lm_head = nn.Linear(config.d_model, target_vocab_size, bias=False)
         self.post_init()
 
@@ -395,7 +396,8 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
-                Target token ids, -100 where there is none. Shifted right they are the decoder's input.
+                Target token ids, -100 where there is none (the padding token is never a target, its logit is barred). Shifted
+                right they are the decoder's input.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 What to divide the summed loss by: the number of target tokens in the whole accumulated batch.
                 Without it the loss is the mean over the target tokens of this batch.
