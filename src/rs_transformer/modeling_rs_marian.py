@@ -396,8 +396,8 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
-                Target token ids, -100 where there is none (the padding token is never a target, its logit is barred). Shifted
-                right they are the decoder's input.
+                Target token ids, -100 where there is none. The padding token is no target: its logit is barred.
+                Shifted right, the labels are the decoder's input.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 What to divide the summed loss by: the number of target tokens in the whole accumulated batch.
                 Without it the loss is the mean over the target tokens of this batch.
