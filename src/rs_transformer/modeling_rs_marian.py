@@ -119,6 +119,15 @@ class RSMarianLayerMixin:
 
     residual_scale: float
 
+    def mark_deepnorm(self, gain: float) -> None:
+        """Note at each projection how it is initialised: by beta, but queries and keys without it.
+
+        At the projections, since transformers passes over modules without parameters of their own in custom code.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                module.init_gain = 1.0 if name.endswith(("q_proj", "k_proj")) else gain
+
     def add_and_norm(self, residual: torch.Tensor, hidden_states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
         return norm(torch.add(hidden_states, residual, alpha=self.residual_scale))
@@ -133,6 +142,8 @@ class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
     def __init__(self, config: RSMarianConfig):
         super().__init__(config)
         self.residual_scale = config.encoder_residual_scale
+        if config.deepnorm:
+            self.mark_deepnorm(config.encoder_init_gain)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, **kwargs) -> torch.Tensor:
         attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
@@ -155,6 +166,8 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
         )
         self.self_attn = attention(is_causal=True)
         self.encoder_attn = attention()
+        if config.deepnorm:
+            self.mark_deepnorm(config.decoder_init_gain)
 
     def forward(
         self,
@@ -192,17 +205,8 @@ class RSMarianPreTrainedModel(MarianPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, RSMarianForConditionalGeneration):
             init.constant_(module.final_logits_bias[:, self.config.pad_token_id], PAD_LOGIT_BIAS)
-        elif self.config.deepnorm and isinstance(module, RSMarianEncoderLayer):
-            self._init_deepnorm(module, self.config.encoder_init_gain)
-        elif self.config.deepnorm and isinstance(module, RSMarianDecoderLayer):
-            self._init_deepnorm(module, self.config.decoder_init_gain)
-
-    @staticmethod
-    def _init_deepnorm(layer: nn.Module, gain: float) -> None:
-        """DeepNet scales the initial feed-forward, value and output projections by beta, queries and keys not."""
-        for name, module in layer.named_modules():
-            if isinstance(module, nn.Linear):
-                init.xavier_normal_(module.weight, gain=1.0 if name.endswith(("q_proj", "k_proj")) else gain)
+        elif hasattr(module, "init_gain"):
+            init.xavier_normal_(module.weight, gain=module.init_gain)
 
 
 class RSMarianEncoder(RSMarianPreTrainedModel, MarianEncoder):

@@ -6,6 +6,7 @@ Not collected with the project's tests: it needs the `tests` folder of transform
 
 import unittest
 
+import pytest
 import torch
 from transformers import MarianConfig, MarianModel, MarianMTModel
 from transformers.models.auto.modeling_auto import (
@@ -85,7 +86,7 @@ class _CommonTests(ModelTesterMixin, TrainingTesterMixin):
 
     def test_training_overfit(self):
         # Its last check prompts a decoder-only model, which neither Marian is; loss and gradient norm come before it.
-        with self.assertRaisesRegex(AssertionError, "to generate the training sequence"):
+        with pytest.raises(AssertionError, match="to generate the training sequence"):
             super().test_training_overfit()
 
 

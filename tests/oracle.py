@@ -1,0 +1,71 @@
+"""The strongest oracle there is: a stock `MarianMTModel` whose layers are copies of the shared ones."""
+
+import re
+
+import torch
+from transformers import MarianConfig, MarianMTModel
+
+from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
+
+VOCABULARY = 48
+PAD = VOCABULARY - 1
+
+
+def rs_config(**overrides) -> RSMarianConfig:
+    fields = {
+        "vocab_size": VOCABULARY,
+        "pad_token_id": PAD,
+        "decoder_start_token_id": PAD,
+        "d_model": 32,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_layers": 6,
+        "decoder_layers": 6,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+        # Large enough for attention to be far from uniform, so that a mistake shows.
+        "init_std": 0.3,
+    }
+    return RSMarianConfig(**{**fields, **overrides})
+
+
+def rs_model(seed: int = 0, **overrides) -> RSMarianForConditionalGeneration:
+    torch.manual_seed(seed)
+    model = RSMarianForConditionalGeneration(rs_config(**overrides)).eval()
+    with torch.no_grad():
+        # At their initial values biases and norms would hide a mistake.
+        for name, parameter in model.named_parameters():
+            if "layers." in name and parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def unrolled_marian(model: RSMarianForConditionalGeneration) -> MarianMTModel:
+    """A `MarianMTModel` with a copy of the shared layer for each step; `deepnorm` folded into the weights."""
+    fields = MarianConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    config = MarianConfig(**{name: value for name, value in model.config.to_dict().items() if name in fields})
+    marian = MarianMTModel(config).eval()
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}
+    maps = {"encoder": model.config.encoder_layer_map, "decoder": model.config.decoder_layer_map}
+    scales = {"encoder": model.config.encoder_residual_scale, "decoder": model.config.decoder_residual_scale}
+    for name, tensor in model.state_dict().items():
+        if match := re.fullmatch(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.+)", name):
+            side, layer, rest = match.groups()
+            if re.search(r"(out_proj|fc2)\.", rest):
+                tensor = tensor / scales[side]
+            for step, unique_layer in enumerate(maps[side]):
+                if unique_layer == int(layer):
+                    state[f"model.{side}.layers.{step}.{rest}"] = tensor
+    marian.load_state_dict(state)
+    return marian
+
+
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Three sentence pairs of different lengths, padded."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(1, PAD, (3, 9), generator=generator)
+    labels = torch.randint(1, PAD, (3, 7), generator=generator)
+    input_ids[1, 5:], labels[2, 4:] = PAD, -100
+    return {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long(), "labels": labels}

@@ -1,0 +1,365 @@
+"""RSMarian equals, to rounding, a stock Marian whose layers are copies of the shared ones; and is stored once."""
+
+import copy
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from oracle import PAD, batch, rs_config, rs_model, unrolled_marian
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from transformers import AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel
+
+from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
+
+MODELS = {
+    "depth6-unique1": {},
+    "depth6-unique2-cycle": {"encoder_unique_layers": 2, "decoder_unique_layers": 2},
+    "depth6-unique2-cycle_rev": {"encoder_unique_layers": 2, "decoder_unique_layers": 2, "layer_sharing": "cycle_rev"},
+    "depth6-unique3-sequence": {"encoder_unique_layers": 3, "decoder_unique_layers": 3, "layer_sharing": "sequence"},
+    "depth6-unique3-sandwich": {"encoder_unique_layers": 3, "decoder_unique_layers": 3, "layer_sharing": "sandwich"},
+    "encoder4-decoder2": {"encoder_layers": 4, "decoder_layers": 2},
+    "vanilla": {"encoder_unique_layers": 6, "decoder_unique_layers": 6},
+    "separate-vocabularies": {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 48},
+    "untied-output": {"tie_word_embeddings": False},
+    "relu": {"activation_function": "relu", "scale_embedding": False},
+}
+every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
+few_models = pytest.mark.parametrize(
+    "overrides",
+    [MODELS[name] for name in ("depth6-unique1", "depth6-unique2-cycle_rev")],
+    ids=["unique1", "unique2-cycle_rev"],
+)
+
+
+def summed_gradients(marian: MarianMTModel, model: RSMarianForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """The gradients of the unrolled Marian, those of the copies of a layer added up under the layer's name."""
+    maps = {"encoder": model.config.encoder_layer_map, "decoder": model.config.decoder_layer_map}
+    sums: dict[str, torch.Tensor] = {}
+    for name, parameter in marian.named_parameters():
+        if match := re.fullmatch(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.+)", name):
+            side, step, rest = match.groups()
+            name = f"model.{side}.layers.{maps[side][int(step)]}.{rest}"
+        if parameter.grad is not None:
+            sums[name] = sums.get(name, 0) + parameter.grad
+    return sums
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@every_model
+def test_logits_loss_and_gradients_equal_unrolled_marian(overrides, attention):
+    model = rs_model(**overrides)
+    marian = unrolled_marian(model)
+    model.set_attn_implementation(attention)
+    marian.set_attn_implementation(attention)
+    inputs = batch()
+    outputs, expected = model(**inputs), marian(**inputs)
+    torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs.loss, expected.loss, atol=1e-5, rtol=1e-5)
+    outputs.loss.backward()
+    expected.loss.backward()
+    gradients = summed_gradients(marian, model)
+    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained.keys() == gradients.keys()
+    for name, gradient in trained.items():
+        torch.testing.assert_close(gradient, gradients[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_vanilla_equals_marian_bit_for_bit_and_shares_its_checkpoint(tmp_path):
+    model = rs_model(encoder_unique_layers=6, decoder_unique_layers=6)
+    marian = unrolled_marian(model)
+    inputs = batch()
+    assert torch.equal(model(**inputs).logits, marian(**inputs).logits)
+    marian.save_pretrained(tmp_path)
+    loaded = RSMarianForConditionalGeneration.from_pretrained(tmp_path, config=model.config).eval()
+    assert torch.equal(loaded(**inputs).logits, marian(**inputs).logits)
+
+
+GENERATION = {
+    "greedy": {},
+    "greedy-without-cache": {"use_cache": False},
+    "greedy-static-cache": {"cache_implementation": "static"},
+    "beam4": {"num_beams": 4},
+    "beam4-without-cache": {"num_beams": 4, "use_cache": False},
+    "beam4-static-cache": {"num_beams": 4, "cache_implementation": "static"},
+    "sampling": {"do_sample": True, "temperature": 1.3},
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kwargs", GENERATION.values(), ids=GENERATION.keys())
+@few_models
+def test_generation_equals_unrolled_marian(overrides, kwargs, attention):
+    model = rs_model(**overrides)
+    marian = unrolled_marian(model)
+    inputs = batch()
+    del inputs["labels"]
+    sequences = []
+    for translator in (model, marian):
+        translator.set_attn_implementation(attention)
+        torch.manual_seed(7)
+        # A random model says one word over and over, which hides mistakes; it must not.
+        bounds = {"min_new_tokens": 12, "max_new_tokens": 20, "no_repeat_ngram_size": 1}
+        sequences.append(translator.generate(**inputs, **kwargs, **bounds))
+    assert torch.equal(*sequences)
+    assert len(set(sequences[0].flatten().tolist())) > 12
+
+
+def test_assisted_generation_equals_unrolled_marian_and_greedy():
+    model, assistant = rs_model(), rs_model(decoder_layers=2)
+    inputs = {name: tensor[:1] for name, tensor in batch().items() if name != "labels"}
+    sequences = [
+        translator.generate(**inputs, assistant_model=helper, min_new_tokens=12, max_new_tokens=20)
+        for translator, helper in ((model, assistant), (unrolled_marian(model), unrolled_marian(assistant)))
+    ]
+    assert torch.equal(*sequences)
+    assert torch.equal(sequences[0], model.generate(**inputs, min_new_tokens=12, max_new_tokens=20))
+
+
+def test_padding_does_not_change_a_translation():
+    model = rs_model()
+    inputs = batch()
+    padded = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=12)
+    alone = model.generate(inputs["input_ids"][1:2, :5], max_new_tokens=12)
+    assert torch.equal(padded[1, : alone.shape[1]], alone[0])
+
+
+def test_eight_threads_generate_at_once_what_one_generates_alone():
+    model = rs_model()
+    model.set_attn_implementation("eager")
+    requests = [batch(seed)["input_ids"] for seed in range(32)]
+
+    def generate(input_ids):
+        return model.generate(input_ids, num_beams=2, max_new_tokens=16)
+
+    alone = [generate(request) for request in requests]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(generate, requests))
+    assert all(map(torch.equal, alone, together))
+
+
+def test_training_forward_with_a_cache_equals_one_without():
+    # Layers that are shared but write one slot of the cache spoil even teacher forcing.
+    model, inputs = rs_model(), batch()
+    labels = inputs.pop("labels")
+    inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
+    torch.testing.assert_close(model(**inputs, use_cache=True).logits, model(**inputs, use_cache=False).logits)
+
+
+@every_model
+def test_attentions_and_hidden_states_have_one_entry_per_step_as_unrolled_marian_has(overrides):
+    model = rs_model(**overrides)
+    marian = unrolled_marian(model)
+    model.set_attn_implementation("eager")
+    marian.set_attn_implementation("eager")
+    keys = ["encoder_attentions", "decoder_attentions", "cross_attentions"]
+    keys += ["encoder_hidden_states", "decoder_hidden_states"]
+    outputs, expected = (m(**batch(), output_attentions=True, output_hidden_states=True) for m in (model, marian))
+    assert len(outputs.cross_attentions) == model.config.decoder_layers
+    assert len(outputs.encoder_hidden_states) == model.config.encoder_layers + 1
+    for key in keys:
+        torch.testing.assert_close(outputs[key], expected[key], atol=1e-5, rtol=1e-5)
+
+
+def test_return_dict_false_gives_marians_tuple():
+    model = rs_model()
+    marian = unrolled_marian(model)
+    outputs, expected = (m(**batch(), return_dict=False) for m in (model, marian))
+    assert len(outputs) == len(expected)
+    for ours, theirs in zip(outputs[:2], expected[:2], strict=True):  # loss and logits
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_accumulated_gradient_equals_that_of_the_large_batch():
+    model = rs_model()
+    inputs = batch()
+    model(**inputs).loss.backward()
+    expected = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    model.zero_grad()
+    tokens = (inputs["labels"] != -100).sum()
+    for row in range(3):
+        part = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
+        model(**part, num_items_in_batch=tokens).loss.backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(use_reentrant):
+    model = rs_model(encoder_unique_layers=2, decoder_unique_layers=2).train()
+    model(**batch()).loss.backward()
+    expected = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model(**batch()).loss.backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_layerdrop_skips_steps_in_training_alone():
+    model = rs_model(encoder_layerdrop=1.0, decoder_layerdrop=1.0, output_hidden_states=False)
+    evaluated = model(**batch()).logits
+    dropped = model.train()(**batch()).logits
+    assert not torch.allclose(evaluated, dropped)
+    torch.testing.assert_close(model.eval()(**batch()).logits, evaluated)
+
+
+def test_forward_compiles_to_one_graph():
+    model = rs_model()
+    inputs = batch()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_follows_single_precision(dtype):
+    model = rs_model(init_std=0.05)
+    expected = model(**batch()).logits
+    logits = model.to(dtype)(**batch()).logits
+    assert logits.dtype == dtype
+    kept = torch.arange(expected.shape[-1]) != PAD
+    torch.testing.assert_close(logits[..., kept].float(), expected[..., kept], atol=0.05, rtol=0.05)
+
+
+def test_shallower_decoder_equals_the_first_steps(tmp_path):
+    model = rs_model()
+    model.save_pretrained(tmp_path)
+    shallow = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, decoder_layers=2).eval()
+    states = model(**batch(), output_hidden_states=True).decoder_hidden_states
+    torch.testing.assert_close(shallow(**batch(), output_hidden_states=True).decoder_hidden_states[-1], states[2])
+
+
+# What is stored
+
+
+def test_checkpoint_holds_each_tensor_once(tmp_path):
+    model = rs_model()
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    layers = {match.group() for name in tensors if (match := re.search(r"(encoder|decoder)\.layers\.\d+", name))}
+    assert layers == {"encoder.layers.0", "decoder.layers.0"}
+    assert sum("embed" in name or "shared" in name or "lm_head" in name for name in tensors) == 1
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    assert stored == model.num_parameters(only_trainable=True) + model.final_logits_bias.numel()
+
+
+def test_file_of_a_model_of_opus_mt_size_is_under_half_of_marians(tmp_path):
+    size = {"vocab_size": 8000, "pad_token_id": 7999, "decoder_start_token_id": 7999}
+    config = RSMarianConfig(**size)
+    RSMarianForConditionalGeneration(config).save_pretrained(tmp_path / "rs")
+    layers = {"encoder_layers": 6, "decoder_layers": 6, "d_model": 512, "encoder_ffn_dim": 2048}
+    heads = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    marian = MarianMTModel(MarianConfig(**size, **layers, **heads, decoder_ffn_dim=2048, max_position_embeddings=512))
+    marian.save_pretrained(tmp_path / "marian")
+    rs, stock = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("rs", "marian"))
+    assert rs < 0.5 * stock
+
+
+def test_saved_and_loaded_model_is_the_same(tmp_path):
+    model = rs_model(layer_sharing="sandwich", encoder_unique_layers=3, share_encoder_decoder_embeddings=False)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    assert type(loaded) is RSMarianForConditionalGeneration
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+
+
+def test_optimiser_sees_each_parameter_once():
+    names = [name for name, _ in rs_model().named_parameters()]
+    parameters = list(rs_model().parameters())
+    assert len(names) == len(parameters) == len({id(p) for p in parameters})
+    assert sum("decoder.layers" in name for name in names) == 26
+
+
+# The padding token, with which Marian starts
+
+
+def test_start_embedding_stays_zero_in_training_and_padding_is_never_generated():
+    model = rs_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
+    for seed in range(5):
+        model(**batch(seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.count_nonzero(model.model.shared.weight[PAD]) == 0
+    inputs = batch()["input_ids"]
+    for kwargs in ({"do_sample": True, "temperature": 5.0}, {"num_beams": 4}):
+        output = model.eval().generate(inputs, max_new_tokens=30, min_new_tokens=30, **kwargs)
+        assert (output[:, 1:] != PAD).all()
+
+
+def test_separate_vocabularies_keep_both_start_embeddings_zero():
+    model = rs_model(share_encoder_decoder_embeddings=False, decoder_vocab_size=48).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model(**batch()).loss.backward()
+    optimizer.step()
+    for side in (model.model.encoder, model.model.decoder):
+        assert torch.count_nonzero(side.embed_tokens.weight[PAD]) == 0
+
+
+# The ecosystem
+
+
+def test_resized_vocabulary_translates_as_before():
+    model = rs_model()
+    expected = model.generate(batch()["input_ids"], max_new_tokens=10)
+    model.resize_token_embeddings(60, mean_resizing=False)
+    assert model.get_output_embeddings().weight.shape[0] == model.final_logits_bias.shape[1] == 60
+    model.lm_head.weight.data[48:] = 0
+    model.final_logits_bias[:, 48:] = -1e4
+    assert torch.equal(model.generate(batch()["input_ids"], max_new_tokens=10), expected)
+
+
+def test_lora_adapts_the_shared_layer_once_and_merges_exactly():
+    model = rs_model()
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "fc1"], init_lora_weights=False)
+    )
+    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 3 + 5
+    adapted.eval()
+    expected = adapted(**batch()).logits
+    torch.testing.assert_close(adapted.merge_and_unload()(**batch()).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_deep_copy_translates_the_same():
+    model = rs_model()
+    inputs = batch()["input_ids"]
+    assert torch.equal(
+        copy.deepcopy(model).generate(inputs, max_new_tokens=8), model.generate(inputs, max_new_tokens=8)
+    )
+
+
+# DeepNorm
+
+
+@pytest.mark.parametrize("depth", [6, 24])
+def test_deepnorm_equals_marian_with_alpha_folded_into_its_weights(depth):
+    model = rs_model(deepnorm=True, encoder_layers=depth, decoder_layers=depth)
+    marian = unrolled_marian(model)
+    inputs = batch()
+    # LayerNorm's epsilon is not scaled by alpha squared in the folded model: the tolerance is that of this difference.
+    torch.testing.assert_close(model(**inputs).logits, marian(**inputs).logits, atol=2e-3, rtol=2e-3)
+    del inputs["labels"]
+    assert torch.equal(*(m.generate(**inputs, num_beams=4, max_new_tokens=15) for m in (model, marian)))
+
+
+def test_deepnorm_scales_the_initial_weights_by_beta():
+    torch.manual_seed(0)
+    config = rs_config(d_model=256, encoder_ffn_dim=256, decoder_ffn_dim=256, deepnorm=True)
+    layer = RSMarianForConditionalGeneration(config).model.decoder.layers[0]
+    xavier = (2 / (256 + 256)) ** 0.5
+    assert layer.self_attn.q_proj.weight.std().item() == pytest.approx(xavier, rel=0.02)
+    for module in (layer.self_attn.v_proj, layer.encoder_attn.out_proj, layer.fc1, layer.fc2):
+        assert module.weight.std().item() == pytest.approx(config.decoder_init_gain * xavier, rel=0.02)
+
+
+def test_deepnorm_weights_are_not_initialised_again_when_loading(tmp_path):
+    model = rs_model(deepnorm=True)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
