@@ -269,6 +269,15 @@ def test_saved_and_loaded_model_is_the_same(tmp_path):
     assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
 
+def test_loaded_model_trains_what_the_saved_one_did(tmp_path):
+    model = rs_model()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    # Of stock Marian the sinusoidal positions come back trainable.
+    assert not loaded.model.encoder.embed_positions.weight.requires_grad
+    assert loaded.num_parameters(only_trainable=True) == model.num_parameters(only_trainable=True)
+
+
 def test_optimiser_sees_each_parameter_once():
     names = [name for name, _ in rs_model().named_parameters()]
     parameters = list(rs_model().parameters())

@@ -11,10 +11,11 @@ from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.evaluation import EvaluateArguments, evaluate_systems
 
+GROUPS = (EvaluateArguments, CorpusArguments, DecodingArguments)
 
-def main() -> None:
-    parser = RecipeParser((EvaluateArguments, CorpusArguments, DecodingArguments), description=__doc__)
-    evaluate_systems(*parser.parse_recipe())
+
+def main(argv: list[str] | None = None) -> None:
+    evaluate_systems(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,11 @@ from rs_transformer.tokenization import TokenizerArguments
 from rs_transformer.trainer import TranslationTrainingArguments
 from rs_transformer.training_run import run_training
 
+GROUPS = (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments)
 
-def main() -> None:
-    parser = RecipeParser(
-        (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments),
-        description=__doc__,
-    )
-    model_args, corpus_args, tokenizer_args, decoding_args, training_args = parser.parse_recipe()
-    run_training(model_args, corpus_args, tokenizer_args, decoding_args, training_args)
+
+def main(argv: list[str] | None = None) -> None:
+    run_training(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from rs_transformer.decoding import DecodingArguments
 from rs_transformer.evaluation import TranslateArguments, translate_file
 
 
-def main() -> None:
-    args, decoding_args = RecipeParser((TranslateArguments, DecodingArguments), description=__doc__).parse_recipe()
+def main(argv: list[str] | None = None) -> None:
+    parser = RecipeParser((TranslateArguments, DecodingArguments), description=__doc__)
+    args, decoding_args = parser.parse_recipe(argv)
     speed = translate_file(args, decoding_args)
     PartialState().print(f"{args.output_file}: {speed:.1f} sentences per second")
 

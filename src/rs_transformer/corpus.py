@@ -117,7 +117,7 @@ def _load_files(files: list[str], split: str, streaming: bool) -> AnyDataset:
     if len(files) == 2 and not suffixes & set(BUILDERS):
         check_same_length(*files)
         # Sizes and times are arguments so that `datasets` does not serve an edited file from its cache.
-        stats = [(Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files]
+        stats = str([(Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files])
         kwargs = {"source": files[0], "target": files[1], "stats": stats}
         if streaming:
             return IterableDataset.from_generator(_read_text_pair, gen_kwargs=kwargs)
@@ -132,7 +132,7 @@ def _load_files(files: list[str], split: str, streaming: bool) -> AnyDataset:
     )
 
 
-def _read_text_pair(source: str, target: str, stats: list[tuple[int, int]]) -> Iterator[dict[str, str]]:
+def _read_text_pair(source: str, target: str, stats: str) -> Iterator[dict[str, str]]:
     # newline="\n": a line ends there alone, not at the other characters that Unicode calls line ends.
     with (
         open(source, encoding="utf-8", newline="\n") as sources,
@@ -248,7 +248,7 @@ def prepare_training_pairs(
 
     Returns:
         A dataset with `input_ids`, `labels` (token ids, both ending in end of sentence) and `length` (the longer
-        side, in tokens). How many pairs were left out, and why, is logged; of a stream, when it ends.
+        side, in tokens). How many pairs were left out, and why, is logged; of a stream, as it goes.
 
     Raises:
         ValueError: nothing is left.
@@ -271,14 +271,14 @@ def prepare_training_pairs(
 
 
 def _log_stream(encoded: IterableDataset) -> IterableDataset:
-    """Leave out the marked rows of a stream and log their number at its end."""
+    """Leave out the marked rows of a stream and log their number so far: after 10 pairs, 100, 1,000 and so on."""
     counts: Counter = Counter()
 
     def keep(row: dict[str, Any]) -> bool:
-        counts["pairs"] += 1
         counts[row["left_out"]] += 1
-        if counts["pairs"] % 1_000_000 == 0:
-            log_left_out(Counter({r: n for r, n in counts.items() if r and r != "pairs"}), counts["pairs"])
+        total = counts.total()
+        if total >= 10 and total == 10 ** (len(str(total)) - 1):
+            log_left_out(Counter({reason: count for reason, count in counts.items() if reason}), total)
         return not row["left_out"]
 
     return encoded.filter(keep).remove_columns("left_out")

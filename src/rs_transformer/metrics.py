@@ -79,7 +79,8 @@ def paired_bootstrap(
         row: dict[str, Any] = {"system": name}
         for key, title in titles.items():
             result = results[title][index]
-            row |= {key: result.score, f"{key}_mean": result.mean, f"{key}_ci": result.ci, f"{key}_p": result.p_value}
+            row |= {key: result.score, f"{key}_mean": float(result.mean), f"{key}_ci": float(result.ci)}
+            row[f"{key}_p"] = result.p_value
             row[f"{key}_signature"] = str(signatures[title])
             if index and named_systems[index][1] == named_systems[0][1]:
                 row[f"{key}_p"] = 1.0  # sacreBLEU's count of larger differences gives its smallest p to equal systems

@@ -203,7 +203,9 @@ class RSMarianPreTrainedModel(MarianPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, RSMarianForConditionalGeneration):
+        if isinstance(module, MarianSinusoidalPositionalEmbedding):
+            module.weight.requires_grad_(False)  # loading makes a new parameter, and forgets
+        elif isinstance(module, RSMarianForConditionalGeneration):
             init.constant_(module.final_logits_bias[:, self.config.pad_token_id], PAD_LOGIT_BIAS)
         elif hasattr(module, "init_gain"):
             init.xavier_normal_(module.weight, gain=module.init_gain)

@@ -92,8 +92,13 @@ def run_training(
 
 def set_up_logging(args: TranslationTrainingArguments) -> None:
     """Log once per node; draw progress bars on terminals only."""
-    logging.set_verbosity_info() if args.should_log else logging.set_verbosity_error()
+    verbosity = logging.INFO if args.should_log else logging.ERROR
+    logging.set_verbosity(verbosity)
     logging.enable_explicit_format()
+    package = logging.get_logger("rs_transformer")
+    package.setLevel(verbosity)
+    package.handlers = logging.get_logger("transformers").handlers
+    package.propagate = False
     if not sys.stderr.isatty():
         args.disable_tqdm = True
         logging.disable_progress_bar()

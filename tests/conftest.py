@@ -1,0 +1,88 @@
+"""Shared by all tests: no network, one thread a process, and one model trained on the reverse task."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports a library that reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from reverse_task import reverse_pairs, write_task
+from transformers import MarianTokenizer
+
+from rs_transformer.tokenization import train_tokenizer
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "tests" / "reverse.yaml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches of this test run alone, for subprocesses too."""
+    home = tmp_path_factory.mktemp("hf_home")
+    os.environ["HF_HOME"] = str(home)
+    os.environ["HF_DATASETS_CACHE"] = str(home / "datasets")
+    os.environ["HF_MODULES_CACHE"] = str(home / "modules")
+
+
+def run(*command: object, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
+    """Run a command from the project's folder and return what it printed; fail with it if it fails."""
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, **kwargs)
+    if check and done.returncode:
+        raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def launch(script: str, *options: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    """`accelerate launch` a script of `training/` on the CPU."""
+    accelerate = Path(sys.executable).with_name("accelerate")
+    return run(
+        accelerate, "launch", "--cpu", "--num_processes", processes, f"training/{script}", *options, check=check
+    )
+
+
+def script(name: str) -> Callable[..., None]:
+    """The `main` of a script of `training/`, to be called in this process."""
+    spec = importlib.util.spec_from_file_location(f"training_{name}", ROOT / "training" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *options: module.main([str(option) for option in options])
+
+
+def task_options(task: dict[str, Path]) -> list[object]:
+    """The options that name a task's files."""
+    return [part for split, file in task.items() for part in (f"--{split}_file", file)]
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of the reverse task, by split."""
+    return write_task(tmp_path_factory.mktemp("reverse"))
+
+
+@pytest.fixture(scope="session")
+def trained(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a model that `training/train.py` has taught the reverse task."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    options = ["--average_checkpoints", 2, "--report_to", "tensorboard"]
+    done = launch("train.py", RECIPE, *task_options(task), "--output_dir", folder, *options)
+    (folder / "printed.txt").write_text(done.stdout + done.stderr)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> MarianTokenizer:
+    """A tokenizer of the reverse task's letters, one vocabulary."""
+    sides = zip(*reverse_pairs(1000, seed=1), strict=True)
+    languages = {"source_lang": "fw", "target_lang": "bw"}
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer(*sides, folder, vocab_size=28, vocabulary="joint", model_max_length=32, **languages)

@@ -1,0 +1,203 @@
+"""The scripts from end to end, as a user starts them, on the reverse task."""
+
+import json
+import random
+import re
+import shutil
+
+import pytest
+import yaml
+from conftest import RECIPE, launch, script, task_options
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from rs_transformer import RSMarianForConditionalGeneration, evaluation
+from rs_transformer.corpus import CorpusArguments, load_split
+from rs_transformer.decoding import timed_translate
+
+LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
+
+
+@pytest.fixture(scope="module")
+def test_pairs(task):
+    rows = load_split(CorpusArguments("fw", "bw", test_file=[str(task["test"])]), "test")
+    return rows["source"][:], rows["target"][:]
+
+
+def exact(translations, references) -> float:
+    return sum(t == r for t, r in zip(translations, references, strict=True)) / len(references)
+
+
+def test_train_learns_the_task_and_leaves_a_folder_that_says_how(trained, test_pairs):
+    translations = (trained / "test_translations.txt").read_text().splitlines()
+    assert exact(translations, test_pairs[1]) > 0.9
+    results = json.loads((trained / "results.json").read_text())
+    assert results["test"]["bleu"] > 90
+    assert "version:" in results["test"]["bleu_signature"]
+    assert results["validation"]["sentences"] == 100
+    recipe = yaml.safe_load((trained / "recipe.yaml").read_text())
+    assert (recipe["d_model"], recipe["average_checkpoints"], recipe["seed"]) == (64, 2, 3)
+    assert "transformers" in json.loads((trained / "run.json").read_text())["versions"]
+    assert list((trained / "runs").rglob("events.out.tfevents*"))
+    printed = (trained / "printed.txt").read_text()
+    assert "test: BLEU" in printed
+    assert printed.count("[test] source") == 10
+    assert "4000 of 4000 kept" in printed
+    assert "Averaging checkpoint-" in printed
+
+
+def test_trained_folder_loads_with_the_auto_classes(trained):
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    assert type(model) is RSMarianForConditionalGeneration
+    assert model.config.decoder_layer_map == [0, 0]
+    assert model.config.use_cache
+    output = model.generate(**tokenizer("a b c d", return_tensors="pt"))
+    assert tokenizer.decode(output[0], skip_special_tokens=True) == "d c b a"
+
+
+def test_recorded_recipe_runs_again_to_the_same_scores(trained, tmp_path):
+    launch("train.py", trained / "recipe.yaml", "--output_dir", tmp_path, "--report_to", "none")
+    for split in ("validation", "test"):
+        first, second = (json.loads((f / "results.json").read_text())[split] for f in (trained, tmp_path))
+        assert second == first
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_translate_writes_a_translation_for_each_line_in_order(trained, test_pairs, tmp_path, processes):
+    sources, references = test_pairs
+    (tmp_path / "in.txt").write_text("".join(f"{source}\n" for source in sources))
+    output = tmp_path / "out.txt"
+    options = ["--input_file", tmp_path / "in.txt", "--output_file", output, "--chunk_size", 30, "--num_beams", 2]
+    done = launch("translate.py", "--model_name_or_path", trained, *options, processes=processes)
+    assert exact(output.read_text().splitlines(), references) > 0.9
+    assert done.stdout.count("sentences per second") == 1
+    assert not output.with_name("out.txt.partial").exists()
+
+
+def test_evaluate_scores_models_and_files_and_compares_them(trained, task, test_pairs, tmp_path):
+    generator = random.Random(0)
+    worse = [" ".join(generator.sample(line.split(), len(line.split()))) for line in test_pairs[1]]
+    (tmp_path / "worse.txt").write_text("".join(f"{line}\n" for line in worse))
+    options = ["--test_file", task["test"], "--max_new_tokens", 16, "--num_beams", 1, *LANGUAGES]
+    systems = ["--systems", trained, tmp_path / "worse.txt"]
+    done = launch("evaluate.py", *systems, *options, "--output_file", tmp_path / "scores.json")
+    model, file = json.loads((tmp_path / "scores.json").read_text())
+    # The same figures as training reported: one way of decoding and of scoring.
+    assert model["bleu"] == json.loads((trained / "results.json").read_text())["test"]["bleu"]
+    assert model["parameters"] == 85504
+    assert file["bleu"] < model["bleu"]
+    assert file["bootstrap"]["bleu_p"] < 0.05
+    assert model["bleu_signature"].startswith("nrefs:1|case:mixed")
+    assert "sentences/s" in done.stdout
+
+
+def test_training_continues_from_a_checkpoint_of_another_depth(trained, task, tmp_path):
+    options = [
+        "--model_name_or_path",
+        trained,
+        "--decoder_layers",
+        1,
+        "--num_train_epochs",
+        1,
+        "--eval_strategy",
+        "no",
+    ]
+    launch("train.py", RECIPE, *task_options(task), "--output_dir", tmp_path, *options)
+    assert json.loads((tmp_path / "config.json").read_text())["decoder_layers"] == 1
+    assert json.loads((tmp_path / "results.json").read_text())["test"]["bleu"] > 50
+
+
+# What goes wrong
+
+
+def test_unknown_options_are_refused_with_the_nearest_known_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script("train")(RECIPE, "--output_dir", tmp_path, "--d_modle", 8)
+    assert "unknown option '--d_modle' in the command line; did you mean d_model" in capsys.readouterr().err
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.read_text() + "\nlerning_rate: 1\n")
+    with pytest.raises(SystemExit):
+        script("train")(recipe, "--output_dir", tmp_path)
+    assert f"unknown option 'lerning_rate' in {recipe}; did you mean learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train_file", "nowhere.jsonl"], "train_file: there is no file 'nowhere.jsonl'"),
+        (["--target_lang", "xx"], "has no language 'xx'; its languages: fw, bw"),
+        (["--source_lang", "bw", "--target_lang", "bw"], "source_lang and target_lang are both 'bw'"),
+        (["--source_column", "a", "--target_column", "b"], "has no column 'a'; its columns: translation"),
+        (["--decoder_layers", "0"], "decoder_layers must be at least 1, got 0"),
+        (["--vocab_size", "900"], "too small for vocab_size=900: it allows at most"),
+        (["--max_tokens", "4"], "max_tokens=4 is less than the longest training pair"),
+        (["--streaming", "true"], "streaming needs max_steps"),
+        (["--streaming", "true", "--max_steps", "9"], "streaming takes per_device_train_batch_size, not max_tokens"),
+        (["--average_checkpoints", "9"], "average_checkpoints=9 needs save_total_limit of at least 9"),
+        (["--early_stopping_patience", "2"], "early_stopping_patience needs load_best_model_at_end"),
+        (["--max_source_length", "1"], "no training pair is left of 4000"),
+        (["--num_beams", "0"], "num_beams must be at least 1, got 0"),
+    ],
+    ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) else "",
+)
+def test_bad_input_is_named_before_the_training_starts(task, tmp_path, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        script("train")(RECIPE, *task_options(task), "--output_dir", tmp_path / "run", *options)
+    assert not list((tmp_path).glob("run/checkpoint-*"))
+
+
+def test_a_finished_run_is_not_overwritten(trained, task):
+    with pytest.raises(ValueError, match="holds a run already"):
+        script("train")(RECIPE, *task_options(task), "--output_dir", trained)
+
+
+def test_evaluate_and_train_refuse_a_model_of_the_opposite_direction(trained, task, tmp_path):
+    turned = ["--source_lang", "bw", "--target_lang", "fw"]
+    with pytest.raises(ValueError, match="the model translates from fw to bw, not from bw to fw"):
+        script("evaluate")("--systems", trained, "--test_file", task["test"], *turned)
+    options = ["--model_name_or_path", trained, "--output_dir", tmp_path, *turned]
+    with pytest.raises(ValueError, match="the model translates from fw to bw, not from bw to fw"):
+        script("train")(RECIPE, *task_options(task), *options)
+
+
+def test_truncated_checkpoint_is_named(trained, tmp_path, task):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=re.escape(f"the weights of {folder} are truncated or damaged")):
+        script("evaluate")("--systems", folder, "--test_file", task["test"], *LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--input_file", "nowhere.txt", "--output_file", "out.txt"], "input_file: there is no file 'nowhere.txt'"),
+        (
+            ["--input_file", RECIPE, "--output_file", "no/folder/out.txt"],
+            "output_file: there is no folder 'no/folder'",
+        ),
+    ],
+    ids=["input", "output"],
+)
+def test_translate_checks_its_files_before_it_loads_the_model(options, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        script("translate")("--model_name_or_path", "no-such-model", *options)
+
+
+def test_translate_keeps_what_is_done_when_it_is_stopped(trained, test_pairs, tmp_path, monkeypatch):
+    sources, references = test_pairs
+    (tmp_path / "in.txt").write_text("".join(f"{source}\n" for source in sources))
+    calls = []
+
+    def full_disk(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError("No space left on device")
+        return timed_translate(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "timed_translate", full_disk)
+    options = ["--input_file", tmp_path / "in.txt", "--output_file", tmp_path / "out.txt", "--chunk_size", 20]
+    with pytest.raises(OSError, match="No space left"):
+        script("translate")("--model_name_or_path", trained, *options)
+    assert not (tmp_path / "out.txt").exists()
+    assert exact((tmp_path / "out.txt.partial").read_text().splitlines(), references[:40]) > 0.9
