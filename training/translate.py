@@ -11,6 +11,7 @@ from accelerate import PartialState
 from rs_transformer.arguments import RecipeParser
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.evaluation import TranslateArguments, translate_file
+from rs_transformer.launching import start_processes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,4 +22,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    start_processes()
     main()

@@ -1,0 +1,52 @@
+"""Several processes on CPUs: what `accelerate launch --cpu --num_processes N` asks for and does not do without MPI.
+
+On GPUs accelerate needs none of this. Not a launcher: torch.distributed's is used.
+"""
+
+import os
+import sys
+
+import psutil
+import torch
+from accelerate import PartialState
+from accelerate.commands.launch import launch_command_parser
+
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+
+
+def start_processes() -> None:
+    """Make the processes that the user asked for; call it first in a script, before any accelerate state is made.
+
+    - Started by `accelerate launch --cpu --num_processes N`, with N over 1 and no MPI: accelerate runs one process
+      and says nothing. This process is replaced by `torchrun` with N of them.
+    - Started by `torchrun` without a GPU: accelerate takes every process for the only one, unless told of the CPU.
+
+    Raises:
+        RuntimeError: accelerate was asked for several processes, and its command line cannot be read.
+    """
+    if any(int(os.environ.get(name, 1)) > 1 for name in MPI_SIZES):
+        if not torch.accelerator.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+            PartialState(cpu=True)  # shared by all that come
+        return
+    # Set by `accelerate launch` for the processes to find each other, and only where there are to be several.
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
+    if asked and "WORLD_SIZE" not in os.environ:
+        os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *_torchrun_options(), *sys.argv])
+
+
+def _torchrun_options() -> list[str]:
+    """The options of `torchrun` that say what the command line of the `accelerate launch` above this process says."""
+    command = psutil.Process(os.getppid()).cmdline()
+    if "launch" not in command:
+        raise RuntimeError(
+            "accelerate launch was asked for several CPU processes and started one (it needs MPI for more). "
+            f"Start them by torchrun --nproc_per_node N {sys.argv[0]} …"
+        )
+    args = launch_command_parser().parse_args(command[command.index("launch") + 1 :])
+    machines = args.num_machines or 1
+    options = ["--nproc_per_node", str(args.num_processes // machines)]
+    if machines == 1:
+        return ["--standalone", *options]
+    options += ["--nnodes", str(machines), "--node_rank", str(args.machine_rank or 0)]
+    return [*options, "--master_addr", os.environ["MASTER_ADDR"], "--master_port", os.environ["MASTER_PORT"]]
