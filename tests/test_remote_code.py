@@ -1,0 +1,113 @@
+"""A saved folder on its own, in interpreters of their own: with the package, and where it cannot be imported."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+WITHOUT_PACKAGE = "import sys; sys.modules['rs_transformer'] = None\n"
+WITH_PACKAGE = "import rs_transformer\n"
+LOAD = """
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+name, folder, options = sys.argv[1], sys.argv[2], {options}
+model = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
+print("class", type(model).__module__.split(".")[0], type(model).__name__)
+print("base", type(AutoModel.from_pretrained(name, **options)).__name__)
+print("config", type(AutoConfig.from_pretrained(name, **options)).__name__)
+tokenizer = AutoTokenizer.from_pretrained(name, **options)
+output = model.generate(**tokenizer("a b c d", return_tensors="pt"))
+print("model", tokenizer.decode(output[0], skip_special_tokens=True))
+print("shallow", AutoModelForSeq2SeqLM.from_pretrained(name, decoder_layers=1, **options).config.decoder_layer_map)
+translator = pipeline("translation", model=name, **options)
+print("pipeline", translator(["a b c", "d e f"], batch_size=2))
+print("named task", pipeline("translation_fw_to_bw", model=name, **options)("g h i j", num_beams=2))
+translator.save_pretrained(folder)
+"""
+
+
+def load(prelude: str, name: object, folder: object, cwd: object, options: str, **environment: str) -> list[str]:
+    """What the snippet prints, in a fresh interpreter outside the project."""
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + LOAD.replace("{options}", options), str(name), str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+    assert not done.returncode, done.stderr
+    return done.stdout.splitlines()
+
+
+def expected(origin: str) -> list[str]:
+    return [
+        f"class {origin} RSMarianForConditionalGeneration",
+        "base RSMarianModel",
+        "config RSMarianConfig",
+        "model d c b a",
+        "shallow [0]",
+        "pipeline [{'translation_text': 'c b a'}, {'translation_text': 'f e d'}]",
+        "named task [{'translation_text': 'j i h g'}]",
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    """Just the files of the Hub repository."""
+    copied = tmp_path_factory.mktemp("hub") / "rs-marian-fw-bw"
+    shutil.copytree(trained, copied, ignore=shutil.ignore_patterns("checkpoint-*", "runs", "*.bin", "*.txt"))
+    return copied
+
+
+def test_saved_folder_carries_its_source_and_says_where_it_is(folder):
+    for name in ("configuration", "modeling", "pipeline"):
+        file = f"{name}_rs_marian.py"
+        assert (folder / file).read_text() == (ROOT / "src" / "rs_transformer" / file).read_text()
+
+
+def test_folder_loads_with_the_package_imported_and_no_trust(folder, tmp_path):
+    assert load(WITH_PACKAGE, folder, tmp_path / "saved", tmp_path, "{}") == expected("rs_transformer")
+
+
+def test_folder_loads_where_the_package_cannot_be_imported_and_again_from_what_that_saves(folder, tmp_path):
+    options = "{'trust_remote_code': True}"
+    for name, saved in ((folder, tmp_path / "saved"), (tmp_path / "saved", tmp_path / "again")):
+        assert load(WITHOUT_PACKAGE, name, saved, tmp_path, options) == expected("transformers_modules")
+    assert sorted(file.name for file in (tmp_path / "again").iterdir()) == sorted(
+        file.name for file in (tmp_path / "saved").iterdir()
+    )
+
+
+@pytest.fixture
+def hub_cache(folder, tmp_path):
+    """A Hub cache on disk with the model as org/rs-marian-fw-bw, as a download leaves it."""
+    repository = tmp_path / "hub" / "models--org--rs-marian-fw-bw"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "blobs").mkdir()
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        blob = repository / "blobs" / f"{number:040x}"
+        shutil.copyfile(file, blob)
+        (snapshot / file.name).symlink_to(blob)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize(
+    ("prelude", "options", "origin"),
+    [
+        (WITH_PACKAGE, "{}", "rs_transformer"),
+        (WITHOUT_PACKAGE, "{'trust_remote_code': True}", "transformers_modules"),
+    ],
+    ids=["with-package", "without-package"],
+)
+def test_hub_name_loads_from_the_cache_with_the_network_off(hub_cache, tmp_path, prelude, options, origin):
+    printed = load(prelude, "org/rs-marian-fw-bw", tmp_path / "saved", tmp_path, options, HF_HUB_CACHE=str(hub_cache))
+    assert printed == expected(origin)
+    assert (tmp_path / "saved" / "pipeline_rs_marian.py").is_file()
+    assert "org/rs-marian-fw-bw" not in (tmp_path / "saved" / "config.json").read_text()
