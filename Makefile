@@ -1,0 +1,34 @@
+# Everything runs in an environment of its own, .venv, which the first command makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-transformers lint benchmarks clean
+
+# Train a small recurrently stacked model on the shipped sentence pairs and translate with it.
+demo: $(VENV)/installed
+	rm -rf runs/demo
+	$(BIN)/accelerate launch training/train.py training/recipes/demo.yaml
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# transformers' own common model tests, from its source distribution.
+test-transformers: $(VENV)/installed
+	PYTHON=$(CURDIR)/$(BIN)/python tests/transformers_common/run.sh
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmarks: $(VENV)/installed
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/generate.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,109 @@
+"""What the benchmarks share: models of one size, interleaved timing, peak memory, and the table."""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import MarianConfig, MarianMTModel, PreTrainedModel
+
+from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
+
+VOCABULARY = 8000
+SYSTEMS = ("RS 1x6", "Marian 6")
+
+
+def parse_args(description: str, **defaults: Any) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--d_model", type=int, nargs="+", default=[256, 512], help="Widths; ffn is four times it.")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of PyTorch.")
+    parser.add_argument("--rounds", type=int, default=15, help="Measured rounds, each system once a round.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", help="Where to write the figures as JSON.")
+    for name, (kind, default, text) in defaults.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    return parser.parse_args()
+
+
+def build(system: str, d_model: int, seed: int) -> PreTrainedModel:
+    """A random model: recurrently stacked, or stock Marian with as many layers as the other has steps."""
+    fields = {
+        "vocab_size": VOCABULARY,
+        "pad_token_id": VOCABULARY - 1,
+        "decoder_start_token_id": VOCABULARY - 1,
+        "d_model": d_model,
+        "encoder_ffn_dim": 4 * d_model,
+        "decoder_ffn_dim": 4 * d_model,
+        "encoder_attention_heads": 8,
+        "decoder_attention_heads": 8,
+        "encoder_layers": 6,
+        "decoder_layers": 6,
+        "max_position_embeddings": 512,
+        "activation_function": "swish",
+        "scale_embedding": True,
+    }
+    torch.manual_seed(seed)
+    if system == "RS 1x6":
+        return RSMarianForConditionalGeneration(RSMarianConfig(**fields))
+    return MarianMTModel(MarianConfig(**fields))
+
+
+def source_batch(sentences: int, length: int, seed: int) -> dict[str, torch.Tensor]:
+    """Random sources with as many labels, without padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, VOCABULARY - 1, (2, sentences, length), generator=generator)
+    return {"input_ids": ids[0], "attention_mask": torch.ones_like(ids[0]), "labels": ids[1]}
+
+
+def interleave(steps: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each step in each round; the order of the systems turns from round to round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(warm_up + rounds):
+        names = list(steps) if number % 2 else list(reversed(steps))
+        for name in names:
+            start = time.perf_counter()
+            steps[name]()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(work: Callable[..., Any], *args: Any) -> float:
+    """MiB that a fresh process's peak grows by while it does the work."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_memory, (work, args))
+
+
+def _measure_memory(work: Callable[..., Any], args: tuple) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work(*args)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def row(d_model: int, what: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
+    """Medians, the median of the round-by-round ratios, and peak memory."""
+    ratios = [rs / marian for rs, marian in zip(*(seconds[name] for name in SYSTEMS), strict=True)]
+    figures: dict[str, Any] = {"d_model": d_model, "what": what}
+    figures |= {f"{name} ms": round(1000 * statistics.median(seconds[name]), 1) for name in SYSTEMS}
+    figures |= {"time ratio": round(statistics.median(ratios), 3)}
+    figures |= {f"{name} MiB": round(memory[name], 1) for name in SYSTEMS}
+    return figures | {"memory ratio": round(memory[SYSTEMS[0]] / memory[SYSTEMS[1]], 3)}
+
+
+def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Print the rows as a Markdown table and write them as JSON if asked."""
+    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.rounds} rounds, seed {args.seed}; RS / Marian")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for figures in rows:
+        print("| " + " | ".join(str(value) for value in figures.values()) + " |")
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as file:
+            json.dump({"options": vars(args), "rows": rows}, file, indent=2)
