@@ -3,10 +3,11 @@
 import argparse
 import json
 import multiprocessing
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,9 +83,14 @@ def peak_memory(work: Callable[..., Any], *args: Any) -> float:
 
 
 def _measure_memory(work: Callable[..., Any], args: tuple) -> float:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kib()
     work(*args)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_peak_kib() - before) / 1024
+
+
+def _peak_kib() -> int:
+    # Linux. Not `getrusage`, whose peak a new process inherits from the one that started it.
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
 def row(d_model: int, what: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
