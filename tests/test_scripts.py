@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import RSMarianForConditionalGeneration, evaluation
 from rs_transformer.corpus import CorpusArguments, load_split
-from rs_transformer.decoding import timed_translate
+from rs_transformer.decoding import DecodingArguments, load_translator, timed_translate, translate
 
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
 
@@ -104,6 +104,14 @@ def test_training_continues_from_a_checkpoint_of_another_depth(trained, task, tm
     launch("train.py", RECIPE, *task_options(task), "--output_dir", tmp_path, *options)
     assert json.loads((tmp_path / "config.json").read_text())["decoder_layers"] == 1
     assert json.loads((tmp_path / "results.json").read_text())["test"]["bleu"] > 50
+
+
+def test_output_that_does_not_end_stops_where_the_positions_do(trained):
+    model, tokenizer = load_translator(str(trained))
+    model.final_logits_bias[:, tokenizer.eos_token_id] = -1e4
+    model.generation_config.forced_eos_token_id = None
+    (translation,) = translate(model, tokenizer, ["a b c"], DecodingArguments(num_beams=2, max_new_tokens=500))
+    assert len(tokenizer(text_target=translation)["input_ids"]) == model.config.max_position_embeddings
 
 
 # What goes wrong

@@ -37,11 +37,17 @@ class DecodingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def generate_kwargs(self) -> dict:
-        """Arguments for `generate`."""
+    def search_kwargs(self) -> dict:
+        """What `generate` and a `GenerationConfig` take of the search."""
+        beam_search = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
+        return {"num_beams": self.num_beams, **beam_search}
+
+    def generate_kwargs(self, model: PreTrainedModel) -> dict:
+        """Arguments for `generate`; the length is at most what the model has positions for."""
         # `max_length` counts the start token. Checkpoints set it, and `generate` warns of `max_new_tokens` beside it.
-        kwargs = {"num_beams": self.num_beams, "max_length": self.max_new_tokens + 1}
-        return kwargs | ({"length_penalty": self.length_penalty} if self.num_beams > 1 else {})
+        max_length = self.max_new_tokens + 1
+        positions = getattr(model.config, "max_position_embeddings", max_length)
+        return {**self.search_kwargs(), "max_length": min(max_length, positions)}
 
 
 def load_translator(name_or_path: str, revision: str = "main") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -111,7 +117,7 @@ def translate(
     with tqdm(total=len(encoded), unit=" sentences", desc="Translating", disable=disable, leave=False) as bar:
         for batch in batches[state.process_index :: state.num_processes]:
             inputs = tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt").to(model.device)
-            output = model.generate(**inputs, **args.generate_kwargs())
+            output = model.generate(**inputs, **args.generate_kwargs(model))
             results.extend(zip(batch, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True))
             bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))
     model.train(was_training)

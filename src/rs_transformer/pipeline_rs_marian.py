@@ -168,7 +168,8 @@ class TranslationPipeline(ChunkPipeline):
         config = generate_kwargs.get("generation_config") or self.model.generation_config
         bounds = ("max_length", "max_new_tokens")
         if all(getattr(config, bound) is None and generate_kwargs.get(bound) is None for bound in bounds):
-            generate_kwargs["max_new_tokens"] = self.default_max_new_tokens
+            positions = getattr(self.model.config, "max_position_embeddings", self.default_max_new_tokens + 1)
+            generate_kwargs["max_new_tokens"] = min(self.default_max_new_tokens, positions - 1)
         output_ids = self.model.generate(**model_inputs, **generate_kwargs)
         batch_size = model_inputs["input_ids"].shape[0]
         # (sentences, returned sequences, length)

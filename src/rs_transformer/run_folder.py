@@ -103,10 +103,11 @@ def write_json(data: Any, file: str | Path) -> None:
 
 
 def write_run_record(run_dir: str | Path, options: Mapping[str, Any]) -> None:
-    """Write `recipe.yaml` (every option that is not None, to be run again) and `run.json` (command, versions)."""
+    """Write `recipe.yaml` (all options but those not set and secrets, to be run again) and `run.json` (versions)."""
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    plain = {name: value for name, value in json.loads(json.dumps(options, default=str)).items() if value is not None}
+    options = json.loads(json.dumps(options, default=str))
+    plain = {name: value for name, value in options.items() if value is not None and not name.endswith("_token")}
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), encoding="utf-8")
     versions = {"python": sys.version.split()[0]} | {name: version(name) for name in RECORDED_PACKAGES}
     write_json({"command": sys.argv, "versions": versions}, run_dir / "run.json")

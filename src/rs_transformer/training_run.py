@@ -52,11 +52,8 @@ def run_training(
 
     tokenizer = load_or_train_tokenizer(tokenizer_args, model_args, corpus_args, training_args.output_dir, train)
     model = build_model(model_args, tokenizer)
-    model.generation_config.update(
-        num_beams=decoding_args.num_beams,
-        length_penalty=decoding_args.length_penalty,
-        max_length=getattr(model.config, "max_position_embeddings", None),
-    )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    model.generation_config.update(max_length=positions, **decoding_args.search_kwargs())
     with training_args.main_process_first(desc="tokenising the corpus"):
         train = prepare_training_pairs(train, tokenizer, corpus_args)
     if isinstance(train, IterableDataset):
