@@ -8,6 +8,7 @@ import shutil
 import pytest
 import yaml
 from conftest import RECIPE, launch, script, task_options
+from oracle import unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import RSMarianForConditionalGeneration, evaluation
@@ -112,6 +113,22 @@ def test_output_that_does_not_end_stops_where_the_positions_do(trained):
     model.generation_config.forced_eos_token_id = None
     (translation,) = translate(model, tokenizer, ["a b c"], DecodingArguments(num_beams=2, max_new_tokens=500))
     assert len(tokenizer(text_target=translation)["input_ids"]) == model.config.max_position_embeddings
+
+
+def test_fine_tuning_stock_marian_keeps_its_start_embedding_at_zero(trained, task, tmp_path):
+    marian = unrolled_marian(AutoModelForSeq2SeqLM.from_pretrained(trained))
+    marian.final_logits_bias.zero_()  # as in OPUS-MT's checkpoints
+    marian.save_pretrained(tmp_path / "marian")
+    AutoTokenizer.from_pretrained(trained).save_pretrained(tmp_path / "marian")
+    recipe = tmp_path / "recipe.yaml"
+    fields = ("d_model", "encoder_", "decoder_", "init_std", "max_position")
+    recipe.write_text("".join(f"{line}\n" for line in RECIPE.read_text().splitlines() if not line.startswith(fields)))
+    options = ["--model_name_or_path", tmp_path / "marian", "--output_dir", tmp_path / "run", "--num_train_epochs", 1]
+    script("train")(recipe, *task_options(task), *options)
+    tuned = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
+    assert type(tuned).__name__ == "MarianMTModel"
+    assert not tuned.model.shared.weight[tuned.config.pad_token_id].any()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["test"]["bleu"] > 50
 
 
 # What goes wrong

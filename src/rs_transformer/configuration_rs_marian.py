@@ -24,7 +24,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import MarianConfig
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
 
 LAYER_SHARINGS = ("cycle", "sequence", "cycle_rev", "sandwich")
 REMOTE_CODE_FILES = ("configuration_rs_marian.py", "modeling_rs_marian.py", "pipeline_rs_marian.py")
@@ -216,7 +218,11 @@ class RSMarianConfig(MarianConfig):
             source = Path(__file__).with_name(name)
             if not source.is_file():
                 # Loaded as remote code, of which transformers fetches only what it has been asked for so far.
-                source = cached_file(self._name_or_path, name)
+                try:
+                    source = cached_file(self._name_or_path, name)
+                except OSError as error:  # the weights are worth more than this file
+                    logger.warning(f"{folder} is saved without {name}, which was not found: {error}")
+                    continue
             if Path(source).resolve() != (folder / name).resolve():
                 shutil.copyfile(source, folder / name)
 

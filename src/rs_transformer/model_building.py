@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, Pre
 from transformers.utils import logging
 
 from .configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
-from .modeling_rs_marian import RSMarianForConditionalGeneration
+from .modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
 
 logger = logging.get_logger(__name__)
 
@@ -71,6 +71,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         options = args.config_fields() | {"attn_implementation": args.attn_implementation}
         model = load_checkpoint(args.model_name_or_path, revision=args.revision, **options)
         check_tokenizer(model, tokenizer)
+        bar_padding(model)
     trainable = model.num_parameters(only_trainable=True)
     logger.info(f"{type(model).__name__}: {trainable:,} trainable parameters")
     return model
@@ -89,6 +90,16 @@ def load_checkpoint(name_or_path: str, **options: Any) -> PreTrainedModel:
         raise ValueError(
             f"the weights of {name_or_path} are truncated or damaged ({error}); copy or download them again"
         ) from error
+
+
+def bar_padding(model: PreTrainedModel) -> None:
+    """Bar the padding token of a Marian model through `final_logits_bias`, as a new RSMarian has it.
+
+    OPUS-MT checkpoints come without: there training moves the start embedding, and other engines translate otherwise.
+    """
+    bias = getattr(model, "final_logits_bias", None)
+    if bias is not None:
+        bias[:, model.config.pad_token_id] = PAD_LOGIT_BIAS
 
 
 def config_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:
