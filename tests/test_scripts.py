@@ -1,6 +1,7 @@
 """The scripts from end to end, as a user starts them, on the reverse task."""
 
 import json
+import logging
 import random
 import re
 import shutil
@@ -129,6 +130,23 @@ def test_fine_tuning_stock_marian_keeps_its_start_embedding_at_zero(trained, tas
     assert type(tuned).__name__ == "MarianMTModel"
     assert not tuned.model.shared.weight[tuned.config.pad_token_id].any()
     assert json.loads((tmp_path / "run" / "results.json").read_text())["test"]["bleu"] > 50
+
+
+def test_a_sentence_longer_than_the_model_takes_is_cut_with_a_warning(trained, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("rs_transformer"), "propagate", True)
+    translations = translate(*load_translator(str(trained)), ["l k " + "a b " * 40, "a b c"])
+    assert translations[1] == "c b a"
+    assert "A sentence of 83 tokens is cut to the 32 that the model takes: 'l k a b" in caplog.text
+
+
+def test_a_new_run_in_a_folder_where_one_failed_trains_its_own_tokenizer(task, tmp_path):
+    options = [RECIPE, *task_options(task), "--output_dir", tmp_path]
+    with pytest.raises(ValueError, match="max_tokens=4"):
+        script("train")(*options, "--max_tokens", 4)
+    first = (tmp_path / "vocab.json").read_text()
+    with pytest.raises(ValueError, match="max_tokens=4"):
+        script("train")(*options, "--max_tokens", 4, "--vocab_size", 27)
+    assert (tmp_path / "vocab.json").read_text() != first
 
 
 # What goes wrong

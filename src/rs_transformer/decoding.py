@@ -104,9 +104,11 @@ def translate(
     state = PartialState()
     limit = source_limit(model, tokenizer)
     encoded = [tokenizer(sentence, verbose=False)["input_ids"] for sentence in sentences]
-    for number, ids in enumerate(encoded, start=1):
+    for sentence, ids in zip(sentences, encoded, strict=True):
         if len(ids) > limit and state.is_main_process:
-            logger.warning(f"Sentence {number} has {len(ids)} tokens and is cut to the {limit} that the model takes.")
+            logger.warning(
+                f"A sentence of {len(ids)} tokens is cut to the {limit} that the model takes: {sentence[:80]!r}…"
+            )
     encoded = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
 
     batches = list(length_batches([len(ids) for ids in encoded], max(1, args.decoding_max_tokens // args.num_beams)))

@@ -50,7 +50,9 @@ def run_training(
     if "validation" not in evaluated and str(training_args.eval_strategy.value) != "no":
         raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
 
-    tokenizer = load_or_train_tokenizer(tokenizer_args, model_args, corpus_args, training_args.output_dir, train)
+    tokenizer = load_or_train_tokenizer(
+        tokenizer_args, model_args, corpus_args, train, training_args.output_dir, resuming=checkpoint is not None
+    )
     model = build_model(model_args, tokenizer)
     positions = getattr(model.config, "max_position_embeddings", None)
     model.generation_config.update(max_length=positions, **decoding_args.search_kwargs())
@@ -162,10 +164,11 @@ def load_or_train_tokenizer(
     args: TokenizerArguments,
     model_args: ModelArguments,
     corpus_args: CorpusArguments,
-    output_dir: str,
     train: AnyDataset,
+    output_dir: str,
+    resuming: bool,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that was named, else the checkpoint's, else the one that this run trained, else a new one."""
+    """The tokenizer that was named, else the checkpoint's; else a new one, or when resuming the one of this run."""
     name = args.tokenizer_name_or_path or model_args.model_name_or_path
     if name is not None:
         revision = "main" if args.tokenizer_name_or_path else model_args.revision
@@ -175,7 +178,7 @@ def load_or_train_tokenizer(
     state = PartialState()
     folder = Path(output_dir)
     with state.main_process_first():
-        if state.is_main_process and not (folder / "tokenizer_config.json").exists():
+        if state.is_main_process and not resuming:
             train_tokenizer(
                 train["source"],
                 train["target"],
