@@ -1,11 +1,15 @@
 """RSMarian equals, to rounding, a stock Marian whose layers are copies of the shared ones; and is stored once."""
 
 import copy
+import json
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import run
 from oracle import PAD, batch, rs_config, rs_model, unrolled_marian
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
@@ -333,6 +337,14 @@ def test_lora_adapts_the_shared_layer_once_and_merges_exactly():
     adapted.eval()
     expected = adapted(**batch()).logits
     torch.testing.assert_close(adapted.merge_and_unload()(**batch()).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sharded_by_fsdp2_layer_by_layer_it_trains_as_in_one_process():
+    torchrun = Path(sys.executable).with_name("torchrun")
+    done = run(torchrun, "--standalone", "--nproc_per_node", 2, Path(__file__).with_name("fsdp_losses.py"))
+    alone, sharded = json.loads(done.stdout.splitlines()[-1])
+    assert sharded == pytest.approx(alone, abs=1e-4)
+    assert len(set(alone)) == 4
 
 
 def test_deep_copy_translates_the_same():
