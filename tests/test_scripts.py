@@ -202,6 +202,13 @@ def test_evaluate_and_train_refuse_a_model_of_the_opposite_direction(trained, ta
         script("train")(RECIPE, *task_options(task), *options)
 
 
+def test_evaluate_refuses_a_file_of_another_length_before_it_decodes(task, tmp_path):
+    (tmp_path / "short.txt").write_text("a b c\n")
+    systems = ["--systems", "no-such-model", tmp_path / "short.txt"]
+    with pytest.raises(ValueError, match=r"short.txt has 1 lines, the test split 100 references"):
+        script("evaluate")(*systems, "--test_file", task["test"], *LANGUAGES)
+
+
 def test_truncated_checkpoint_is_named(trained, tmp_path, task):
     folder = tmp_path / "model"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))

@@ -111,13 +111,17 @@ def evaluate_systems(
     """
     dataset = load_split(corpus_args, args.split)
     references = dataset["target"][:]
+    if len(set(args.systems)) < len(args.systems):
+        raise ValueError(f"a system is named twice: {' '.join(args.systems)}")
+    files = {system: read_sentences(system, "target") for system in args.systems if Path(system).is_file()}
+    for file, lines in files.items():
+        if len(lines) != len(references):
+            raise ValueError(f"{file} has {len(lines)} lines, the {args.split} split {len(references)} references")
     translations, rows = {}, []
     for system in args.systems:
-        if system in translations:
-            raise ValueError(f"the system {system} is named twice")
         row: dict[str, Any] = {"system": system}
-        if Path(system).is_file():
-            translations[system] = read_sentences(system, "target")
+        if system in files:
+            translations[system] = files[system]
         else:
             translations[system], figures = _run_system(system, dataset, corpus_args, decoding)
             row |= figures
