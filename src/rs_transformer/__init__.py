@@ -8,6 +8,7 @@ import re
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipelines
 
 from .configuration_rs_marian import RSMarianConfig
+from .layer_transfer import collapse, expand, with_depth
 from .modeling_rs_marian import RSMarianForConditionalGeneration, RSMarianModel
 from .pipeline_rs_marian import TranslationPipeline
 
@@ -36,4 +37,12 @@ def _register() -> None:
 
 _register()
 
-__all__ = ["RSMarianConfig", "RSMarianForConditionalGeneration", "RSMarianModel", "TranslationPipeline"]
+__all__ = [
+    "RSMarianConfig",
+    "RSMarianForConditionalGeneration",
+    "RSMarianModel",
+    "TranslationPipeline",
+    "collapse",
+    "expand",
+    "with_depth",
+]

@@ -74,7 +74,7 @@ class CorpusArguments:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_length_ratio < 1:
             raise ValueError(f"max_length_ratio must be at least 1, got {self.max_length_ratio}")
-        if self.source_lang == self.target_lang:
+        if self.source_lang is not None and self.source_lang == self.target_lang:
             raise ValueError(f"source_lang and target_lang are both {self.source_lang!r}; name two languages")
         if (self.source_column is None) != (self.target_column is None):
             raise ValueError("source_column and target_column go together; give both or neither")

@@ -18,6 +18,8 @@ from .model_building import load_checkpoint
 
 logger = logging.get_logger(__name__)
 
+Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
 
 @dataclass
 class DecodingArguments:
@@ -50,7 +52,7 @@ class DecodingArguments:
         return {**self.search_kwargs(), "max_length": min(max_length, positions)}
 
 
-def load_translator(name_or_path: str, revision: str = "main") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_translator(name_or_path: str, revision: str = "main") -> Translator:
     """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     model = load_checkpoint(name_or_path, revision=revision)

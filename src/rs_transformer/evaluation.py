@@ -1,6 +1,6 @@
 """Systems scored on a test set, and compared. What `training/translate.py` and `training/evaluate.py` do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset, load_dataset
 
 from .corpus import BUILDERS, CorpusArguments, load_split
-from .decoding import DecodingArguments, load_translator, timed_translate
+from .decoding import DecodingArguments, Translator, load_translator, timed_translate
 from .metrics import corpus_scores, paired_bootstrap
 from .run_folder import write_json
 from .tokenization import check_language_pair
@@ -98,9 +98,18 @@ class EvaluateArguments:
 
 
 def evaluate_systems(
-    args: EvaluateArguments, corpus_args: CorpusArguments, decoding: DecodingArguments
+    args: EvaluateArguments,
+    corpus_args: CorpusArguments,
+    decoding: DecodingArguments,
+    loaded: Mapping[str, Translator] | None = None,
 ) -> list[dict[str, Any]]:
     """Score systems on a split; compare them to the first if there are several.
+
+    Args:
+        args: the systems and the split.
+        corpus_args: the data.
+        decoding: how models translate.
+        loaded: those of the systems that are in memory already.
 
     Returns:
         One dict a system: `system`, `bleu`, `chrf`, `bleu_signature`, `chrf_signature`, for models
@@ -123,7 +132,8 @@ def evaluate_systems(
         if system in files:
             translations[system] = files[system]
         else:
-            translations[system], figures = _run_system(system, dataset, corpus_args, decoding)
+            translator = (loaded or {}).get(system) or load_translator(system)
+            translations[system], figures = _run_system(translator, dataset, corpus_args, decoding)
             row |= figures
         row |= corpus_scores(translations[system], references, corpus_args.target_lang)
         rows.append(row)
@@ -139,9 +149,9 @@ def evaluate_systems(
 
 
 def _run_system(
-    name: str, dataset: Dataset, corpus_args: CorpusArguments, decoding: DecodingArguments
+    translator: Translator, dataset: Dataset, corpus_args: CorpusArguments, decoding: DecodingArguments
 ) -> tuple[list[str], dict[str, Any]]:
-    model, tokenizer = load_translator(name)
+    model, tokenizer = translator
     check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
     translations, speed = timed_translate(model, tokenizer, dataset["source"][:], decoding)
     return translations, {

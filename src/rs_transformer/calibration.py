@@ -1,0 +1,126 @@
+"""Calibration: a collapsed model learns, in a few hundred updates, to go through its parent's hidden states.
+
+The method `"calibrated"` of `layer_transfer.collapse`.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import MarianMTModel, get_linear_schedule_with_warmup
+
+UPDATES = 300
+LEARNING_RATE = 3e-3
+OUTPUT_WEIGHT = 0.3
+BETAS = (0.9, 0.98)
+MAX_GRAD_NORM = 1.0
+
+
+def calibrate(
+    child: MarianMTModel,
+    parent: MarianMTModel,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    *,
+    updates: int = UPDATES,
+    learning_rate: float = LEARNING_RATE,
+    output_weight: float = OUTPUT_WEIGHT,
+) -> list[float]:
+    """Train the layers of `child` in place to give the parent's hidden state after each step, and its predictions.
+
+    The loss is the squared distance of the hidden states of each step, in units of the parent's variance there,
+    averaged over the steps of each side, plus `output_weight` times the Kullback-Leibler divergence of the output
+    distributions in nats. Each step of the child goes on from its own previous one, as it will have to. Embeddings
+    stay as they are, no reference translation is learned from, and there is no dropout.
+
+    Args:
+        child: of the parent's depth and width.
+        parent: the model to come close to.
+        batches: `input_ids`, `attention_mask` (batch, source length) and `labels` (batch, target length; -100 is
+            padding). Gone through again if there are fewer than `updates`.
+        updates: of Adam, a tenth of them warming up, then linear decay to nothing.
+        learning_rate: its peak.
+        output_weight: of the divergence of the outputs.
+
+    Returns:
+        The loss of each update.
+
+    Raises:
+        ValueError: no batches, another depth, or a loss that is not finite (the learning rate is too high).
+    """
+    layers = [parameter for name, parameter in child.named_parameters() if ".layers." in name]
+    optimizer = torch.optim.Adam(layers, lr=learning_rate, betas=BETAS)
+    schedule = get_linear_schedule_with_warmup(optimizer, max(1, updates // 10), updates)
+    modes = [(model, model.training) for model in (child, parent)]
+    child.eval()
+    parent.eval()
+    losses: list[float] = []
+    bar = tqdm(total=updates, unit=" updates", desc="Calibrating", disable=None, leave=False)
+    try:
+        for batch in _cycle(batches, updates):
+            batch = {name: tensor.to(child.device) for name, tensor in batch.items()}
+            loss = calibration_loss(child, parent, batch, output_weight)
+            gradients = torch.autograd.grad(loss, layers)
+            for parameter, gradient in zip(layers, gradients, strict=True):
+                parameter.grad = gradient
+            torch.nn.utils.clip_grad_norm_(layers, MAX_GRAD_NORM)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"calibration diverged at update {len(losses)}: lower the learning rate ({learning_rate:g})"
+                )
+            bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+            bar.update()
+    finally:
+        bar.close()
+        for model, training in modes:
+            model.train(training)
+        child.zero_grad()
+    return losses
+
+
+def calibration_loss(
+    child: MarianMTModel, parent: MarianMTModel, batch: Mapping[str, torch.Tensor], output_weight: float
+) -> torch.Tensor:
+    """The loss that `calibrate` minimises, for one batch."""
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "decoder_input_ids": parent.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        "output_hidden_states": True,
+        "use_cache": False,
+    }
+    with torch.no_grad():
+        wanted = parent(**inputs)
+    given = child(**inputs)
+    masks = {"encoder": batch["attention_mask"].bool(), "decoder": batch["labels"] != -100}
+    loss = given.logits.new_zeros(())
+    for side, mask in masks.items():
+        pairs = list(zip(given[f"{side}_hidden_states"], wanted[f"{side}_hidden_states"], strict=True))[1:]
+        loss = loss + sum(_distance(state[mask], target[mask]) for state, target in pairs) / len(pairs)
+    log_probabilities, targets = (
+        output.logits[masks["decoder"]].float().log_softmax(-1) for output in (given, wanted)
+    )
+    return loss + output_weight * F.kl_div(log_probabilities, targets, log_target=True, reduction="batchmean")
+
+
+def _distance(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of (tokens, width), in units of the targets' variance over the tokens."""
+    variance = (targets - targets.mean(0)).float().square().mean()
+    return (states - targets).float().square().mean() / variance
+
+
+def _cycle(batches: Iterable[Mapping[str, torch.Tensor]], number: int) -> Iterable[Mapping[str, torch.Tensor]]:
+    """`number` batches, from the start again when they end."""
+    done = 0
+    while done < number:
+        before = done
+        for batch in batches:
+            yield batch
+            done += 1
+            if done == number:
+                return
+        if done == before:
+            raise ValueError("there are no calibration batches")

@@ -1,0 +1,274 @@
+"""Collapse a checkpoint into a folder: what `training/collapse.py` does. Models in memory: `layer_transfer.py`."""
+
+import contextlib
+import pickle
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    MarianMTModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from .calibration import LEARNING_RATE, OUTPUT_WEIGHT, UPDATES
+from .configuration_rs_marian import LAYER_SHARINGS
+from .corpus import CorpusArguments, load_split, prepare_training_pairs
+from .decoding import DecodingArguments
+from .evaluation import EvaluateArguments, evaluate_systems
+from .layer_transfer import LAYER_TENSOR, METHODS, collapse, collapsed_config, plan_collapse
+from .model_building import check_tokenizer, load_checkpoint
+from .run_folder import RECORDED_PACKAGES, write_json
+from .tokenization import check_language_pair
+from .trainer import TokenBatchSampler
+
+logger = logging.get_logger(__name__)
+
+MODEL_TYPES = ("marian", "rs_marian")
+
+
+@dataclass
+class CollapseArguments:
+    """What to collapse, how, and where to write it."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "The parent: a Marian or RSMarian model, on the Hub or in a folder."}
+    )
+    output_dir: str = field(metadata={"help": "The folder to make. There must be nothing in it."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the parent."})
+    encoder_unique_layers: int = field(default=1, metadata={"help": "Stored encoder layers, 1 to the depth."})
+    decoder_unique_layers: int = field(default=1, metadata={"help": "Stored decoder layers, 1 to the depth."})
+    layer_sharing: str = field(
+        default="cycle", metadata={"help": "How steps are mapped to layers.", "choices": list(LAYER_SHARINGS)}
+    )
+    method: str = field(
+        default="average",
+        metadata={
+            "help": f"What a unique layer starts from: {', '.join(METHODS)}, or the number of a parent layer, from 0. "
+            "calibrated needs training data."
+        },
+    )
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Read pytorch_model.bin too, which can run code of whoever made it."},
+    )
+    evaluate: bool = field(
+        default=False, metadata={"help": "Score the parent and the result on test data, before any fine-tuning."}
+    )
+    calibration_updates: int = field(default=UPDATES, metadata={"help": "Updates of the method calibrated."})
+    calibration_learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "Peak of its learning rate."})
+    calibration_output_weight: float = field(
+        default=OUTPUT_WEIGHT, metadata={"help": "Weight of the outputs beside the hidden states in its loss."}
+    )
+    calibration_max_tokens: int = field(default=1280, metadata={"help": "Token budget of its batches."})
+    calibration_samples: int = field(
+        default=50_000, metadata={"help": "Training pairs that its batches are made of, chosen by chance."}
+    )
+    seed: int = field(default=1, metadata={"help": "Of the choice and the order of the calibration's batches."})
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS and not self.method.isdecimal():
+            raise ValueError(f"method must be one of {', '.join(METHODS)} or a number, got {self.method!r}")
+        for name in ("calibration_updates", "calibration_max_tokens", "calibration_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def method_or_layer(self) -> str | int:
+        return int(self.method) if self.method.isdecimal() else self.method
+
+
+@dataclass
+class OptionalCorpusArguments(CorpusArguments):
+    """Data for `--evaluate` (test) and `--method calibrated` (train); nothing else needs any."""
+
+    source_lang: str | None = field(default=None, metadata={"help": "Source language, as the corpus names it."})
+    target_lang: str | None = field(default=None, metadata={"help": "Target language, as the corpus names it."})
+
+
+def collapse_checkpoint(
+    args: CollapseArguments, corpus_args: CorpusArguments, decoding: DecodingArguments
+) -> dict[str, Any]:
+    """Collapse a checkpoint into a folder with model, tokenizer, generation config, remote code and `collapse.json`.
+
+    Every input is checked before anything is written, and the folder gets its name when it is complete.
+
+    Returns:
+        What is in `collapse.json`; with `evaluate` its `evaluation` has the rows of `evaluate_systems`.
+
+    Raises:
+        FileExistsError: there is something in the output folder.
+        ValueError, OSError: the parent or the data does not fit, or is not there; the message says which.
+    """
+    output = Path(args.output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
+    needed = [split for split, wanted in _data_needed(args).items() if wanted]
+    if needed and None in (corpus_args.source_lang, corpus_args.target_lang):
+        raise ValueError("evaluate and the method calibrated need data: give source_lang and target_lang")
+    splits = {split: load_split(corpus_args, split) for split in needed}
+
+    # Optimisation in half precision would lose small updates.
+    dtype = torch.float32 if args.method == "calibrated" else "auto"
+    parent, tokenizer, ignored = load_parent(args.model_name_or_path, args.revision, args.allow_pickle, dtype=dtype)
+    if needed:
+        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+    config = collapsed_config(
+        parent.config, args.encoder_unique_layers, args.decoder_unique_layers, args.layer_sharing
+    )
+    plan = plan_collapse(parent, config, args.method_or_layer)
+    calibration: dict[str, Any] = {}
+    if args.method == "calibrated":
+        calibration = {
+            "calibration": calibration_batches(splits["train"], tokenizer, corpus_args, args),
+            "updates": args.calibration_updates,
+            "learning_rate": args.calibration_learning_rate,
+            "output_weight": args.calibration_output_weight,
+        }
+
+    state = PartialState()
+    record: dict[str, Any] = {}
+    if state.is_main_process:
+        child = collapse(
+            parent.to(state.device),
+            encoder_unique_layers=args.encoder_unique_layers,
+            decoder_unique_layers=args.decoder_unique_layers,
+            layer_sharing=args.layer_sharing,
+            method=args.method_or_layer,
+            **calibration,
+        )
+        calibrated = {name: value for name, value in calibration.items() if name != "calibration"}
+        if calibrated:
+            calibrated |= {"max_tokens": args.calibration_max_tokens, "seed": args.seed}
+        layers = {side: {"layer_map": getattr(config, f"{side}_layer_map")} for side in plan.layers}
+        for side in layers:
+            layers[side]["parent_layers"] = plan.layers[side]
+        record = {
+            "parent": args.model_name_or_path,
+            "revision": args.revision,
+            "commit": getattr(parent.config, "_commit_hash", None),
+            "method": args.method_or_layer,
+            **({"calibration": calibrated} if calibrated else {}),
+            "layer_sharing": args.layer_sharing,
+            **layers,
+            "parameters": {"parent": count_parameters(parent), "collapsed": count_parameters(child)},
+            "copied": [name for name, sources in plan.sources.items() if sources == [name]],
+            "dropped": plan.dropped,
+            "ignored": ignored,
+            "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        }
+        with staged_folder(output) as staging:
+            child.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            write_json(record, staging / "collapse.json")
+        before, after = record["parameters"]["parent"], record["parameters"]["collapsed"]
+        print(
+            f"{output}: {after['total']:,} parameters, {after['layers']:,} in layers; "
+            f"its parent has {before['total']:,} and {before['layers']:,}",
+            flush=True,
+        )
+    state.wait_for_everyone()
+    if args.evaluate:
+        systems = EvaluateArguments(systems=[args.model_name_or_path, args.output_dir])
+        loaded = {args.model_name_or_path: (parent.to(state.device).eval(), tokenizer)}
+        record["evaluation"] = evaluate_systems(systems, corpus_args, decoding, loaded)
+        if state.is_main_process:
+            write_json(record, output / "collapse.json")
+    return record
+
+
+def _data_needed(args: CollapseArguments) -> dict[str, bool]:
+    return {"test": args.evaluate, "train": args.method == "calibrated"}
+
+
+def load_parent(
+    name_or_path: str, revision: str = "main", allow_pickle: bool = False, **options: Any
+) -> tuple[MarianMTModel, PreTrainedTokenizerBase, list[str]]:
+    """A checkpoint to collapse: model, tokenizer, and the names of tensors in its file that the model has no use for.
+
+    Raises:
+        ValueError: not a Marian model, no or another tokenizer, weights that are a pickle, truncated, missing some
+            tensors, or of other widths than `config.json` says.
+        OSError: there is no such checkpoint.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(f"{name_or_path} is a {config.model_type} model; only Marian and RSMarian can be collapsed")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"{name_or_path} has no complete tokenizer (source.spm, target.spm, vocab.json): {error}"
+        ) from error
+    try:
+        model, info = load_checkpoint(
+            name_or_path,
+            revision=revision,
+            use_safetensors=None if allow_pickle else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if allow_pickle:
+            raise ValueError(f"the weights of {name_or_path} are missing, truncated or damaged ({error})") from error
+        raise ValueError(
+            f"{name_or_path} has no safetensors weights ({error}). On the Hub look for a revision that has them "
+            "(refs/pr/…); or read its pickle with allow_pickle, if you trust whoever made it"
+        ) from error
+    if info["mismatched_keys"]:
+        name, found, expected = sorted(info["mismatched_keys"])[0]
+        raise ValueError(
+            f"the weights of {name_or_path} do not fit its config.json: {name} is {tuple(found)}, by the "
+            f"configuration it is {tuple(expected)}"
+        )
+    if info["missing_keys"]:
+        raise ValueError(f"the weights of {name_or_path} lack {', '.join(sorted(info['missing_keys'])[:3])}")
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer, sorted(info["unexpected_keys"])
+
+
+def calibration_batches(
+    train: Any, tokenizer: PreTrainedTokenizerBase, corpus_args: CorpusArguments, args: CollapseArguments
+) -> DataLoader:
+    """Batches of `input_ids`, `attention_mask` and `labels` from training pairs chosen by chance."""
+    chosen = train.shuffle(seed=args.seed).select(range(min(len(train), args.calibration_samples)))
+    pairs = prepare_training_pairs(chosen, tokenizer, corpus_args)
+    sampler = TokenBatchSampler(pairs["length"][:], args.calibration_max_tokens, seed=args.seed)
+    pairs = pairs.select_columns(["input_ids", "labels"])
+    return DataLoader(pairs, batch_sampler=sampler, collate_fn=DataCollatorForSeq2Seq(tokenizer))
+
+
+@contextlib.contextmanager
+def staged_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `output` at the end, and goes away if anything fails.
+
+    A killed process leaves it behind as `.NAME.partial`; the next one starts anew.
+    """
+    staging = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def count_parameters(model: MarianMTModel) -> dict[str, int]:
+    """The trainable parameters of a model, and how many of them are in its layers; shared ones count once."""
+    layers = sum(p.numel() for name, p in model.named_parameters() if LAYER_TENSOR.fullmatch(name))
+    return {"total": model.num_parameters(only_trainable=True), "layers": layers}

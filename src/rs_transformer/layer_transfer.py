@@ -1,0 +1,246 @@
+"""Layer transfer: `collapse` a trained deep model into a recurrently stacked one, `expand` it back, change its depth.
+
+The paper's second contribution (Dabre & Fujita 2021, https://arxiv.org/abs/2106.10002): the shared layer starts from
+a trained model's layers, and a shallower model from a deeper one. For models in memory; folders are the business of
+`collapsing.py`.
+"""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import MarianConfig, MarianMTModel, PretrainedConfig
+
+from .calibration import calibrate
+from .configuration_rs_marian import RSMarianConfig
+from .modeling_rs_marian import RSMarianForConditionalGeneration
+
+SIDES = ("encoder", "decoder")
+METHODS = ("first", "last", "average", "stepwise", "calibrated")
+LAYER_TENSOR = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.+)")
+# What a residual branch ends in: scaling it scales the branch.
+BRANCH_OUTPUT = re.compile(r"(out_proj|fc2)\.(weight|bias)$")
+# Belongs to a saved checkpoint or to one model class, and is made anew.
+CLASS_FIELDS = ("model_type", "architectures", "auto_map", "custom_pipelines", "transformers_version", "_name_or_path")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferPlan:
+    """Where each tensor of a collapsed model comes from.
+
+    Attributes:
+        layers: for `"encoder"` and `"decoder"`, the parent's steps that each unique layer is made from. A vanilla
+            parent's steps are its layers.
+        sources: child tensor -> the parent tensors that it is the mean of; one where it is a copy.
+        dropped: the parent's tensors that nothing is made from.
+    """
+
+    layers: dict[str, list[list[int]]]
+    sources: dict[str, list[str]]
+    dropped: list[str]
+
+
+def source_steps(layer_map: Sequence[int], method: str | int) -> list[list[int]]:
+    """For each unique layer of a layer map, the parent's steps that it starts from.
+
+    Args:
+        layer_map: of the child; the parent is as deep.
+        method: see `collapse`.
+
+    Raises:
+        ValueError: an unknown method, or a step that the parent does not have.
+    """
+    depth, unique_layers = len(layer_map), max(layer_map) + 1
+    mapped = [[step for step in range(depth) if layer_map[step] == layer] for layer in range(unique_layers)]
+    if isinstance(method, int):
+        if not 0 <= method < depth:
+            raise ValueError(f"method as a number is a layer of the parent, 0..{depth - 1}, got {method}")
+        return [[method]] * unique_layers
+    if method == "first":
+        return [steps[:1] for steps in mapped]
+    if method == "last":
+        return [steps[-1:] for steps in mapped]
+    if method in ("average", "calibrated"):
+        return mapped
+    if method == "stepwise":
+        if unique_layers == 1:
+            return [[depth // 2]]
+        return [[round(layer * (depth - 1) / (unique_layers - 1))] for layer in range(unique_layers)]
+    raise ValueError(f"method must be one of {', '.join(METHODS)} or a number, got {method!r}")
+
+
+def plan_collapse(model: MarianMTModel, config: RSMarianConfig, method: str | int) -> TransferPlan:
+    """Account for every tensor of `model` in a collapse to `config`.
+
+    Raises:
+        ValueError: the model has tensors that a Marian model does not have, or lacks some, or as for `source_steps`.
+    """
+    parent_names = list(model.state_dict())
+    steps = {side: source_steps(_layer_map(config, side), method) for side in SIDES}
+    parent_maps = {side: _layer_map(model.config, side) for side in SIDES}
+    sources: dict[str, list[str]] = {name: [name] for name in parent_names if not LAYER_TENSOR.fullmatch(name)}
+    for name in parent_names:
+        match = LAYER_TENSOR.fullmatch(name)
+        if match is None or match[2] != "0":
+            continue
+        side, _, tensor = match.groups()
+        for layer, layer_steps in enumerate(steps[side]):
+            sources[f"model.{side}.layers.{layer}.{tensor}"] = [
+                f"model.{side}.layers.{parent_maps[side][step]}.{tensor}" for step in layer_steps
+            ]
+    used = {name for names in sources.values() for name in names}
+    if missing := sorted(used - set(parent_names)):
+        raise ValueError(f"the model's layers are not alike: it has no {missing[0]}")
+    return TransferPlan(steps, sources, [name for name in parent_names if name not in used])
+
+
+def collapse(
+    model: MarianMTModel,
+    *,
+    encoder_unique_layers: int = 1,
+    decoder_unique_layers: int = 1,
+    layer_sharing: str = "cycle",
+    method: str | int = "average",
+    calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    **calibration_options: Any,
+) -> RSMarianForConditionalGeneration:
+    """Make a recurrently stacked model from a trained one of the same depth; the parent is not changed.
+
+    Embeddings, positions, final bias and generation configuration are copied, layers as `method` says. With as many
+    unique layers as steps every method but a number gives a copy of the parent: a vanilla RSMarian.
+
+    Args:
+        model: a `MarianMTModel`, or an RSMarian of any layer map.
+        encoder_unique_layers: stored encoder layers of the result, 1 … depth.
+        decoder_unique_layers: stored decoder layers of the result, 1 … depth.
+        layer_sharing: how steps are mapped to unique layers, see `layer_map`.
+        method: what a unique layer starts from. `"first"` or `"last"`: the first or last of the parent layers that
+            are mapped onto it. A number: that parent layer, counted from 0, on both sides and for each unique layer
+            (the paper's way). `"average"`: the mean of the parent layers that are mapped onto it. `"stepwise"`:
+            parent layers at even intervals from the first to the last (Bae et al. 2024,
+            https://arxiv.org/abs/2410.20672), the middle one for a single unique layer. `"calibrated"`: the average,
+            then trained for a few hundred updates to give the parent's hidden state after each step (`calibrate`).
+        calibration: the batches for `"calibrated"`: `input_ids`, `attention_mask`, `labels`.
+        calibration_options: passed to `calibrate`.
+
+    Raises:
+        TypeError: not a Marian model.
+        ValueError: an impossible number of layers, an unknown method or sharing, or a method without what it needs.
+    """
+    _check_marian(model)
+    if (method == "calibrated") != (calibration is not None):
+        raise ValueError("method 'calibrated' and calibration batches go together; give both or neither")
+    config = collapsed_config(model.config, encoder_unique_layers, decoder_unique_layers, layer_sharing)
+    plan = plan_collapse(model, config, method)
+    parent_state = model.state_dict()
+    state = {name: _mean([parent_state[source] for source in sources]) for name, sources in plan.sources.items()}
+    child = _build(RSMarianForConditionalGeneration, config, state, like=model)
+    if calibration is not None:
+        calibrate(child, model, calibration, **calibration_options)
+    return child
+
+
+def collapsed_config(
+    config: MarianConfig, encoder_unique_layers: int, decoder_unique_layers: int, layer_sharing: str
+) -> RSMarianConfig:
+    """The configuration of a Marian or RSMarian model with other unique layers and sharing."""
+    return RSMarianConfig(
+        **_fields(config)
+        | {
+            "encoder_unique_layers": encoder_unique_layers,
+            "decoder_unique_layers": decoder_unique_layers,
+            "layer_sharing": layer_sharing,
+        }
+    )
+
+
+def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
+    """Make a stock `MarianMTModel` with a copy of the shared layer for each step, equal to the model.
+
+    DeepNet's residual scale goes into the weights: LayerNorm is scale-free, LN(alpha x + f(x)) = LN(x + f(x) / alpha),
+    but for its epsilon (1e-5 beside the variance of its input), so there equality is to rounding and that epsilon.
+
+    Raises:
+        TypeError: not an RSMarian.
+    """
+    _check_rs_marian(model)
+    rs_only = {f.name for f in dataclasses.fields(RSMarianConfig)} - {f.name for f in dataclasses.fields(MarianConfig)}
+    fields = {name: value for name, value in _fields(model.config).items() if name not in rs_only}
+    scales = {side: getattr(model.config, f"{side}_residual_scale") for side in SIDES}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        match = LAYER_TENSOR.fullmatch(name)
+        if match is None:
+            state[name] = tensor
+            continue
+        side, layer, rest = match.groups()
+        folded = tensor / scales[side] if BRANCH_OUTPUT.search(rest) else tensor
+        for step, unique_layer in enumerate(_layer_map(model.config, side)):
+            if unique_layer == int(layer):
+                state[f"model.{side}.layers.{step}.{rest}"] = folded
+    return _build(MarianMTModel, MarianConfig(**fields), state, like=model)
+
+
+def with_depth(
+    model: RSMarianForConditionalGeneration, *, encoder_layers: int | None = None, decoder_layers: int | None = None
+) -> RSMarianForConditionalGeneration:
+    """Make a copy that applies its layers more or fewer times, as `from_pretrained(…, decoder_layers=k)` does.
+
+    Args:
+        model: an RSMarian.
+        encoder_layers: depth of the copy's encoder, at least its unique layers; default: as it is.
+        decoder_layers: depth of the copy's decoder, likewise.
+
+    Raises:
+        TypeError: not an RSMarian.
+        ValueError: less depth than unique layers, or than 1.
+    """
+    _check_rs_marian(model)
+    depths = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+    given = {name: depth for name, depth in depths.items() if depth is not None}
+    config = RSMarianConfig(**_fields(model.config) | given)
+    return _build(RSMarianForConditionalGeneration, config, model.state_dict(), like=model)
+
+
+def _build(
+    model_class: type[MarianMTModel], config: MarianConfig, state: Mapping[str, torch.Tensor], like: MarianMTModel
+) -> Any:
+    """A model with a copy of every tensor of `state`, with the type, device, mode and generation of `like`."""
+    model = model_class._from_config(config, dtype=like.dtype, attn_implementation=like.config._attn_implementation)
+    model.load_state_dict(state, strict=True)
+    model.generation_config = copy.deepcopy(like.generation_config)
+    return model.to(like.device).train(like.training)
+
+
+def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean, exact where the tensors are equal."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first
+    difference = sum((tensor.double() - first.double() for tensor in tensors[1:]), torch.zeros_like(first).double())
+    return (first.double() + difference / len(tensors)).to(first.dtype)
+
+
+def _layer_map(config: PretrainedConfig, side: str) -> list[int]:
+    """For each step the index of the layer that it applies; of stock Marian 0, 1, 2 …"""
+    return getattr(config, f"{side}_layer_map", None) or list(range(getattr(config, f"{side}_layers")))
+
+
+def _fields(config: PretrainedConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in CLASS_FIELDS}
+
+
+def _check_marian(model: Any) -> None:
+    if not isinstance(model, MarianMTModel):
+        raise TypeError(f"only a MarianMTModel or an RSMarian can be collapsed, got a {type(model).__name__}")
+
+
+def _check_rs_marian(model: Any) -> None:
+    _check_marian(model)
+    if getattr(model.config, "encoder_layer_map", None) is None:
+        raise TypeError(
+            f"{type(model).__name__} is not recurrently stacked; collapse(model, …) makes an RSMarian of it first"
+        )

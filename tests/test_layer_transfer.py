@@ -1,0 +1,339 @@
+"""Collapse, expand and change of depth: exact where they can be, and every tensor accounted for."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from oracle import PAD, VOCABULARY, batch, rs_model, unrolled_marian
+from transformers import AutoModelForSeq2SeqLM, MarianMTModel, T5Config, T5ForConditionalGeneration
+
+from rs_transformer import RSMarianForConditionalGeneration, collapse, expand, with_depth
+from rs_transformer.calibration import calibrate, calibration_loss
+from rs_transformer.layer_transfer import collapsed_config, plan_collapse, source_steps
+
+SEPARATE = {"decoder_vocab_size": 56, "share_encoder_decoder_embeddings": False}
+MODELS = {
+    "paper": {},
+    "cycle": {"encoder_unique_layers": 3, "decoder_unique_layers": 2},
+    "sequence": {"layer_sharing": "sequence", "encoder_unique_layers": 2, "decoder_unique_layers": 4},
+    "cycle_rev": {"layer_sharing": "cycle_rev", "encoder_unique_layers": 3, "decoder_unique_layers": 3},
+    "sandwich": {"layer_sharing": "sandwich", "encoder_unique_layers": 3, "decoder_unique_layers": 3},
+    "depths": {"encoder_layers": 5, "decoder_layers": 2, "encoder_unique_layers": 2, "activation_function": "relu"},
+    "gelu": {"activation_function": "gelu", "scale_embedding": False},
+    "separate": SEPARATE,
+    "untied": {"tie_word_embeddings": False},
+    "separate-untied": {**SEPARATE, "tie_word_embeddings": False},
+    "widths": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 80, "encoder_attention_heads": 2},
+}
+EXACT = pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS.keys())
+
+
+def equal_states(a, b) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def marian(seed: int = 0, **fields) -> MarianMTModel:
+    """A stock model whose layers all differ."""
+    depths = {"encoder_unique_layers": fields.get("encoder_layers", 6), "decoder_unique_layers": 6}
+    return unrolled_marian(rs_model(seed=seed, **depths, **fields))
+
+
+# expand
+
+
+@EXACT
+def test_expanded_model_equals_the_recurrent_one_in_logits_loss_and_translations(fields):
+    model = rs_model(**fields)
+    expanded = expand(model)
+    assert type(expanded) is MarianMTModel
+    assert equal_states(expanded, unrolled_marian(model))
+    data = batch()
+    with torch.no_grad():
+        ours, theirs = model(**data), expanded(**data)
+    torch.testing.assert_close(theirs.logits, ours.logits, rtol=0, atol=2e-5)
+    torch.testing.assert_close(theirs.loss, ours.loss, rtol=0, atol=2e-5)
+    for search in ({"num_beams": 1}, {"num_beams": 4, "length_penalty": 0.6}):
+        options = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"], "max_new_tokens": 12}
+        assert torch.equal(expanded.generate(**options, **search), model.generate(**options, **search))
+
+
+def test_deepnorm_is_folded_up_to_the_epsilon_of_the_layer_norms():
+    model = rs_model(deepnorm=True, encoder_layers=12, decoder_layers=12)
+    with torch.no_grad():
+        difference = (expand(model)(**batch()).logits - model(**batch()).logits).abs().max()
+    assert difference < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_expanded_folder_is_plain_marian_for_an_interpreter_without_the_package(trained, tmp_path, dtype):
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained, dtype=dtype)
+    expand(model).save_pretrained(tmp_path)
+    code = (
+        "import sys; sys.modules['rs_transformer'] = None\n"
+        "from transformers import AutoModelForSeq2SeqLM, MarianMTModel, MarianTokenizer\n"
+        "model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = MarianTokenizer.from_pretrained(sys.argv[2])\n"
+        "assert type(model) is MarianMTModel and not hasattr(model.config, 'encoder_unique_layers')\n"
+        "output = model.generate(**tokenizer('a b c d', return_tensors='pt'))\n"
+        "print(str(model.dtype), tokenizer.decode(output[0], skip_special_tokens=True))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(trained)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == f"{dtype} d c b a\n", done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+
+
+# collapse
+
+
+@EXACT
+@pytest.mark.parametrize("method", ["first", "last", "average"])
+def test_collapsing_an_expanded_model_gives_it_back(fields, method):
+    model = rs_model(**fields)
+    again = collapse(
+        expand(model),
+        encoder_unique_layers=model.config.encoder_unique_layers,
+        decoder_unique_layers=model.config.decoder_unique_layers,
+        layer_sharing=model.config.layer_sharing,
+        method=method,
+    )
+    assert equal_states(again, model)
+    assert again.config.to_dict() == {**model.config.to_dict(), "dtype": "float32"}
+
+
+@EXACT
+def test_as_many_unique_layers_as_steps_is_the_parent_bit_for_bit(fields):
+    parent = expand(rs_model(**fields))
+    depths = {f"{side}_unique_layers": getattr(parent.config, f"{side}_layers") for side in ("encoder", "decoder")}
+    for method in ("first", "last", "average", "stepwise"):
+        vanilla = collapse(parent, method=method, **depths)
+        assert equal_states(vanilla, parent)
+    data = batch()
+    with torch.no_grad():
+        assert torch.equal(vanilla(**data).logits, parent(**data).logits)
+    options = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"], "max_new_tokens": 12}
+    assert torch.equal(vanilla.generate(**options, num_beams=4), parent.generate(**options, num_beams=4))
+
+
+@pytest.mark.parametrize(
+    ("layer_map", "method", "expected"),
+    [
+        ([0, 0, 0, 0, 0, 0], "first", [[0]]),
+        ([0, 0, 0, 0, 0, 0], "last", [[5]]),
+        ([0, 0, 0, 0, 0, 0], 2, [[2]]),
+        ([0, 0, 0, 0, 0, 0], "average", [[0, 1, 2, 3, 4, 5]]),
+        ([0, 0, 0, 0, 0, 0], "stepwise", [[3]]),
+        ([0, 1, 2, 0, 1, 2], "first", [[0], [1], [2]]),
+        ([0, 1, 2, 0, 1, 2], "last", [[3], [4], [5]]),
+        ([0, 1, 2, 0, 1, 2], "average", [[0, 3], [1, 4], [2, 5]]),
+        ([0, 0, 1, 1, 2, 2], "average", [[0, 1], [2, 3], [4, 5]]),
+        ([0, 1, 2, 2, 1, 0], "average", [[0, 5], [1, 4], [2, 3]]),
+        ([0, 1, 1, 1, 1, 2], "average", [[0], [1, 2, 3, 4], [5]]),
+        ([0, 0, 0, 1, 1, 1], "stepwise", [[0], [5]]),
+        ([0, 0, 1, 1, 2, 2], "stepwise", [[0], [2], [5]]),
+        ([0, 1, 2, 3, 4, 5], "stepwise", [[0], [1], [2], [3], [4], [5]]),
+    ],
+)
+def test_each_method_starts_from_the_parent_layers_it_says(layer_map, method, expected):
+    assert source_steps(layer_map, method) == expected
+
+
+def test_collapsed_layers_are_those_of_the_parent_or_their_mean():
+    parent = marian()
+    state = parent.state_dict()
+    name = "model.decoder.layers.{}.encoder_attn.v_proj.weight"
+    for method, expected in (
+        ("first", state[name.format(0)]),
+        ("last", state[name.format(5)]),
+        (4, state[name.format(4)]),
+        ("average", torch.stack([state[name.format(i)] for i in range(6)]).mean(0)),
+    ):
+        child = collapse(parent, method=method).state_dict()
+        torch.testing.assert_close(child[name.format(0)], expected, rtol=0, atol=1e-6)
+        assert torch.equal(child["model.shared.weight"], state["model.shared.weight"])
+
+
+def test_parents_that_are_recurrent_already_count_by_steps():
+    parent = rs_model(layer_sharing="sandwich", encoder_unique_layers=3, decoder_unique_layers=3)  # 0 1 1 1 1 2
+    child = collapse(parent, encoder_unique_layers=2, decoder_unique_layers=1, layer_sharing="sequence")
+    assert child.config.encoder_layer_map == [0, 0, 0, 1, 1, 1]
+    state, parent_state = child.state_dict(), parent.state_dict()
+    name = "model.encoder.layers.{}.fc1.bias"
+    first, middle, last = (parent_state[name.format(i)] for i in range(3))
+    torch.testing.assert_close(state[name.format(0)], (first + 2 * middle) / 3)
+    torch.testing.assert_close(state[name.format(1)], (2 * middle + last) / 3)
+    same = collapse(parent, encoder_unique_layers=3, decoder_unique_layers=3, layer_sharing="sandwich")
+    assert equal_states(same, parent)
+
+
+def test_every_tensor_of_the_parent_is_copied_merged_or_dropped():
+    parent = marian(tie_word_embeddings=False, **SEPARATE)
+    for method in ("first", "last", 1, "average", "stepwise"):
+        config = collapsed_config(parent.config, 2, 1, "cycle")
+        plan = plan_collapse(parent, config, method)
+        used = {source for sources in plan.sources.values() for source in sources}
+        assert used | set(plan.dropped) == set(parent.state_dict())
+        assert not used & set(plan.dropped)
+        assert plan.sources.keys() == RSMarianForConditionalGeneration(config).state_dict().keys()
+    assert {"lm_head.weight", "final_logits_bias"} <= used
+    assert "model.decoder.layers.3.fc1.bias" in plan_collapse(parent, config, "first").dropped
+
+
+def test_bias_ids_and_generation_settings_come_along():
+    parent = marian()
+    parent.final_logits_bias.copy_(torch.randn(1, VOCABULARY))
+    parent.generation_config.update(num_beams=6, bad_words_ids=[[PAD]], max_length=40)
+    child = collapse(parent)
+    assert torch.equal(child.final_logits_bias, parent.final_logits_bias)
+    assert child.generation_config.to_dict() == parent.generation_config.to_dict()
+    assert child.generation_config is not parent.generation_config
+    for field in ("pad_token_id", "decoder_start_token_id", "eos_token_id", "forced_eos_token_id"):
+        assert getattr(child.config, field) == getattr(parent.config, field)
+
+
+def test_parent_is_not_changed_and_shares_no_memory():
+    parent = marian().train()
+    before, config = copy.deepcopy(parent.state_dict()), copy.deepcopy(parent.config.to_dict())
+    child = collapse(parent, method="first")
+    assert child.training
+    with torch.no_grad():
+        for parameter in child.parameters():
+            parameter.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in parent.state_dict().items())
+    assert parent.config.to_dict() == config
+
+
+def test_precision_is_kept():
+    parent = marian().to(torch.bfloat16)
+    child = collapse(parent)
+    assert child.dtype == expand(child).dtype == with_depth(child, decoder_layers=2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "middle"}, "method must be one of first, last, average, stepwise, calibrated or a number"),
+        ({"method": 6}, r"method as a number is a layer of the parent, 0..5, got 6"),
+        ({"encoder_unique_layers": 7}, r"encoder_unique_layers must lie in 1..encoder_layers \(6\)"),
+        ({"decoder_unique_layers": 0}, r"decoder_unique_layers must lie in 1..decoder_layers \(6\)"),
+        ({"layer_sharing": "spiral"}, "layer_sharing"),
+        ({"method": "calibrated"}, "calibration batches go together"),
+        ({"method": "first", "calibration": []}, "calibration batches go together"),
+        ({"method": "calibrated", "calibration": []}, "there are no calibration batches"),
+    ],
+)
+def test_impossible_collapses_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        collapse(marian(), **options)
+
+
+def test_other_models_are_refused():
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2))
+    with pytest.raises(TypeError, match="got a T5ForConditionalGeneration"):
+        collapse(t5)
+    with pytest.raises(TypeError, match="MarianMTModel is not recurrently stacked; collapse"):
+        expand(marian())
+    with pytest.raises(TypeError, match="MarianMTModel is not recurrently stacked; collapse"):
+        with_depth(marian(), decoder_layers=1)
+
+
+# with_depth
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(None, 2), (3, None), (1, 1), (9, 12)])
+def test_with_depth_is_what_loading_at_that_depth_gives(tmp_path, encoder, decoder):
+    model = rs_model()
+    model.save_pretrained(tmp_path)
+    depths = {"encoder_layers": encoder, "decoder_layers": decoder}
+    loaded = RSMarianForConditionalGeneration.from_pretrained(
+        tmp_path, **{name: depth for name, depth in depths.items() if depth is not None}
+    )
+    changed = with_depth(model, **depths)
+    assert changed.config.decoder_layer_map == loaded.config.decoder_layer_map == [0] * (decoder or 6)
+    with torch.no_grad():
+        assert torch.equal(changed(**batch()).logits, loaded(**batch()).logits)
+        assert torch.equal(changed(**batch()).logits, changed(**batch()).logits)
+    assert model.config.decoder_layers == 6
+    assert changed.model.shared.weight.data_ptr() != model.model.shared.weight.data_ptr()
+
+
+def test_with_depth_keeps_the_residual_scale_that_the_weights_were_trained_with():
+    model = rs_model(deepnorm=True)
+    assert with_depth(model, decoder_layers=2).config.decoder_residual_scale == model.config.decoder_residual_scale
+
+
+def test_with_depth_refuses_less_than_the_unique_layers():
+    with pytest.raises(ValueError, match=r"decoder_unique_layers must lie in 1..decoder_layers \(2\)"):
+        with_depth(rs_model(decoder_unique_layers=3), decoder_layers=2)
+    with pytest.raises(ValueError, match="decoder_layers must be at least 1, got 0"):
+        with_depth(rs_model(), decoder_layers=0)
+
+
+# calibration
+
+
+def noisy_parent() -> MarianMTModel:
+    """A parent whose layers are alike enough for a shared layer to do nearly what they do."""
+    parent = expand(rs_model())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in parent.named_parameters():
+            if ".layers." in name:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return parent
+
+
+def test_calibrated_comes_closer_to_the_parent_than_the_other_methods():
+    parent = noisy_parent()
+    held_out = batch(seed=99)
+    sample = [batch(seed=seed) for seed in range(20)]
+    losses = {
+        method: calibration_loss(collapse(parent, method=method), parent, held_out, 0.3).item()
+        for method in ("first", "last", 3, "average")
+    }
+    child = collapse(parent, method="calibrated", calibration=sample, updates=60, learning_rate=1e-3)
+    assert calibration_loss(child, parent, held_out, 0.3).item() < 0.7 * min(losses.values())
+
+
+def test_calibration_trains_the_layers_of_the_child_alone():
+    parent = noisy_parent().train()
+    before = copy.deepcopy(parent.state_dict())
+    child = collapse(parent)
+    start = copy.deepcopy(child.state_dict())
+    losses = calibrate(child, parent, [batch()], updates=3)
+    assert len(losses) == 3
+    assert parent.training
+    assert child.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in parent.state_dict().items())
+    assert all(parameter.grad is None for model in (parent, child) for parameter in model.parameters())
+    assert [p.requires_grad for p in child.parameters()] == [p.requires_grad for p in collapse(parent).parameters()]
+    for name, tensor in child.state_dict().items():
+        assert torch.equal(tensor, start[name]) == (".layers." not in name), name
+
+
+def test_calibration_loss_is_nothing_for_the_parent_itself_and_ignores_padding():
+    parent = expand(rs_model())
+    child = collapse(parent)
+    assert calibration_loss(child, parent, batch(), 1.0).item() < 1e-6
+    other = collapse(noisy_parent())
+    data = batch()
+    padded = {
+        "input_ids": torch.nn.functional.pad(data["input_ids"], (0, 3), value=PAD),
+        "attention_mask": torch.nn.functional.pad(data["attention_mask"], (0, 3)),
+        "labels": torch.nn.functional.pad(data["labels"], (0, 2), value=-100),
+    }
+    loss, padded_loss = (calibration_loss(other, parent, each, 1.0) for each in (data, padded))
+    torch.testing.assert_close(padded_loss, loss)
+
+
+def test_calibration_that_diverges_is_named():
+    with pytest.raises(ValueError, match=r"calibration diverged at update \d+: lower the learning rate"):
+        collapse(marian(), method="calibrated", calibration=[batch()], updates=50, learning_rate=1e38)
