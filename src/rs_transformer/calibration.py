@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 from transformers import MarianMTModel, get_linear_schedule_with_warmup
 
 UPDATES = 300
-LEARNING_RATE = 3e-3
-OUTPUT_WEIGHT = 0.3
+LEARNING_RATE = 5e-3
+OUTPUT_WEIGHT = 1.0
 BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.utils import logging
 
 from .configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
@@ -77,19 +78,26 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     return model
 
 
-def load_checkpoint(name_or_path: str, **options: Any) -> PreTrainedModel:
+def load_checkpoint(name_or_path: str, **options: Any) -> Any:
     """`AutoModelForSeq2SeqLM.from_pretrained`, with a plain word for a file that is damaged.
+
+    Stock Marian's sinusoidal positions come out of `from_pretrained` as trainable; here they are not, as they are
+    never saved.
 
     Raises:
         ValueError: the weights are truncated or otherwise no safetensors file.
         OSError: there is no such checkpoint.
     """
     try:
-        return AutoModelForSeq2SeqLM.from_pretrained(name_or_path, **options)
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, **options)
     except SafetensorError as error:
         raise ValueError(
             f"the weights of {name_or_path} are truncated or damaged ({error}); copy or download them again"
         ) from error
+    for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+        if isinstance(module, MarianSinusoidalPositionalEmbedding):
+            module.weight.requires_grad_(False)
+    return loaded
 
 
 def bar_padding(model: PreTrainedModel) -> None:

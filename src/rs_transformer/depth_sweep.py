@@ -1,0 +1,174 @@
+"""One checkpoint at many depths, quality against speed: what `training/depth_sweep.py` does."""
+
+import importlib.util
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from .corpus import CorpusArguments, load_split
+from .decoding import DecodingArguments, load_translator, timed_translate, translate
+from .layer_transfer import with_depth
+from .metrics import corpus_scores
+from .run_folder import write_json
+from .tokenization import check_language_pair
+
+
+@dataclass
+class DepthSweepArguments:
+    """Which checkpoint, at which depths, and what to compare it to."""
+
+    model_name_or_path: str = field(metadata={"help": "An RSMarian, on the Hub or in a folder."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of it."})
+    encoder_depths: list[int] = field(
+        default_factory=list, metadata={"help": "Depths of the encoder; default: its own.", "nargs": "+"}
+    )
+    decoder_depths: list[int] = field(
+        default_factory=list, metadata={"help": "Depths of the decoder; default: its own.", "nargs": "+"}
+    )
+    finetuned: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Checkpoints fine-tuned at some depth, measured in the same run as they are.", "nargs": "+"},
+    )
+    split: str = field(default="test", metadata={"help": "train, validation or test."})
+    rounds: int = field(
+        default=3, metadata={"help": "Times that each system translates the split, in turn; the speed is the median."}
+    )
+    output_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
+    plot_file: str | None = field(
+        default=None, metadata={"help": "Where to draw quality against speed (png, svg, pdf); needs matplotlib."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.plot_file is not None and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError('plot_file needs matplotlib: pip install "rs-transformer[plots]"')
+        for name in ("output_file", "plot_file"):
+            file = getattr(self, name)
+            if file is not None and not Path(file).resolve().parent.is_dir():
+                raise ValueError(f"{name}: there is no folder {str(Path(file).parent)!r}")
+
+
+def sweep_depths(
+    args: DepthSweepArguments, corpus_args: CorpusArguments, decoding: DecodingArguments
+) -> list[dict[str, Any]]:
+    """Measure quality and speed of a checkpoint at every encoder depth × decoder depth, and of others beside it.
+
+    The systems take turns, round by round, so that all suffer alike from what else the machine does. The checkpoint
+    at its own depth comes first, whether asked for or not: speed-ups are against it.
+
+    Returns:
+        One dict a system: `system`, `encoder_layers`, `decoder_layers`, `parameters`, `bleu`, `chrf` and their
+        signatures, `sentences_per_second` (median of the rounds), `speedup` (median of the rounds' ratios to the
+        first), `rounds` (sentences per second in each), `num_beams`.
+
+    Raises:
+        TypeError: the model is not recurrently stacked.
+        ValueError, FileNotFoundError: a depth that is less than the unique layers, or data or a model that do not
+            fit.
+    """
+    dataset = load_split(corpus_args, args.split)
+    base, tokenizer = load_translator(args.model_name_or_path, args.revision)
+    check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+    own = (base.config.encoder_layers, base.config.decoder_layers)
+    depths = [(e, d) for e in args.encoder_depths or own[:1] for d in args.decoder_depths or own[1:]]
+    # A copy for each depth would fill the memory; they are made when they are due.
+    systems: list[tuple[str, Any, Callable[[], PreTrainedModel]]] = []
+    for encoder, decoder in dict.fromkeys([own, *depths]):
+        make = partial(with_depth, base, encoder_layers=encoder, decoder_layers=decoder)
+        make()  # an impossible depth is said before the first one is measured
+        systems.append((args.model_name_or_path, tokenizer, make))
+    for name in args.finetuned:
+        model, its_tokenizer = load_translator(name)
+        check_language_pair(its_tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+        systems.append((name, its_tokenizer, lambda model=model: model))
+
+    sources, references = dataset["source"][:], dataset["target"][:]
+    translate(base, tokenizer, sources[:8], decoding, progress=False)  # what is done once, is done
+    rows: list[dict[str, Any]] = []
+    for number in range(args.rounds):
+        for index, (name, its_tokenizer, make) in enumerate(systems):
+            model = make()
+            translations, speed = timed_translate(model, its_tokenizer, sources, decoding)
+            if number == 0:
+                rows.append(
+                    {
+                        "system": name,
+                        "encoder_layers": model.config.encoder_layers,
+                        "decoder_layers": model.config.decoder_layers,
+                        "parameters": model.num_parameters(only_trainable=True),
+                        **corpus_scores(translations, references, corpus_args.target_lang),
+                        "num_beams": decoding.num_beams,
+                        "rounds": [],
+                    }
+                )
+            rows[index]["rounds"].append(speed)
+    for row in rows:
+        row["sentences_per_second"] = statistics.median(row["rounds"])
+        ratios = [speed / first for speed, first in zip(row["rounds"], rows[0]["rounds"], strict=True)]
+        row["speedup"] = statistics.median(ratios)
+    if PartialState().is_main_process:
+        if args.output_file is not None:
+            write_json(rows, args.output_file)
+        print_sweep(rows)
+        if args.plot_file is not None:
+            plot_sweep(rows, args.plot_file)
+    return rows
+
+
+def print_sweep(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows of `sweep_depths` as a Markdown table, then the signatures."""
+    print("| model | encoder depth | decoder depth | BLEU | chrF | sentences/s | speed-up | parameters |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['system']} | {row['encoder_layers']} | {row['decoder_layers']} | {row['bleu']:.2f} | "
+            f"{row['chrf']:.2f} | {row['sentences_per_second']:.1f} | {row['speedup']:.2f} | {row['parameters']:,} |"
+        )
+    first = rows[0]
+    print(f"beam {first['num_beams']}, {len(first['rounds'])} rounds")
+    print(f"{first['bleu_signature']}\n{first['chrf_signature']}", flush=True)
+
+
+def plot_sweep(rows: Sequence[dict[str, Any]], file: str | Path) -> None:
+    """Draw BLEU against sentences per second: a line for each encoder depth, fine-tuned models as marks.
+
+    Args:
+        rows: of `sweep_depths`.
+        file: the picture; its suffix chooses the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    swept = [row for row in rows if row["system"] == rows[0]["system"]]
+    others = [row for row in rows if row["system"] != rows[0]["system"]]
+    for encoder in sorted({row["encoder_layers"] for row in swept}, reverse=True):
+        line = sorted(
+            (row for row in swept if row["encoder_layers"] == encoder), key=lambda row: row["decoder_layers"]
+        )
+        points = [[row[axis] for row in line] for axis in ("sentences_per_second", "bleu")]
+        axes.plot(*points, marker="o", label=f"encoder depth {encoder}, no fine-tuning")
+    if others:
+        points = [[row[axis] for row in others] for axis in ("sentences_per_second", "bleu")]
+        axes.scatter(*points, marker="*", s=120, color="black", zorder=3, label="fine-tuned at its depth")
+    for row in rows:
+        axes.annotate(
+            f"{row['encoder_layers']}-{row['decoder_layers']}",
+            (row["sentences_per_second"], row["bleu"]),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xlabel(f"sentences per second (beam {rows[0]['num_beams']})")
+    axes.set_ylabel("BLEU")
+    axes.set_title("Quality against speed; labels are encoder-decoder depth")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=150)
