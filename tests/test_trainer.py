@@ -125,6 +125,16 @@ def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(tas
     assert scores[1]["sentences"] == scores[0]["sentences"] == 100
 
 
+@pytest.mark.parametrize(("frozen", "moved"), [(3, False), (2, True)])
+def test_frozen_embeddings_stay_for_so_many_updates(trained, task, tmp_path, frozen, moved):
+    options = ["--model_name_or_path", trained, "--max_steps", 3, "--eval_strategy", "no", "--save_strategy", "no"]
+    options += ["--frozen_embedding_updates", frozen, "--warmup_steps", 1, "--output_dir", tmp_path]
+    launch("train.py", RECIPE, *task_options(task), *options)
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
+    assert torch.equal(before["model.shared.weight"], after["model.shared.weight"]) != moved
+    assert not torch.equal(before["model.encoder.layers.0.fc1.weight"], after["model.encoder.layers.0.fc1.weight"])
+
+
 def test_streaming_trains(task, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.read_text().replace("max_tokens: 512", "per_device_train_batch_size: 64"))

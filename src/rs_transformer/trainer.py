@@ -46,6 +46,10 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
     )
+    frozen_embedding_updates: int = field(
+        default=0,
+        metadata={"help": "Leave embeddings, and an output projection tied to them, alone for the first updates."},
+    )
     eval_num_beams: int = field(default=1, metadata={"help": "Beam size of the validation translations in training."})
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if self.average_checkpoints < 0:
             raise ValueError(f"average_checkpoints must be at least 0, got {self.average_checkpoints}")
+        if self.frozen_embedding_updates < 0:
+            raise ValueError(f"frozen_embedding_updates must be at least 0, got {self.frozen_embedding_updates}")
         kept = self.save_total_limit
         needed = self.average_checkpoints + int(self.load_best_model_at_end)
         if self.average_checkpoints and kept is not None and kept < needed:
@@ -141,6 +147,21 @@ class SetEpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch))
 
 
+class FrozenEmbeddingsCallback(TrainerCallback):
+    """Keeps the optimiser from the embeddings for the first updates, while a collapsed layer finds its way back."""
+
+    def __init__(self, updates: int):
+        self.updates = updates
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
+    ) -> None:
+        if state.global_step < self.updates:
+            for module in model.modules():
+                if isinstance(module, nn.Embedding):
+                    module.weight.grad = None
+
+
 def label_smoothed_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -216,6 +237,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         )
         self.label_smoother = None  # `translation_loss` smooths
         model.config.use_cache = use_cache  # the base class switches it off for good: the saved model would be slow
+        if args.frozen_embedding_updates:
+            self.add_callback(FrozenEmbeddingsCallback(args.frozen_embedding_updates))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
