@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,6 +62,22 @@ def script(name: str) -> Callable[..., None]:
 def task_options(task: dict[str, Path]) -> list[object]:
     """The options that name a task's files."""
     return [part for split, file in task.items() for part in (f"--{split}_file", file)]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def write_hub_cache(folder: Path, cache: Path, repository: str) -> Path:
+    """A Hub cache on disk that holds a folder's files as a repository, as a download leaves it."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    for name in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (root / name).mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        blob = root / "blobs" / f"{number:040x}"
+        shutil.copyfile(file, blob)
+        (root / "snapshots" / COMMIT / file.name).symlink_to(blob)
+    return cache
 
 
 @pytest.fixture(scope="session")

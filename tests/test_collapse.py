@@ -1,6 +1,7 @@
 """`training/collapse.py` from end to end, on the reverse task and on checkpoints as OPUS-MT publishes them."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import RECIPE, ROOT, launch, script, task_options
+from conftest import COMMIT, RECIPE, ROOT, launch, run, script, task_options, write_hub_cache
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -96,6 +97,15 @@ def test_collapsed_folder_has_everything_and_says_where_it_comes_from(parent, tm
     assert type(model) is RSMarianForConditionalGeneration
     assert (model.generation_config.num_beams, model.generation_config.max_length) == (4, 32)
     assert pipeline("translation", model=str(output))("a b c")[0]["translation_text"]
+
+
+def test_hub_name_is_collapsed_from_the_cache_and_its_commit_recorded(parent, tmp_path):
+    cache = write_hub_cache(parent, tmp_path / "hub", "Helsinki-NLP/opus-mt-fw-bw")
+    options = ["--model_name_or_path", "Helsinki-NLP/opus-mt-fw-bw", "--output_dir", tmp_path / "rs"]
+    run(sys.executable, "training/collapse.py", *options, env={**os.environ, "HF_HUB_CACHE": str(cache)})
+    record = json.loads((tmp_path / "rs" / "collapse.json").read_text())
+    assert (record["parent"], record["commit"]) == ("Helsinki-NLP/opus-mt-fw-bw", COMMIT)
+    assert "Helsinki-NLP" not in (tmp_path / "rs" / "config.json").read_text()
 
 
 def test_dropped_tensors_are_named(parent, tmp_path):
@@ -250,8 +260,8 @@ def test_full_disk_leaves_nothing(parent, tmp_path, monkeypatch):
 
 def test_killed_run_leaves_no_output_folder_and_the_next_one_succeeds(parent, tmp_path):
     # Killed as soon as it starts to write; how far it got does not matter.
-    code = "import sys; sys.argv[0] = 'collapse.py'; exec(open('training/collapse.py').read())"
-    command = [sys.executable, "-c", code, "--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]
+    script_file = ROOT / "training" / "collapse.py"
+    command = [sys.executable, script_file, "--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]
     process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE)
     while process.poll() is None and not (tmp_path / ".rs.partial").exists():
         time.sleep(0.001)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_hub_cache
 
 WITHOUT_PACKAGE = "import sys; sys.modules['rs_transformer'] = None\n"
 WITH_PACKAGE = "import rs_transformer\n"
@@ -83,19 +83,7 @@ def test_folder_loads_where_the_package_cannot_be_imported_and_again_from_what_t
 
 @pytest.fixture
 def hub_cache(folder, tmp_path):
-    """A Hub cache on disk with the model as org/rs-marian-fw-bw, as a download leaves it."""
-    repository = tmp_path / "hub" / "models--org--rs-marian-fw-bw"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "blobs").mkdir()
-    snapshot = repository / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    for number, file in enumerate(sorted(folder.iterdir())):
-        blob = repository / "blobs" / f"{number:040x}"
-        shutil.copyfile(file, blob)
-        (snapshot / file.name).symlink_to(blob)
-    return tmp_path / "hub"
+    return write_hub_cache(folder, tmp_path / "hub", "org/rs-marian-fw-bw")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,17 @@ import shutil
 
 import pytest
 import yaml
-from conftest import RECIPE, launch, script, task_options
+from conftest import RECIPE, ROOT, launch, script, task_options
 from oracle import unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import RSMarianForConditionalGeneration, evaluation
+from rs_transformer.arguments import RecipeParser
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, load_translator, timed_translate, translate
+from rs_transformer.model_building import ModelArguments
+from rs_transformer.tokenization import TokenizerArguments
+from rs_transformer.trainer import TranslationTrainingArguments
 
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
 
@@ -147,6 +151,13 @@ def test_a_new_run_in_a_folder_where_one_failed_trains_its_own_tokenizer(task, t
     with pytest.raises(ValueError, match="max_tokens=4"):
         script("train")(*options, "--max_tokens", 4, "--vocab_size", 27)
     assert (tmp_path / "vocab.json").read_text() != first
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
+def test_recipes_hold_options_that_there_are(recipe):
+    groups = (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments)
+    model, *_, training = RecipeParser(groups).parse_recipe([str(recipe)])
+    assert training.output_dir == f"runs/{recipe.stem}" or model.model_name_or_path == "runs/tanaka_rs6"
 
 
 # What goes wrong

@@ -19,7 +19,8 @@ from transformers import (
     MarianMTModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from .calibration import LEARNING_RATE, OUTPUT_WEIGHT, UPDATES
 from .configuration_rs_marian import LAYER_SHARINGS
@@ -156,7 +157,7 @@ def collapse_checkpoint(
         record = {
             "parent": args.model_name_or_path,
             "revision": args.revision,
-            "commit": getattr(parent.config, "_commit_hash", None),
+            "commit": commit_of(args.model_name_or_path, args.revision),
             "method": args.method_or_layer,
             **({"calibration": calibrated} if calibrated else {}),
             "layer_sharing": args.layer_sharing,
@@ -185,6 +186,11 @@ def collapse_checkpoint(
         if state.is_main_process:
             write_json(record, output / "collapse.json")
     return record
+
+
+def commit_of(name_or_path: str, revision: str) -> str | None:
+    """The Hub commit that a revision of a checkpoint is at, as its cached files tell; None for a plain folder."""
+    return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
 
 
 def _data_needed(args: CollapseArguments) -> dict[str, bool]:
