@@ -1,8 +1,9 @@
 """SentencePiece training to MarianTokenizer folders."""
 
 import pytest
+import torch
 from conftest import ROOT
-from transformers import AutoTokenizer, MarianTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.model_building import ModelArguments, build_model
@@ -68,6 +69,13 @@ def test_a_foreign_tokenizer_is_refused_for_a_checkpoint(tmp_path, trained):
     tokenizer = train_tokenizer(SOURCES, TARGETS, tmp_path, vocab_size=1300, **LANGUAGES)
     with pytest.raises(ValueError, match="they do not belong together"):
         build_model(ModelArguments(model_name_or_path=str(trained)), tokenizer)
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_single(tmp_path, trained):
+    AutoModelForSeq2SeqLM.from_pretrained(trained, dtype=torch.float16).save_pretrained(tmp_path)
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).dtype == torch.float16
+    model = build_model(ModelArguments(model_name_or_path=str(tmp_path)), AutoTokenizer.from_pretrained(trained))
+    assert model.dtype == model.config.dtype == torch.float32
 
 
 def test_a_field_that_the_checkpoint_lacks_is_refused(tmp_path, tokenizer):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
@@ -69,7 +70,9 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         unknown = [name for name in args.config_fields() if not hasattr(config, name)]
         if unknown:
             raise ValueError(f"{args.model_name_or_path} is a {config.model_type} model, which has no {unknown[0]}")
-        options = args.config_fields() | {"attn_implementation": args.attn_implementation}
+        # In half precision, as OPUS-MT stores its models, Adam would lose most updates; `bf16` and `fp16` of the
+        # training arguments cast where it is safe.
+        options = args.config_fields() | {"attn_implementation": args.attn_implementation, "dtype": torch.float32}
         model = load_checkpoint(args.model_name_or_path, revision=args.revision, **options)
         check_tokenizer(model, tokenizer)
         bar_padding(model)
