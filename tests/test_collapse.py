@@ -108,14 +108,17 @@ def test_hub_name_is_collapsed_from_the_cache_and_its_commit_recorded(parent, tm
     assert "Helsinki-NLP" not in (tmp_path / "rs" / "config.json").read_text()
 
 
-def test_dropped_tensors_are_named(parent, tmp_path):
+def test_every_tensor_of_the_parent_is_accounted_for_by_name(parent, tmp_path):
     script("collapse")("--model_name_or_path", parent, "--output_dir", tmp_path / "rs", "--method", 1)
     record = json.loads((tmp_path / "rs" / "collapse.json").read_text())
     assert record["decoder"]["parent_layers"] == [[1]]
     assert "model.decoder.layers.0.fc1.weight" in record["dropped"]
+    assert record["made_from"]["model.decoder.layers.0.fc1.weight"] == ["model.decoder.layers.1.fc1.weight"]
+    state = MarianMTModel.from_pretrained(parent).state_dict()
+    used = {*record["copied"], *sum(record["made_from"].values(), [])}
+    assert used | set(record["dropped"]) == set(state)
     stored = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "rs").state_dict()["model.decoder.layers.0.fc1.weight"]
-    wanted = MarianMTModel.from_pretrained(parent).state_dict()["model.decoder.layers.1.fc1.weight"]
-    assert torch.equal(stored, wanted)
+    assert torch.equal(stored, state["model.decoder.layers.1.fc1.weight"])
 
 
 @pytest.mark.parametrize("processes", [1, 2])

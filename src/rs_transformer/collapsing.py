@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -27,7 +28,7 @@ from .configuration_rs_marian import LAYER_SHARINGS
 from .corpus import CorpusArguments, load_split, prepare_training_pairs
 from .decoding import DecodingArguments
 from .evaluation import EvaluateArguments, evaluate_systems
-from .layer_transfer import LAYER_TENSOR, METHODS, collapse, collapsed_config, plan_collapse
+from .layer_transfer import LAYER_TENSOR, METHODS, TransferPlan, collapse, collapsed_config, plan_collapse
 from .model_building import check_tokenizer, load_checkpoint
 from .run_folder import RECORDED_PACKAGES, write_json
 from .tokenization import check_language_pair
@@ -88,6 +89,11 @@ class CollapseArguments:
     def method_or_layer(self) -> str | int:
         return int(self.method) if self.method.isdecimal() else self.method
 
+    def calibration_options(self) -> dict[str, Any]:
+        """What `calibrate` takes."""
+        names = ("updates", "learning_rate", "output_weight")
+        return {name: getattr(self, f"calibration_{name}") for name in names}
+
 
 @dataclass
 class OptionalCorpusArguments(CorpusArguments):
@@ -114,60 +120,34 @@ def collapse_checkpoint(
     output = Path(args.output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
-    needed = [split for split, wanted in _data_needed(args).items() if wanted]
-    if needed and None in (corpus_args.source_lang, corpus_args.target_lang):
-        raise ValueError("evaluate and the method calibrated need data: give source_lang and target_lang")
-    splits = {split: load_split(corpus_args, split) for split in needed}
-
+    splits = load_needed_splits(args, corpus_args)
     # Optimisation in half precision would lose small updates.
     dtype = torch.float32 if args.method == "calibrated" else "auto"
     parent, tokenizer, ignored = load_parent(args.model_name_or_path, args.revision, args.allow_pickle, dtype=dtype)
-    if needed:
+    if splits:
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
     config = collapsed_config(
         parent.config, args.encoder_unique_layers, args.decoder_unique_layers, args.layer_sharing
     )
     plan = plan_collapse(parent, config, args.method_or_layer)
-    calibration: dict[str, Any] = {}
+    batches = None
     if args.method == "calibrated":
-        calibration = {
-            "calibration": calibration_batches(splits["train"], tokenizer, corpus_args, args),
-            "updates": args.calibration_updates,
-            "learning_rate": args.calibration_learning_rate,
-            "output_weight": args.calibration_output_weight,
-        }
+        batches = calibration_batches(splits["train"], tokenizer, corpus_args, args)
 
     state = PartialState()
+    state.wait_for_everyone()  # no process may find what another has written already
+    parent = parent.to(state.device).eval()
     record: dict[str, Any] = {}
     if state.is_main_process:
         child = collapse(
-            parent.to(state.device),
+            parent,
             encoder_unique_layers=args.encoder_unique_layers,
             decoder_unique_layers=args.decoder_unique_layers,
             layer_sharing=args.layer_sharing,
             method=args.method_or_layer,
-            **calibration,
+            **({} if batches is None else {"calibration": batches, **args.calibration_options()}),
         )
-        calibrated = {name: value for name, value in calibration.items() if name != "calibration"}
-        if calibrated:
-            calibrated |= {"max_tokens": args.calibration_max_tokens, "seed": args.seed}
-        layers = {side: {"layer_map": getattr(config, f"{side}_layer_map")} for side in plan.layers}
-        for side in layers:
-            layers[side]["parent_layers"] = plan.layers[side]
-        record = {
-            "parent": args.model_name_or_path,
-            "revision": args.revision,
-            "commit": commit_of(args.model_name_or_path, args.revision),
-            "method": args.method_or_layer,
-            **({"calibration": calibrated} if calibrated else {}),
-            "layer_sharing": args.layer_sharing,
-            **layers,
-            "parameters": {"parent": count_parameters(parent), "collapsed": count_parameters(child)},
-            "copied": [name for name, sources in plan.sources.items() if sources == [name]],
-            "dropped": plan.dropped,
-            "ignored": ignored,
-            "versions": {name: version(name) for name in RECORDED_PACKAGES},
-        }
+        record = collapse_record(args, parent, child, plan, ignored)
         with staged_folder(output) as staging:
             child.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
@@ -181,20 +161,61 @@ def collapse_checkpoint(
     state.wait_for_everyone()
     if args.evaluate:
         systems = EvaluateArguments(systems=[args.model_name_or_path, args.output_dir])
-        loaded = {args.model_name_or_path: (parent.to(state.device).eval(), tokenizer)}
+        loaded = {args.model_name_or_path: (parent, tokenizer)}
         record["evaluation"] = evaluate_systems(systems, corpus_args, decoding, loaded)
         if state.is_main_process:
             write_json(record, output / "collapse.json")
     return record
 
 
+def load_needed_splits(args: CollapseArguments, corpus_args: CorpusArguments) -> dict[str, Dataset]:
+    """The data that the options ask for: test to evaluate, train to calibrate; mostly none.
+
+    Raises:
+        ValueError, FileNotFoundError: it is not there, or nobody said which languages it is in.
+    """
+    wanted = {"test": args.evaluate, "train": args.method == "calibrated"}
+    needed = [split for split in wanted if wanted[split]]
+    if needed and None in (corpus_args.source_lang, corpus_args.target_lang):
+        raise ValueError("evaluate and the method calibrated need data: give source_lang and target_lang")
+    return {split: load_split(corpus_args, split) for split in needed}
+
+
+def collapse_record(
+    args: CollapseArguments, parent: MarianMTModel, child: MarianMTModel, plan: TransferPlan, ignored: list[str]
+) -> dict[str, Any]:
+    """What `collapse.json` says: where the model comes from, tensor by tensor, and what it has become.
+
+    `copied` tensors have the parent's name and value, those under `made_from` are (or start from, if calibrated) the
+    mean of the parent's tensors beside them, `dropped` are the parent's that nothing is made from, `ignored` those of
+    its file that a Marian model has no use for.
+    """
+    calibration = {}
+    if args.method == "calibrated":
+        calibration = {**args.calibration_options(), "max_tokens": args.calibration_max_tokens, "seed": args.seed}
+    return {
+        "parent": args.model_name_or_path,
+        "revision": args.revision,
+        "commit": commit_of(args.model_name_or_path, args.revision),
+        "method": args.method_or_layer,
+        **({"calibration": calibration} if calibration else {}),
+        "layer_sharing": args.layer_sharing,
+        **{
+            side: {"layer_map": getattr(child.config, f"{side}_layer_map"), "parent_layers": plan.layers[side]}
+            for side in plan.layers
+        },
+        "parameters": {"parent": count_parameters(parent), "collapsed": count_parameters(child)},
+        "copied": [name for name, sources in plan.sources.items() if sources == [name]],
+        "made_from": {name: sources for name, sources in plan.sources.items() if sources != [name]},
+        "dropped": plan.dropped,
+        "ignored": ignored,
+        "versions": {name: version(name) for name in RECORDED_PACKAGES},
+    }
+
+
 def commit_of(name_or_path: str, revision: str) -> str | None:
     """The Hub commit that a revision of a checkpoint is at, as its cached files tell; None for a plain folder."""
     return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
-
-
-def _data_needed(args: CollapseArguments) -> dict[str, bool]:
-    return {"test": args.evaluate, "train": args.method == "calibrated"}
 
 
 def load_parent(
