@@ -24,6 +24,7 @@ lint: $(VENV)/installed
 benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/decoder_depth.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

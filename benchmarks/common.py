@@ -103,9 +103,9 @@ def row(d_model: int, what: str, seconds: dict[str, list[float]], memory: dict[s
     return figures | {"memory ratio": round(memory[SYSTEMS[0]] / memory[SYSTEMS[1]], 3)}
 
 
-def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Print the rows as a Markdown table and write them as JSON if asked."""
-    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.rounds} rounds, seed {args.seed}; RS / Marian")
+def report(rows: list[dict[str, Any]], args: argparse.Namespace, ratio: str = "RS / Marian") -> None:
+    """Print the rows as a Markdown table, and what their ratios are of, and write them as JSON if asked."""
+    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.rounds} rounds, seed {args.seed}; {ratio}")
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))
     for figures in rows:

@@ -10,14 +10,15 @@ from collections.abc import Callable
 
 import torch
 from common import SYSTEMS, build, interleave, parse_args, peak_memory, report, row, source_batch
+from transformers import PreTrainedModel
 
 CASES = ((1, 1), (1, 4), (16, 1), (16, 4))
 
 
 def make_step(
-    system: str, d_model: int, sentences: int, num_beams: int, length: int, new_tokens: int, seed: int
+    model: PreTrainedModel, sentences: int, num_beams: int, length: int, new_tokens: int, seed: int
 ) -> Callable[[], None]:
-    model = build(system, d_model, seed).eval()
+    model.eval()
     inputs = source_batch(sentences, length, seed)
     del inputs["labels"]
 
@@ -27,9 +28,9 @@ def make_step(
     return step
 
 
-def one_step(threads: int, *args) -> None:
+def one_step(threads: int, system: str, d_model: int, *shape: int) -> None:
     torch.set_num_threads(threads)
-    make_step(*args)()
+    make_step(build(system, d_model, shape[-1]), *shape)()
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     for d_model in args.d_model:
         for sentences, num_beams in CASES:
             shape = (sentences, num_beams, args.length, args.new_tokens, args.seed)
-            steps = {system: make_step(system, d_model, *shape) for system in SYSTEMS}
+            steps = {system: make_step(build(system, d_model, args.seed), *shape) for system in SYSTEMS}
             seconds = interleave(steps, args.rounds)
             memory = {system: peak_memory(one_step, args.threads, system, d_model, *shape) for system in SYSTEMS}
             rows.append(row(d_model, f"batch {sentences}, beam {num_beams}", seconds, memory))

@@ -3,14 +3,19 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
+import ctranslate2
 import pytest
 import torch
+from conftest import run
 from oracle import PAD, VOCABULARY, batch, rs_model, unrolled_marian
-from transformers import AutoModelForSeq2SeqLM, MarianMTModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel, T5Config, T5ForConditionalGeneration
 
 from rs_transformer import RSMarianForConditionalGeneration, collapse, expand, with_depth
 from rs_transformer.calibration import calibrate, calibration_loss
+from rs_transformer.corpus import CorpusArguments, load_split
+from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.layer_transfer import collapsed_config, plan_collapse, source_steps
 
 SEPARATE = {"decoder_vocab_size": 56, "share_encoder_decoder_embeddings": False}
@@ -89,6 +94,25 @@ def test_expanded_folder_is_plain_marian_for_an_interpreter_without_the_package(
         "generation_config.json",
         "model.safetensors",
     ]
+
+
+def test_expanded_folder_goes_through_ctranslate2s_own_converter(trained, task, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained)
+    expand(model).save_pretrained(tmp_path / "marian")
+    tokenizer.save_pretrained(tmp_path / "marian")
+    converter = Path(sys.executable).with_name("ct2-transformers-converter")
+    run(converter, "--model", tmp_path / "marian", "--output_dir", tmp_path / "ct2")
+    engine = ctranslate2.Translator(str(tmp_path / "ct2"), intra_threads=1)
+    sources = load_split(CorpusArguments("fw", "bw", test_file=[str(task["test"])]), "test")["source"][:]
+    tokens = [tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) for text in sources]
+    for num_beams in (1, 4):
+        # The engines count a hypothesis's length differently, so they are compared without a length penalty.
+        results = engine.translate_batch(tokens, beam_size=num_beams, length_penalty=0)
+        ids = [tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
+        decoding = DecodingArguments(num_beams=num_beams, length_penalty=0.0, max_new_tokens=31)
+        ours = translate(model, tokenizer, sources, decoding, progress=False)
+        assert tokenizer.batch_decode(ids, skip_special_tokens=True) == ours
 
 
 # collapse
