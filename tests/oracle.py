@@ -62,6 +62,11 @@ def unrolled_marian(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     return marian
 
 
+def marian(seed: int = 0, **fields) -> MarianMTModel:
+    """A stock model whose layers all differ."""
+    return unrolled_marian(rs_model(seed=seed, encoder_unique_layers=6, decoder_unique_layers=6, **fields))
+
+
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     """Three sentence pairs of different lengths, padded."""
     generator = torch.Generator().manual_seed(seed)

@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from conftest import COMMIT, RECIPE, ROOT, launch, run, script, task_options, write_hub_cache
+from oracle import marian
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -23,7 +23,9 @@ from transformers import (
 )
 
 from rs_transformer import RSMarianForConditionalGeneration, collapsing, expand
+from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.tokenization import train_tokenizer
 
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
 
@@ -159,7 +161,7 @@ def test_pickle_is_refused_unless_the_user_insists(damaged, tmp_path):
     (damaged / "model.safetensors").unlink()
     torch.save(model.state_dict(), damaged / "pytorch_model.bin")
     options = ["--model_name_or_path", damaged, "--output_dir", tmp_path / "rs"]
-    with pytest.raises(ValueError, match=r"has no safetensors weights .* read its pickle with allow_pickle"):
+    with pytest.raises(ValueError, match="has no safetensors weights at revision 'main'.* with allow_pickle"):
         script("collapse")(*options)
     assert listing(tmp_path) == ["damaged"]
     script("collapse")(*options, "--allow_pickle")
@@ -189,9 +191,22 @@ def more_layers(folder):
     (folder / "config.json").write_text(json.dumps(config | {"decoder_layers": 3}))
 
 
-def truncated(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
+def fewer_layers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"decoder_layers": 1}))
+
+
+def truncated(folder, name="model.safetensors"):
+    file = folder / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def shard_missing(folder):
+    MarianMTModel.from_pretrained(folder).save_pretrained(folder / "sharded", max_shard_size="100KB")
+    (folder / "model.safetensors").unlink()
+    for file in (folder / "sharded").iterdir():
+        file.rename(folder / file.name)
+    next(folder.glob("model-00002-of-*")).unlink()
 
 
 def other_tokenizer(folder):
@@ -205,12 +220,30 @@ def other_tokenizer(folder):
         (not_marian, "is a t5 model; only Marian and RSMarian can be collapsed"),
         (other_width, r"do not fit its config.json: model.encoder.layers.\d.fc\d.\w+ is \("),
         (more_layers, "lack model.decoder.layers.2."),
+        (fewer_layers, "has no use for some of its weights: model.decoder.layers.1."),
         (truncated, "are truncated or damaged"),
+        (shard_missing, "missing, truncated or damaged .*model-00002-of-"),
+        (lambda folder: truncated(folder, "source.spm"), r"has no complete tokenizer \(source.spm, target.spm"),
+        (lambda folder: truncated(folder, "vocab.json"), r"has no complete tokenizer \(source.spm, target.spm"),
+        (lambda folder: (folder / "target.spm").unlink(), r"has no complete tokenizer \(source.spm, target.spm"),
         (lambda folder: (folder / "source.spm").unlink(), r"has no complete tokenizer \(source.spm, target.spm"),
         (lambda folder: (folder / "vocab.json").unlink(), r"has no complete tokenizer \(source.spm, target.spm"),
         (other_tokenizer, "they do not belong together"),
     ],
-    ids=["not-marian", "other-width", "missing-layer", "truncated", "no-source-spm", "no-vocab", "other-tokenizer"],
+    ids=[
+        "not-marian",
+        "other-width",
+        "missing-layer",
+        "surplus-layer",
+        "truncated",
+        "missing-shard",
+        "truncated-source-spm",
+        "truncated-vocab",
+        "no-target-spm",
+        "no-source-spm",
+        "no-vocab",
+        "other-tokenizer",
+    ],
 )
 def test_unfit_parent_is_refused_before_anything_is_written(damaged, tmp_path, spoil, message):
     spoil(damaged)
@@ -223,7 +256,7 @@ def test_unfit_parent_is_refused_before_anything_is_written(damaged, tmp_path, s
     ("options", "message"),
     [
         (["--method", "middle"], "method must be one of first, last, average, stepwise, calibrated or a number"),
-        (["--method", "2"], "method as a number is a layer of the parent, 0..1, got 2"),
+        (["--method", "2"], "method as a number is a layer of the parent's encoder, 0..1, got 2"),
         (["--encoder_unique_layers", "3"], "encoder_unique_layers must lie in 1..encoder_layers (2), got 3"),
         (["--decoder_unique_layers", "0"], "decoder_unique_layers must lie in 1..decoder_layers (2), got 0"),
         (["--evaluate"], "give source_lang and target_lang"),
@@ -248,8 +281,30 @@ def test_existing_output_is_left_alone(parent, tmp_path):
         script("collapse")("--model_name_or_path", parent, "--output_dir", tmp_path)
     assert listing(tmp_path) == ["notes.txt"]
     (tmp_path / "empty").mkdir()
-    script("collapse")("--model_name_or_path", parent, "--output_dir", tmp_path / "empty")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    script("collapse")("--model_name_or_path", parent, "--output_dir", tmp_path / "link")
     assert (tmp_path / "empty" / "collapse.json").is_file()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_parent_with_separate_vocabularies_keeps_both(tmp_path, task):
+    sides = load_split(CorpusArguments("fw", "bw", train_file=[str(task["train"])]), "train")
+    folder = tmp_path / "parent"
+    options = {"source_lang": "fw", "target_lang": "bw", "vocab_size": 24, "vocabulary": "separate"}
+    tokenizer = train_tokenizer(sides["source"][:], sides["target"][:], folder, **options)
+    size = len(tokenizer.encoder)
+    fields = {"vocab_size": size, "pad_token_id": size - 1, "decoder_start_token_id": size - 1}
+    parent = marian(**fields, decoder_vocab_size=size, share_encoder_decoder_embeddings=False)
+    parent.save_pretrained(folder)
+    script("collapse")("--model_name_or_path", folder, "--output_dir", tmp_path / "rs")
+    child = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "rs")
+    assert torch.equal(child.model.encoder.embed_tokens.weight, parent.model.encoder.embed_tokens.weight)
+    assert torch.equal(child.model.decoder.embed_tokens.weight, parent.model.decoder.embed_tokens.weight)
+    assert AutoTokenizer.from_pretrained(tmp_path / "rs").target_encoder == tokenizer.target_encoder
+    vocabulary = tokenizer.target_encoder | {f"x{number}": size + number for number in range(9)}
+    (folder / "target_vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(ValueError, match="target entries, the model's decoder vocabulary"):
+        script("collapse")("--model_name_or_path", folder, "--output_dir", tmp_path / "other")
 
 
 def test_full_disk_leaves_nothing(parent, tmp_path, monkeypatch):
@@ -263,15 +318,20 @@ def test_full_disk_leaves_nothing(parent, tmp_path, monkeypatch):
 
 
 def test_killed_run_leaves_no_output_folder_and_the_next_one_succeeds(parent, tmp_path):
-    # Killed as soon as it starts to write; how far it got does not matter.
-    script_file = ROOT / "training" / "collapse.py"
-    command = [sys.executable, script_file, "--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]
-    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE)
-    while process.poll() is None and not (tmp_path / ".rs.partial").exists():
-        time.sleep(0.001)
+    # Killed when the model is written and the record is not: it would have been the last file.
+    code = (
+        "import runpy, time\n"
+        "from rs_transformer import collapsing\n"
+        "collapsing.write_json = lambda *args: print('writing', flush=True) or time.sleep(600)\n"
+        "runpy.run_path('training/collapse.py', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, "--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "rs").exists()
+    assert listing(tmp_path) == [".rs.partial"]
+    assert (tmp_path / ".rs.partial" / "model.safetensors").is_file()
     script("collapse")("--model_name_or_path", parent, "--output_dir", tmp_path / "rs")
     assert listing(tmp_path) == ["rs"]
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "rs"), AutoTokenizer.from_pretrained(parent)

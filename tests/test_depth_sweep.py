@@ -8,7 +8,7 @@ from conftest import launch, script
 from oracle import unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from rs_transformer import with_depth
+from rs_transformer import depth_sweep, with_depth
 
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
 SEARCH = ["--num_beams", 1, "--max_new_tokens", 16]
@@ -41,13 +41,16 @@ def test_sweep_measures_every_depth_and_fine_tuned_models_beside(trained, task, 
     assert "<svg" in (tmp_path / "sweep.svg").read_text()
 
 
-def test_impossible_depths_and_models_are_named_before_anything_is_measured(trained, task, tmp_path):
+def test_impossible_depths_and_models_are_named_before_anything_is_measured(trained, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(depth_sweep, "translate", lambda *args, **kwargs: pytest.fail("something was translated"))
     with pytest.raises(ValueError, match="decoder_layers must be at least 1, got 0"):
         sweep(trained, task, "--decoder_depths", 2, 0)
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         sweep(trained, task, "--rounds", 0)
     with pytest.raises(ValueError, match="output_file: there is no folder 'nowhere'"):
         sweep(trained, task, "--output_file", "nowhere/sweep.json")
+    with pytest.raises(ValueError, match=r"plot_file: the suffix of 'sweep.txt' must be one of .*png"):
+        sweep(trained, task, "--plot_file", "sweep.txt")
     unrolled_marian(AutoModelForSeq2SeqLM.from_pretrained(trained)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(trained).save_pretrained(tmp_path)
     with pytest.raises(TypeError, match="MarianMTModel is not recurrently stacked"):

@@ -16,6 +16,7 @@ from rs_transformer import RSMarianForConditionalGeneration, evaluation
 from rs_transformer.arguments import RecipeParser
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, load_translator, timed_translate, translate
+from rs_transformer.depth_sweep import DepthSweepArguments
 from rs_transformer.model_building import ModelArguments
 from rs_transformer.tokenization import TokenizerArguments
 from rs_transformer.trainer import TranslationTrainingArguments
@@ -158,6 +159,13 @@ def test_recipes_hold_options_that_there_are(recipe):
     groups = (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments)
     model, *_, training = RecipeParser(groups).parse_recipe([str(recipe)])
     assert training.output_dir == f"runs/{recipe.stem}" or model.model_name_or_path == "runs/tanaka_rs6"
+
+
+def test_list_options_of_a_recipe_have_the_type_of_the_command_line(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_name_or_path: x\nencoder_depths: 6\ndecoder_depths: 6 3 1\nfinetuned: [a, b]\n")
+    (args,) = RecipeParser([DepthSweepArguments]).parse_recipe([str(recipe)])
+    assert (args.encoder_depths, args.decoder_depths, args.finetuned) == ([6], [6, 3, 1], ["a", "b"])
 
 
 # What goes wrong

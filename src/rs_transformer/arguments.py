@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from argparse import Action
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,8 +51,8 @@ class RecipeParser(HfArgumentParser):
             if name not in actions or name in ("help", "recipe"):
                 self._refuse(name, file)
             action = actions[name]
-            if action.nargs in ("+", "*") and isinstance(value, str):
-                options[name] = value = value.split()
+            if action.nargs in ("+", "*") and value is not None:
+                options[name] = value = self._list(action, value, file)
             if action.choices and value is not None and value not in action.choices:
                 self.error(f"{file}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
             action.required = False
@@ -59,6 +60,14 @@ class RecipeParser(HfArgumentParser):
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 options[name] = str(value)
         self.set_defaults(**options)
+
+    def _list(self, action: Action, value: Any, file: str) -> list[Any]:
+        """A list option's value, which may stand in the file as one item or as text with spaces between the items."""
+        items = value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
+        try:
+            return [action.type(item) for item in items]
+        except (TypeError, ValueError):
+            self.error(f"{file}: {action.dest} must be a list of {action.type.__name__}, got {value!r}")
 
     def _refuse(self, name: str, where: str) -> NoReturn:
         known = [action.dest for action in self._actions]

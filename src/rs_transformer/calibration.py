@@ -50,7 +50,7 @@ def calibrate(
     """
     layers = [parameter for name, parameter in child.named_parameters() if ".layers." in name]
     optimizer = torch.optim.Adam(layers, lr=learning_rate, betas=BETAS)
-    schedule = get_linear_schedule_with_warmup(optimizer, max(1, updates // 10), updates)
+    schedule = get_linear_schedule_with_warmup(optimizer, updates // 10, updates)
     modes = [(model, model.training) for model in (child, parent)]
     child.eval()
     parent.eval()
@@ -123,4 +123,5 @@ def _cycle(batches: Iterable[Mapping[str, torch.Tensor]], number: int) -> Iterab
             if done == number:
                 return
         if done == before:
-            raise ValueError("there are no calibration batches")
+            only = "no calibration batches" if not done else f"only {done} calibration batches, to be read once"
+            raise ValueError(f"there are {only}; give a list or a DataLoader, which can be read again")

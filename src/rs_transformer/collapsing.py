@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -20,8 +19,8 @@ from transformers import (
     MarianMTModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME, cached_file, logging
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash, has_file
 
 from .calibration import LEARNING_RATE, OUTPUT_WEIGHT, UPDATES
 from .configuration_rs_marian import LAYER_SHARINGS
@@ -37,6 +36,7 @@ from .trainer import TokenBatchSampler
 logger = logging.get_logger(__name__)
 
 MODEL_TYPES = ("marian", "rs_marian")
+SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 @dataclass
@@ -117,13 +117,10 @@ def collapse_checkpoint(
         FileExistsError: there is something in the output folder.
         ValueError, OSError: the parent or the data does not fit, or is not there; the message says which.
     """
-    output = Path(args.output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
+    output = Path(args.output_dir).resolve()  # a link is followed, not replaced
+    check_output(output)
     splits = load_needed_splits(args, corpus_args)
-    # Optimisation in half precision would lose small updates.
-    dtype = torch.float32 if args.method == "calibrated" else "auto"
-    parent, tokenizer, ignored = load_parent(args.model_name_or_path, args.revision, args.allow_pickle, dtype=dtype)
+    parent, tokenizer = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
     if splits:
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
     config = collapsed_config(
@@ -147,14 +144,14 @@ def collapse_checkpoint(
             method=args.method_or_layer,
             **({} if batches is None else {"calibration": batches, **args.calibration_options()}),
         )
-        record = collapse_record(args, parent, child, plan, ignored)
+        record = collapse_record(args, parent, child, plan)
         with staged_folder(output) as staging:
             child.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
             write_json(record, staging / "collapse.json")
         before, after = record["parameters"]["parent"], record["parameters"]["collapsed"]
         print(
-            f"{output}: {after['total']:,} parameters, {after['layers']:,} in layers; "
+            f"{args.output_dir}: {after['total']:,} parameters, {after['layers']:,} in layers; "
             f"its parent has {before['total']:,} and {before['layers']:,}",
             flush=True,
         )
@@ -166,6 +163,14 @@ def collapse_checkpoint(
         if state.is_main_process:
             write_json(record, output / "collapse.json")
     return record
+
+
+def check_output(output: Path) -> None:
+    """Raise `FileExistsError` unless a folder can get this name at the end."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
+    if output.is_mount():
+        raise FileExistsError(f"output_dir: {output} is a mount point and cannot be replaced; name a folder in it")
 
 
 def load_needed_splits(args: CollapseArguments, corpus_args: CorpusArguments) -> dict[str, Dataset]:
@@ -182,15 +187,20 @@ def load_needed_splits(args: CollapseArguments, corpus_args: CorpusArguments) ->
 
 
 def collapse_record(
-    args: CollapseArguments, parent: MarianMTModel, child: MarianMTModel, plan: TransferPlan, ignored: list[str]
+    args: CollapseArguments, parent: MarianMTModel, child: MarianMTModel, plan: TransferPlan
 ) -> dict[str, Any]:
     """What `collapse.json` says: where the model comes from, tensor by tensor, and what it has become.
 
     `copied` tensors have the parent's name and value, those under `made_from` are (or start from, if calibrated) the
-    mean of the parent's tensors beside them, `dropped` are the parent's that nothing is made from, `ignored` those of
-    its file that a Marian model has no use for.
+    mean of the parent's tensors beside them, `dropped` are the parent's that nothing is made from.
     """
-    calibration = {}
+    calibration: dict[str, Any] = {}
+    changed = plan.sources if args.method == "calibrated" else {}
+    made_from = {
+        name: sources
+        for name, sources in plan.sources.items()
+        if sources != [name] or (name in changed and LAYER_TENSOR.fullmatch(name))
+    }
     if args.method == "calibrated":
         calibration = {**args.calibration_options(), "max_tokens": args.calibration_max_tokens, "seed": args.seed}
     return {
@@ -205,10 +215,9 @@ def collapse_record(
             for side in plan.layers
         },
         "parameters": {"parent": count_parameters(parent), "collapsed": count_parameters(child)},
-        "copied": [name for name, sources in plan.sources.items() if sources == [name]],
-        "made_from": {name: sources for name, sources in plan.sources.items() if sources != [name]},
+        "copied": [name for name in plan.sources if name not in made_from],
+        "made_from": made_from,
         "dropped": plan.dropped,
-        "ignored": ignored,
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
     }
 
@@ -219,13 +228,13 @@ def commit_of(name_or_path: str, revision: str) -> str | None:
 
 
 def load_parent(
-    name_or_path: str, revision: str = "main", allow_pickle: bool = False, **options: Any
-) -> tuple[MarianMTModel, PreTrainedTokenizerBase, list[str]]:
-    """A checkpoint to collapse: model, tokenizer, and the names of tensors in its file that the model has no use for.
+    name_or_path: str, revision: str = "main", allow_pickle: bool = False
+) -> tuple[MarianMTModel, PreTrainedTokenizerBase]:
+    """A checkpoint to collapse: model and tokenizer.
 
     Raises:
-        ValueError: not a Marian model, no or another tokenizer, weights that are a pickle, truncated, missing some
-            tensors, or of other widths than `config.json` says.
+        ValueError: not a Marian model, no or another tokenizer, weights that are a pickle, truncated, or of other
+            tensors or widths than `config.json` says.
         OSError: there is no such checkpoint.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
@@ -233,10 +242,17 @@ def load_parent(
         raise ValueError(f"{name_or_path} is a {config.model_type} model; only Marian and RSMarian can be collapsed")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{name_or_path} has no complete tokenizer (source.spm, target.spm, vocab.json): {error}"
         ) from error
+    # Asked of the Hub here: transformers would have a third party convert a pickle, and load that.
+    safetensors = [has_file(name_or_path, name, revision=revision) for name in SAFE_WEIGHTS]
+    if not any(safetensors) and not allow_pickle:
+        raise ValueError(
+            f"{name_or_path} has no safetensors weights at revision {revision!r}. On the Hub look for a revision that "
+            "has them (refs/pr/…); or read its pickle with allow_pickle, if you trust whoever made it"
+        )
     try:
         model, info = load_checkpoint(
             name_or_path,
@@ -244,15 +260,9 @@ def load_parent(
             use_safetensors=None if allow_pickle else True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **options,
         )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        if allow_pickle:
-            raise ValueError(f"the weights of {name_or_path} are missing, truncated or damaged ({error})") from error
-        raise ValueError(
-            f"{name_or_path} has no safetensors weights ({error}). On the Hub look for a revision that has them "
-            "(refs/pr/…); or read its pickle with allow_pickle, if you trust whoever made it"
-        ) from error
+        raise ValueError(f"the weights of {name_or_path} are missing, truncated or damaged ({error})") from error
     if info["mismatched_keys"]:
         name, found, expected = sorted(info["mismatched_keys"])[0]
         raise ValueError(
@@ -261,8 +271,11 @@ def load_parent(
         )
     if info["missing_keys"]:
         raise ValueError(f"the weights of {name_or_path} lack {', '.join(sorted(info['missing_keys'])[:3])}")
+    if info["unexpected_keys"]:
+        unexpected = ", ".join(sorted(info["unexpected_keys"])[:3])
+        raise ValueError(f"by its config.json {name_or_path} has no use for some of its weights: {unexpected}")
     check_tokenizer(model, tokenizer)
-    return model, tokenizer, sorted(info["unexpected_keys"])
+    return model, tokenizer
 
 
 def calibration_batches(

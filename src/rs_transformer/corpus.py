@@ -17,6 +17,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SPLITS = ("train", "validation", "test")
 AnyDataset = Dataset | IterableDataset
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from .corpus import CorpusArguments, load_split
+from .corpus import SPLITS, CorpusArguments, load_split
 from .decoding import DecodingArguments, load_translator, timed_translate, translate
-from .layer_transfer import with_depth
+from .layer_transfer import check_rs_marian, depth_config, with_depth
 from .metrics import corpus_scores
 from .run_folder import write_json
 from .tokenization import check_language_pair
@@ -35,7 +35,7 @@ class DepthSweepArguments:
         default_factory=list,
         metadata={"help": "Checkpoints fine-tuned at some depth, measured in the same run as they are.", "nargs": "+"},
     )
-    split: str = field(default="test", metadata={"help": "train, validation or test."})
+    split: str = field(default="test", metadata={"help": "What to translate.", "choices": list(SPLITS)})
     rounds: int = field(
         default=3, metadata={"help": "Times that each system translates the split, in turn; the speed is the median."}
     )
@@ -47,12 +47,23 @@ class DepthSweepArguments:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
-        if self.plot_file is not None and importlib.util.find_spec("matplotlib") is None:
-            raise ValueError('plot_file needs matplotlib: pip install "rs-transformer[plots]"')
+        if self.plot_file is not None:
+            check_plot_file(self.plot_file)
         for name in ("output_file", "plot_file"):
             file = getattr(self, name)
             if file is not None and not Path(file).resolve().parent.is_dir():
                 raise ValueError(f"{name}: there is no folder {str(Path(file).parent)!r}")
+
+
+def check_plot_file(file: str) -> None:
+    """Raise `ValueError` if matplotlib is not there, or cannot draw such a file."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError('plot_file needs matplotlib: pip install "rs-transformer[plots]"')
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if Path(file).suffix.removeprefix(".") not in formats:
+        raise ValueError(f"plot_file: the suffix of {file!r} must be one of {', '.join(formats)}")
 
 
 def sweep_depths(
@@ -76,13 +87,14 @@ def sweep_depths(
     dataset = load_split(corpus_args, args.split)
     base, tokenizer = load_translator(args.model_name_or_path, args.revision)
     check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+    check_rs_marian(base)
     own = (base.config.encoder_layers, base.config.decoder_layers)
     depths = [(e, d) for e in args.encoder_depths or own[:1] for d in args.decoder_depths or own[1:]]
     # A copy for each depth would fill the memory; they are made when they are due.
     systems: list[tuple[str, Any, Callable[[], PreTrainedModel]]] = []
     for encoder, decoder in dict.fromkeys([own, *depths]):
+        depth_config(base.config, encoder, decoder)  # an impossible depth is said before the first one is measured
         make = partial(with_depth, base, encoder_layers=encoder, decoder_layers=decoder)
-        make()  # an impossible depth is said before the first one is measured
         systems.append((args.model_name_or_path, tokenizer, make))
     for name in args.finetuned:
         model, its_tokenizer = load_translator(name)

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
 
-from .corpus import BUILDERS, CorpusArguments, load_split
+from .corpus import BUILDERS, SPLITS, CorpusArguments, load_split
 from .decoding import DecodingArguments, Translator, load_translator, timed_translate
 from .metrics import corpus_scores, paired_bootstrap
 from .run_folder import write_json
@@ -92,7 +92,7 @@ class EvaluateArguments:
             "nargs": "+",
         }
     )
-    split: str = field(default="test", metadata={"help": "train, validation or test."})
+    split: str = field(default="test", metadata={"help": "What to translate.", "choices": list(SPLITS)})
     bootstrap_samples: int = field(default=1000, metadata={"help": "Resamplings of the paired bootstrap."})
     output_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
 

@@ -43,12 +43,13 @@ class TransferPlan:
     dropped: list[str]
 
 
-def source_steps(layer_map: Sequence[int], method: str | int) -> list[list[int]]:
+def source_steps(layer_map: Sequence[int], method: str | int, side: str = "decoder") -> list[list[int]]:
     """For each unique layer of a layer map, the parent's steps that it starts from.
 
     Args:
         layer_map: of the child; the parent is as deep.
         method: see `collapse`.
+        side: `"encoder"` or `"decoder"`, for the error message.
 
     Raises:
         ValueError: an unknown method, or a step that the parent does not have.
@@ -57,7 +58,7 @@ def source_steps(layer_map: Sequence[int], method: str | int) -> list[list[int]]
     mapped = [[step for step in range(depth) if layer_map[step] == layer] for layer in range(unique_layers)]
     if isinstance(method, int):
         if not 0 <= method < depth:
-            raise ValueError(f"method as a number is a layer of the parent, 0..{depth - 1}, got {method}")
+            raise ValueError(f"method as a number is a layer of the parent's {side}, 0..{depth - 1}, got {method}")
         return [[method]] * unique_layers
     if method == "first":
         return [steps[:1] for steps in mapped]
@@ -79,7 +80,7 @@ def plan_collapse(model: MarianMTModel, config: RSMarianConfig, method: str | in
         ValueError: the model has tensors that a Marian model does not have, or lacks some, or as for `source_steps`.
     """
     parent_names = list(model.state_dict())
-    steps = {side: source_steps(_layer_map(config, side), method) for side in SIDES}
+    steps = {side: source_steps(_layer_map(config, side), method, side) for side in SIDES}
     parent_maps = {side: _layer_map(model.config, side) for side in SIDES}
     sources: dict[str, list[str]] = {name: [name] for name in parent_names if not LAYER_TENSOR.fullmatch(name)}
     for name in parent_names:
@@ -94,6 +95,10 @@ def plan_collapse(model: MarianMTModel, config: RSMarianConfig, method: str | in
     used = {name for names in sources.values() for name in names}
     if missing := sorted(used - set(parent_names)):
         raise ValueError(f"the model's layers are not alike: it has no {missing[0]}")
+    with torch.device("meta"):
+        wanted = RSMarianForConditionalGeneration(config).state_dict().keys()
+    if strange := sorted(sources.keys() ^ wanted):
+        raise ValueError(f"other tensors than Marian's: {strange[0]}; merge or unload adapters before a collapse")
     return TransferPlan(steps, sources, [name for name in parent_names if name not in used])
 
 
@@ -110,7 +115,8 @@ def collapse(
     """Make a recurrently stacked model from a trained one of the same depth; the parent is not changed.
 
     Embeddings, positions, final bias and generation configuration are copied, layers as `method` says. With as many
-    unique layers as steps every method but a number gives a copy of the parent: a vanilla RSMarian.
+    unique layers as steps `"first"`, `"last"`, `"average"` and `"stepwise"` give a copy of the parent: a vanilla
+    RSMarian.
 
     Args:
         model: a `MarianMTModel`, or an RSMarian of any layer map.
@@ -139,8 +145,10 @@ def collapse(
     state = {name: _mean([parent_state[source] for source in sources]) for name, sources in plan.sources.items()}
     child = _build(RSMarianForConditionalGeneration, config, state, like=model)
     if calibration is not None:
-        calibrate(child, model, calibration, **calibration_options)
-    return child
+        # In half precision Adam would lose most updates.
+        parent = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+        calibrate(child.float(), parent, calibration, **calibration_options)
+    return child.to(model.dtype)
 
 
 def collapsed_config(
@@ -166,7 +174,7 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     Raises:
         TypeError: not an RSMarian.
     """
-    _check_rs_marian(model)
+    check_rs_marian(model)
     rs_only = {f.name for f in dataclasses.fields(RSMarianConfig)} - {f.name for f in dataclasses.fields(MarianConfig)}
     fields = {name: value for name, value in _fields(model.config).items() if name not in rs_only}
     scales = {side: getattr(model.config, f"{side}_residual_scale") for side in SIDES}
@@ -198,11 +206,16 @@ def with_depth(
         TypeError: not an RSMarian.
         ValueError: less depth than unique layers, or than 1.
     """
-    _check_rs_marian(model)
+    check_rs_marian(model)
+    config = depth_config(model.config, encoder_layers, decoder_layers)
+    return _build(RSMarianForConditionalGeneration, config, model.state_dict(), like=model)
+
+
+def depth_config(config: RSMarianConfig, encoder_layers: int | None, decoder_layers: int | None) -> RSMarianConfig:
+    """The configuration of an RSMarian at other depths; None: as it is."""
     depths = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     given = {name: depth for name, depth in depths.items() if depth is not None}
-    config = RSMarianConfig(**_fields(model.config) | given)
-    return _build(RSMarianForConditionalGeneration, config, model.state_dict(), like=model)
+    return RSMarianConfig(**_fields(config) | given)
 
 
 def _build(
@@ -220,8 +233,10 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     first = tensors[0]
     if len(tensors) == 1:
         return first
-    difference = sum((tensor.double() - first.double() for tensor in tensors[1:]), torch.zeros_like(first).double())
-    return (first.double() + difference / len(tensors)).to(first.dtype)
+    precision = torch.promote_types(first.dtype, torch.float32)
+    start = first.to(precision)
+    difference = sum((tensor.to(precision) - start for tensor in tensors[1:]), torch.zeros_like(start))
+    return (start + difference / len(tensors)).to(first.dtype)
 
 
 def _layer_map(config: PretrainedConfig, side: str) -> list[int]:
@@ -235,10 +250,11 @@ def _fields(config: PretrainedConfig) -> dict[str, Any]:
 
 def _check_marian(model: Any) -> None:
     if not isinstance(model, MarianMTModel):
-        raise TypeError(f"only a MarianMTModel or an RSMarian can be collapsed, got a {type(model).__name__}")
+        raise TypeError(f"expected a MarianMTModel or an RSMarian, got a {type(model).__name__}")
 
 
-def _check_rs_marian(model: Any) -> None:
+def check_rs_marian(model: Any) -> None:
+    """Raise `TypeError` unless a model is recurrently stacked."""
     _check_marian(model)
     if getattr(model.config, "encoder_layer_map", None) is None:
         raise TypeError(

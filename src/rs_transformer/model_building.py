@@ -135,6 +135,12 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             f"the tokenizer has {len(tokenizer)} entries, the model's vocabulary {config.vocab_size}: they do not "
             "belong together"
         )
+    targets = len(tokenizer.target_encoder) if getattr(tokenizer, "separate_vocabs", False) else 0
+    if targets > config.decoder_vocab_size:
+        raise ValueError(
+            f"the tokenizer has {targets} target entries, the model's decoder vocabulary {config.decoder_vocab_size}: "
+            "they do not belong together"
+        )
     if tokenizer.pad_token_id != config.pad_token_id:
         raise ValueError(
             f"the tokenizer's padding token is {tokenizer.pad_token_id}, the model's {config.pad_token_id}: they do "
