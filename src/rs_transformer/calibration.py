@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import MarianMTModel, get_linear_schedule_with_warmup
 
-UPDATES = 300
+UPDATES = 400
 LEARNING_RATE = 5e-3
 OUTPUT_WEIGHT = 1.0
 BETAS = (0.9, 0.98)
