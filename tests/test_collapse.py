@@ -156,6 +156,18 @@ def test_calibrated_model_is_nearer_to_its_parent_and_fine_tunes(parent, task, t
     assert json.loads((tmp_path / "tuned" / "results.json").read_text())["test"]["bleu"] > bleu["calibrated"]
 
 
+def test_layers_that_calibration_changes_are_not_called_copies(parent, task, tmp_path):
+    options = ["--method", "calibrated", "--calibration_updates", 1, "--encoder_unique_layers", 2, *LANGUAGES]
+    command = ["--model_name_or_path", parent, "--output_dir", tmp_path / "rs", "--train_file", task["train"]]
+    script("collapse")(*command, *options)
+    record = json.loads((tmp_path / "rs" / "collapse.json").read_text())
+    state, stored = (
+        AutoModelForSeq2SeqLM.from_pretrained(folder).state_dict() for folder in (parent, tmp_path / "rs")
+    )
+    assert all(torch.equal(state[name], stored[name]) for name in record["copied"])
+    assert record["made_from"]["model.encoder.layers.1.fc1.weight"] == ["model.encoder.layers.1.fc1.weight"]
+
+
 def test_pickle_is_refused_unless_the_user_insists(damaged, tmp_path):
     model = MarianMTModel.from_pretrained(damaged)
     (damaged / "model.safetensors").unlink()

@@ -194,14 +194,14 @@ def collapse_record(
     `copied` tensors have the parent's name and value, those under `made_from` are (or start from, if calibrated) the
     mean of the parent's tensors beside them, `dropped` are the parent's that nothing is made from.
     """
-    calibration: dict[str, Any] = {}
-    changed = plan.sources if args.method == "calibrated" else {}
+    calibrated = args.method == "calibrated"
     made_from = {
         name: sources
         for name, sources in plan.sources.items()
-        if sources != [name] or (name in changed and LAYER_TENSOR.fullmatch(name))
+        if sources != [name] or (calibrated and LAYER_TENSOR.fullmatch(name))
     }
-    if args.method == "calibrated":
+    calibration: dict[str, Any] = {}
+    if calibrated:
         calibration = {**args.calibration_options(), "max_tokens": args.calibration_max_tokens, "seed": args.seed}
     return {
         "parent": args.model_name_or_path,
