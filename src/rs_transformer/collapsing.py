@@ -19,8 +19,8 @@ from transformers import (
     MarianMTModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
-from transformers.utils.hub import extract_commit_hash, has_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils.hub import has_file
 
 from .calibration import LEARNING_RATE, OUTPUT_WEIGHT, UPDATES
 from .configuration_rs_marian import LAYER_SHARINGS
@@ -28,7 +28,7 @@ from .corpus import CorpusArguments, load_split, prepare_training_pairs
 from .decoding import DecodingArguments
 from .evaluation import EvaluateArguments, evaluate_systems
 from .layer_transfer import LAYER_TENSOR, METHODS, TransferPlan, collapse, collapsed_config, plan_collapse
-from .model_building import check_tokenizer, load_checkpoint
+from .model_building import check_tokenizer, commit_of, load_checkpoint
 from .run_folder import RECORDED_PACKAGES, write_json
 from .tokenization import check_language_pair
 from .trainer import TokenBatchSampler
@@ -220,11 +220,6 @@ def collapse_record(
         "dropped": plan.dropped,
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
     }
-
-
-def commit_of(name_or_path: str, revision: str) -> str | None:
-    """The Hub commit that a revision of a checkpoint is at, as its cached files tell; None for a plain folder."""
-    return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
 
 
 def load_parent(

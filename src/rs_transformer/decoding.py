@@ -82,6 +82,20 @@ def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int
 
 
 @torch.inference_mode()
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Sequence[list[int]],
+    args: DecodingArguments,
+    n_best: int = 1,
+) -> list[list[str]]:
+    """Translate one batch of token ids; `n_best` hypotheses a sentence, the best first, `n_best` at most the beam."""
+    inputs = tokenizer.pad({"input_ids": list(input_ids)}, return_tensors="pt").to(model.device)
+    output = model.generate(**inputs, **args.generate_kwargs(model), num_return_sequences=n_best)
+    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    return [texts[start : start + n_best] for start in range(0, len(texts), n_best)]
+
+
 def translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -120,9 +134,8 @@ def translate(
     disable = None if progress and state.is_main_process else True
     with tqdm(total=len(encoded), unit=" sentences", desc="Translating", disable=disable, leave=False) as bar:
         for batch in batches[state.process_index :: state.num_processes]:
-            inputs = tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt").to(model.device)
-            output = model.generate(**inputs, **args.generate_kwargs(model))
-            results.extend(zip(batch, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True))
+            hypotheses = generate_texts(model, tokenizer, [encoded[i] for i in batch], args)
+            results.extend((index, text) for index, (text,) in zip(batch, hypotheses, strict=True))
             bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))
     model.train(was_training)
     if state.num_processes > 1:

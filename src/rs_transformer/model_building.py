@@ -7,7 +7,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from .configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
 from .modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
@@ -101,6 +102,11 @@ def load_checkpoint(name_or_path: str, **options: Any) -> Any:
         if isinstance(module, MarianSinusoidalPositionalEmbedding):
             module.weight.requires_grad_(False)
     return loaded
+
+
+def commit_of(name_or_path: str, revision: str) -> str | None:
+    """The Hub commit that a revision of a checkpoint is at, as its cached files tell; None for a plain folder."""
+    return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
 
 
 def bar_padding(model: PreTrainedModel) -> None:

@@ -107,6 +107,23 @@ def check_language_pair(tokenizer: PreTrainedTokenizerBase, source_lang: str, ta
         )
 
 
+def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str:
+    """In what two tokenizers differ that would give a text other ids, or `""`: entries, SentencePiece models."""
+    for attribute, what in (("get_vocab", "vocabulary"), ("target_encoder", "target vocabulary")):
+        entries = [getattr(tokenizer, attribute, None) for tokenizer in (first, second)]
+        ours, theirs = (value() if callable(value) else value or {} for value in entries)
+        if ours != theirs:
+            example = next((entry for entry in ours if theirs.get(entry) != ours[entry]), None)
+            detail = "" if example is None else f", {example!r} has id {ours[example]} and {theirs.get(example)}"
+            return f"the {what} differs ({len(ours)} and {len(theirs)} entries{detail})"
+    for side in ("spm_source", "spm_target"):
+        models = [getattr(tokenizer, side, None) for tokenizer in (first, second)]
+        ours, theirs = (model and model.serialized_model_proto() for model in models)
+        if ours != theirs:
+            return f"the SentencePiece models of the {side.removeprefix('spm_')} differ"
+    return ""
+
+
 def _chain(*sides: Iterable[str]) -> Iterable[str]:
     for side in sides:
         yield from side

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, disable_progress_bars
@@ -18,6 +18,9 @@ from .run_folder import average_checkpoints, checkpoint_to_resume, complete_chec
 from .tokenization import TokenizerArguments, check_language_pair, train_tokenizer
 from .trainer import TranslationTrainer, TranslationTrainingArguments
 
+if TYPE_CHECKING:
+    from .distilling import Distillation
+
 logger = logging.get_logger(__name__)
 
 SAMPLES = 10
@@ -29,8 +32,15 @@ def run_training(
     tokenizer_args: TokenizerArguments,
     decoding_args: DecodingArguments,
     training_args: TranslationTrainingArguments,
+    *,
+    train: Dataset | None = None,
+    distillation: "Distillation | None" = None,
 ) -> dict[str, Any]:
     """Train, average, evaluate and save; every input is checked before the training starts.
+
+    Args:
+        train: training pairs, columns `source` and `target`; default: the train split of `corpus_args`.
+        distillation: the teachers, where the model is a student.
 
     Returns:
         The scores: `{"validation": {"bleu": …, …}, "test": {…}}`, as `results.json` in the output folder has them.
@@ -43,9 +53,10 @@ def run_training(
     checkpoint = check_output_dir(training_args)
     check_streaming(corpus_args, training_args)
 
-    train = load_split(corpus_args, "train", streaming=corpus_args.streaming)
-    if corpus_args.max_train_samples is not None:
-        train = train.take(corpus_args.max_train_samples)
+    if train is None:
+        train = load_split(corpus_args, "train", streaming=corpus_args.streaming)
+        if corpus_args.max_train_samples is not None:
+            train = train.take(corpus_args.max_train_samples)
     evaluated = load_evaluation_splits(corpus_args)
     if "validation" not in evaluated and str(training_args.eval_strategy.value) != "no":
         raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
@@ -61,21 +72,22 @@ def run_training(
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=training_args.seed, buffer_size=corpus_args.shuffle_buffer_size)
     if training_args.should_save:
-        options = {}
+        options = {} if distillation is None else dict(distillation.options)
         for group in (model_args, corpus_args, tokenizer_args, decoding_args):
             options |= asdict(group)
         write_run_record(training_args.output_dir, options | training_args.to_dict())
 
-    trainer = TranslationTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train,
-        eval_dataset=evaluated.get("validation"),
-        processing_class=tokenizer,
-        decoding=replace(decoding_args, num_beams=training_args.eval_num_beams),
-        target_lang=corpus_args.target_lang,
-        max_length=max(corpus_args.max_source_length, corpus_args.max_target_length),
-    )
+    trainer_options = {
+        "args": training_args,
+        "eval_dataset": evaluated.get("validation"),
+        "decoding": replace(decoding_args, num_beams=training_args.eval_num_beams),
+        "target_lang": corpus_args.target_lang,
+        "max_length": max(corpus_args.max_source_length, corpus_args.max_target_length),
+    }
+    if distillation is None:
+        trainer = TranslationTrainer(model, train_dataset=train, processing_class=tokenizer, **trainer_options)
+    else:
+        trainer = distillation.make_trainer(model, train, tokenizer, **trainer_options)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if training_args.average_checkpoints:
         load_average(trainer, training_args.average_checkpoints)

@@ -1,0 +1,204 @@
+"""Which translation a student learns from: the teacher's best, the one closest to the reference, with or without it.
+
+The second half of sequence-level knowledge distillation (Kim & Rush 2016); the first is `teachers.py`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset, load_dataset
+from sacrebleu.metrics import BLEU, CHRF
+from transformers.utils import logging
+
+from .metrics import bleu_tokenizer
+from .sharding import METADATA_KEY, atomic_file, read_record
+
+logger = logging.get_logger(__name__)
+
+TARGETS = ("best", "closest", "reference")
+SIMILARITIES = ("bleu", "chrf")
+NGRAM_ORDER = 4
+
+
+@dataclass
+class TargetArguments:
+    """What the student learns from, and which translations of the teacher are left out."""
+
+    targets: str = field(
+        default="best",
+        metadata={
+            "help": "The teacher's best translation, the one of teacher_n_best that is closest to the reference "
+            "(sequence interpolation), or the reference (word-level distillation alone: nothing is decoded).",
+            "choices": list(TARGETS),
+        },
+    )
+    similarity: str = field(
+        default="bleu",
+        metadata={"help": "Of a translation to the reference, sentence by sentence.", "choices": list(SIMILARITIES)},
+    )
+    add_references: bool = field(
+        default=False, metadata={"help": "Learn from the reference too: each pair twice, distilled and original."}
+    )
+    max_repetitions: int = field(
+        default=3,
+        metadata={
+            "help": "Leave out a translation in which one to four words stand more than so many times in a row, "
+            "unless they do in the reference; 0 switches this off."
+        },
+    )
+    max_reference_ratio: float = field(
+        default=3.0,
+        metadata={
+            "help": "Leave out a translation so many times as long as the reference, or as short, in words; 0 "
+            "switches this off."
+        },
+    )
+    keep_copies: bool = field(
+        default=False, metadata={"help": "Keep translations that are the source itself, where the reference is not."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_repetitions < 0:
+            raise ValueError(f"max_repetitions must be at least 0, got {self.max_repetitions}")
+        if self.max_reference_ratio != 0 and self.max_reference_ratio < 1:
+            raise ValueError(f"max_reference_ratio must be 0 or at least 1, got {self.max_reference_ratio}")
+
+
+def words(text: str, target_lang: str | None) -> list[str]:
+    """What repetition and length are counted in: words, or characters in languages written without blanks."""
+    return text.split() if bleu_tokenizer(target_lang) == "13a" else list("".join(text.split()))
+
+
+def longest_repetition(tokens: Sequence[str]) -> int:
+    """How many times in a row some sequence of one to `NGRAM_ORDER` tokens stands; 1 where none is repeated."""
+    longest = min(1, len(tokens))
+    for order in range(1, NGRAM_ORDER + 1):
+        run = 0  # tokens in a row that are equal to the one `order` places before
+        for position in range(order, len(tokens)):
+            run = run + 1 if tokens[position] == tokens[position - order] else 0
+            longest = max(longest, run // order + 1)
+    return longest
+
+
+def reason_to_leave_out(
+    source: str, reference: str | None, translation: str | None, args: TargetArguments, target_lang: str | None
+) -> str:
+    """Why a teacher's translation is no good as a target, or `""`."""
+    if not (translation and translation.strip()):
+        return "no translation"
+    given = words(translation, target_lang)
+    wanted = words(reference or "", target_lang)
+    repeated = longest_repetition(given)
+    if args.max_repetitions and repeated > max(args.max_repetitions, longest_repetition(wanted)):
+        return "repetition"
+    ratio = max(len(given), len(wanted)) / max(1, min(len(given), len(wanted)))
+    if args.max_reference_ratio and wanted and ratio > args.max_reference_ratio:
+        return "length"
+    same = [" ".join(text.split()).casefold() for text in (source, translation, reference or "")]
+    if not args.keep_copies and same[0] == same[1] != same[2]:
+        return "copy of the source"
+    return ""
+
+
+def closest_to_reference(hypotheses: Sequence[str], reference: str, metric: BLEU | CHRF) -> str:
+    """The hypothesis of the highest sentence score against the reference; of equals the one that comes first."""
+    return max(hypotheses, key=lambda text: metric.sentence_score(text, [reference]).score)
+
+
+def choose_targets(batch: Mapping[str, list], args: TargetArguments, target_lang: str | None) -> dict[str, list]:
+    """Rows of a teacher's corpus to training rows, for `Dataset.map(batched=True)`.
+
+    Takes `source`, `target` (the reference) and `hypotheses`; returns `source`, `target`, `origin` (`distilled` or
+    `reference`) and `left_out` (the reason, or `""`).
+    """
+    metric = {"bleu": BLEU(effective_order=True, tokenize=bleu_tokenizer(target_lang)), "chrf": CHRF()}[
+        args.similarity
+    ]
+    rows: dict[str, list] = {"source": [], "target": [], "origin": [], "left_out": []}
+
+    def add(source: str, target: str | None, origin: str, left_out: str) -> None:
+        for name, value in zip(rows, (source, target, origin, left_out), strict=True):
+            rows[name].append(value)
+
+    for source, reference, hypotheses in zip(batch["source"], batch["target"], batch["hypotheses"], strict=True):
+        chosen = next(iter(hypotheses), None)
+        if args.targets == "closest" and reference and len(hypotheses) > 1:
+            chosen = closest_to_reference(hypotheses, reference, metric)
+        add(source, chosen, "distilled", reason_to_leave_out(source, reference, chosen, args, target_lang))
+        if args.add_references:
+            add(source, reference, "reference", "")
+    return rows
+
+
+def write_targets(
+    corpus: str | Path, output: str | Path, args: TargetArguments, target_lang: str | None, num_proc: int | None = None
+) -> dict[str, Any]:
+    """Choose and filter the targets of a teacher's corpus into a parquet file; one that is there already is kept.
+
+    Args:
+        corpus: the file that `generate_corpus` wrote.
+        output: the training pairs, with columns `source`, `target` and `origin`, in the corpus's order.
+        args: the choice and the filters.
+        target_lang: says whether lengths and repetitions are counted in words or characters.
+        num_proc: processes.
+
+    Returns:
+        The record that the file's metadata hold: `settings`, `corpus` (digest of the corpus's record), `pairs`,
+        `distilled`, `left_out` (reason: count).
+
+    Raises:
+        ValueError: the output was made from another corpus or with other settings; or nothing is left.
+        FileNotFoundError: there is no such corpus.
+    """
+    corpus, output = Path(corpus), Path(output)
+    if not corpus.is_file():
+        raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
+    settings = {**asdict(args), "target_lang": target_lang}
+    digest = hashlib.sha256(json.dumps(read_record(corpus), sort_keys=True).encode()).hexdigest()
+    if output.exists():
+        record = read_record(output)
+        if (record["settings"], record["corpus"]) != (settings, digest):
+            what = "with other settings" if record["settings"] != settings else "from another corpus"
+            raise ValueError(f"{output} was made {what}: remove it, or choose another output_dir")
+        return record
+    dataset = load_dataset("parquet", data_files=str(corpus), split="train")
+    chosen = dataset.map(
+        partial(choose_targets, args=args, target_lang=target_lang),
+        batched=True,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        desc="Choosing targets",
+    )
+    reasons = chosen["left_out"][:]
+    counts = Counter(filter(None, reasons))
+    kept = [index for index, reason in enumerate(reasons) if not reason]
+    shown = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
+    logger.info(f"Targets: {len(kept)} pairs of {len(dataset)} sources; left out: {shown}")
+    pairs = chosen.select(kept).remove_columns("left_out")
+    distilled = pairs["origin"][:].count("distilled")
+    if not distilled:
+        raise ValueError(f"no translation of the teacher is left of {len(dataset)}: {shown}. Loosen the filters")
+    record = {
+        "settings": settings,
+        "corpus": digest,
+        "pairs": len(pairs),
+        "distilled": distilled,
+        "left_out": dict(sorted(counts.items())),
+    }
+    table = pairs.with_format("arrow")[:].replace_schema_metadata({METADATA_KEY: json.dumps(record)})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(output) as staged:
+        pq.write_table(table, staged)
+    return record
+
+
+def load_targets(file: str | Path) -> Dataset:
+    """The training pairs that `write_targets` wrote, with the columns `source` and `target`."""
+    return load_dataset("parquet", data_files=str(file), split="train").select_columns(["source", "target"])

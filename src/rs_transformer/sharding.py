@@ -1,0 +1,243 @@
+"""A function over a dataset, shard by shard, into one parquet file: shared out over processes, resumable.
+
+For work that takes hours and a model. What needs none is `Dataset.map`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .run_folder import write_json
+
+logger = logging.get_logger(__name__)
+
+Rows = dict[str, list]
+METADATA_KEY = b"rs_transformer"
+
+
+def map_shards(
+    dataset: Dataset,
+    function: Callable[[Rows, Callable[[int], None]], Rows],
+    output: str | Path,
+    *,
+    schema: pa.Schema,
+    settings: Mapping[str, Any],
+    origin: Mapping[str, Any] | None = None,
+    shard_size: int = 2000,
+    desc: str = "Working",
+) -> Path:
+    """Write `function` of every row of a dataset to one parquet file, in the dataset's order.
+
+    The dataset is cut into shards of `shard_size` rows, whatever the number of processes; under `accelerate launch`
+    the processes share them. Each shard is written to `OUTPUT.shards` under a temporary name, synced and renamed, so a
+    file that has a shard's name is whole. A later call does the shards that are not there, then merges all into
+    `output` and removes the folder. What `function` gives for a shard must depend on its rows and `settings` alone:
+    then so does every byte of the file.
+
+    Args:
+        dataset: the input; its rows are digested, and other rows are refused on a resume.
+        function: takes the columns of a shard and a function to call with the number of rows done since the last
+            call; returns the columns of `schema`, as many rows.
+        output: the parquet file. Its schema metadata hold settings, origin and digests (`read_record`).
+        schema: of the output.
+        settings: JSON; everything but the rows that the result depends on. A resume with other settings is refused.
+        origin: JSON, for the record: names and versions. It may change between resumes; the file lists each that
+            took part.
+        shard_size: rows a shard; one of the settings.
+        desc: what the progress bar and the log say.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: `output` or its shards were made with other settings or from other rows; the message says which.
+        OSError: the disk is full, or cannot be written. Finished shards stay, the next call goes on from them.
+    """
+    output, state = Path(output), PartialState()
+    settings = {**settings, "shard_size": shard_size, "rows": len(dataset)}
+    shards = output.with_name(f"{output.name}.shards")
+    todo: list[int] | None = None
+    if state.is_main_process:
+        todo = _open(output, shards, dataset, settings, dict(origin or {}))
+    todo = broadcast_object_list([todo])[0]
+    if todo is None:
+        return output
+    progress = _Progress(len(dataset), todo, shard_size, desc)
+    for number in todo[state.process_index :: state.num_processes]:
+        rows = _shard(dataset, number, shard_size)
+        with progress.shard(number):
+            columns = function(rows, progress.advance)
+        metadata = {METADATA_KEY: json.dumps({"digest": _digest(rows)})}
+        table = pa.Table.from_pydict(columns, schema=schema.with_metadata(metadata))
+        with atomic_file(shards / _name(number)) as staged:
+            pq.write_table(table, staged)
+    progress.close()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _merge(output, shards, schema, settings, len(dataset))
+    state.wait_for_everyone()
+    return output
+
+
+def read_record(file: str | Path) -> dict[str, Any]:
+    """What `map_shards` says of a file: `settings`, `origins` (a list) and `digests` (SHA-256 of each shard's input).
+
+    Raises:
+        ValueError: not a parquet file, or one that something else has written.
+    """
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a whole parquet file ({error}); remove it") from error
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"{file} was not written by this package; remove it, or choose another place")
+    return json.loads(metadata[METADATA_KEY])
+
+
+def _open(
+    output: Path, shards: Path, dataset: Dataset, settings: dict[str, Any], origin: dict[str, Any]
+) -> list[int] | None:
+    """The numbers of the shards that are to be done; None if the output is there."""
+    numbers = range(-(-len(dataset) // settings["shard_size"]))
+    if output.exists():
+        record = read_record(output)
+        _check_settings(output, record["settings"], settings)
+        for number, digest in zip(numbers, record["digests"], strict=True):
+            _check_digest(output, number, digest, dataset, settings["shard_size"])
+        shutil.rmtree(shards, ignore_errors=True)  # left by a kill right after the merge
+        logger.info(f"{output} is there already, with the same settings and from the same rows: it is kept.")
+        return None
+    shards.mkdir(parents=True, exist_ok=True)
+    for staged in shards.glob("*.tmp"):
+        staged.unlink()
+    record_file = shards / "record.json"
+    origins = [origin]
+    if record_file.exists():
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+        _check_settings(shards, record["settings"], settings)
+        origins = record["origins"] + [origin] * (origin not in record["origins"])
+        if len(origins) > 1 and any(shards.glob("*.parquet")):
+            logger.warning(f"{shards} holds shards made by {record['origins']}; the rest is made by {origin}.")
+    todo = []
+    for number in numbers:
+        file = shards / _name(number)
+        if file.exists():
+            _check_digest(shards, number, read_record(file)["digest"], dataset, settings["shard_size"])
+        else:
+            todo.append(number)
+    write_json({"settings": settings, "origins": origins}, record_file)
+    if len(todo) < len(numbers):
+        logger.info(f"{shards}: {len(numbers) - len(todo)} of {len(numbers)} shards are done already.")
+    return todo
+
+
+def _check_settings(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{where} was made with {name}={found.get(name)!r}, now it is {wanted.get(name)!r}: go on with the "
+                "former, choose another output, or remove it"
+            )
+
+
+def _check_digest(where: Path, number: int, found: str, dataset: Dataset, shard_size: int) -> None:
+    if found != _digest(_shard(dataset, number, shard_size)):
+        first = number * shard_size
+        raise ValueError(
+            f"{where} was made from other data: rows {first} to {min(first + shard_size, len(dataset)) - 1} differ. "
+            "Bring the former data back, choose another output, or remove it"
+        )
+
+
+def _shard(dataset: Dataset, number: int, shard_size: int) -> Rows:
+    return dataset[number * shard_size : (number + 1) * shard_size]
+
+
+def _digest(rows: Rows) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _name(number: int) -> str:
+    return f"{number:08d}.parquet"
+
+
+def _merge(output: Path, shards: Path, schema: pa.Schema, settings: dict[str, Any], rows: int) -> None:
+    record = json.loads((shards / "record.json").read_text(encoding="utf-8"))
+    files = [shards / _name(number) for number in range(-(-rows // settings["shard_size"]))]
+    record["digests"] = [read_record(file)["digest"] for file in files]
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(record)})
+    with atomic_file(output) as staged, pq.ParquetWriter(staged, schema) as writer:
+        for file in files:
+            writer.write_table(pq.read_table(file).replace_schema_metadata(schema.metadata))
+    found = pq.read_metadata(output).num_rows
+    if found != rows:
+        raise RuntimeError(f"{output} has {found} rows, its input {rows}")
+    shutil.rmtree(shards)
+
+
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """A temporary name to write to; the file gets its own name once its content has reached the disk."""
+    staged = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        yield staged
+        with open(staged, "rb") as opened:
+            os.fsync(opened.fileno())
+        staged.replace(file)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"{file} could not be written ({error.strerror}). What was finished is kept: mend the disk, start again",
+        ) from error
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+class _Progress:
+    """A bar with rows per second and time left on terminals, a line a shard in the log elsewhere.
+
+    The main process counts for all, since the others do as much in the same time.
+    """
+
+    def __init__(self, rows: int, todo: list[int], shard_size: int, desc: str):
+        state = PartialState()
+        self.processes, self.desc, self.rows = state.num_processes, desc, rows
+        self.mine = len(todo[state.process_index :: state.num_processes])
+        left = sum(min(shard_size, rows - number * shard_size) for number in todo)
+        self.done_before, self.done, self.started = rows - left, 0, time.perf_counter()
+        disable = None if state.is_main_process else True
+        self.bar = tqdm(total=rows, initial=self.done_before, unit=" rows", desc=desc, disable=disable, leave=False)
+
+    def advance(self, rows: int) -> None:
+        left = self.rows - self.done_before - self.done
+        step = min(rows * self.processes, left)
+        self.done += step
+        self.bar.update(step)
+
+    @contextmanager
+    def shard(self, number: int) -> Iterator[None]:
+        yield
+        if self.bar.disable and self.done:
+            speed = self.done / (time.perf_counter() - self.started)
+            total = self.done_before + self.done
+            minutes = (self.rows - total) / speed / 60
+            logger.info(f"{self.desc}: {total} of {self.rows} rows, {speed:.1f} rows/s, {minutes:.0f} min left")
+
+    def close(self) -> None:
+        self.bar.close()

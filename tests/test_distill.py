@@ -1,0 +1,400 @@
+"""`training/distill.py`: teacher decoding, targets, training and evaluation, stage by stage."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ctranslate2  # noqa: F401  the engine of one of the tests
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import ROOT, launch, run, script, task_options
+from datasets import Dataset
+from reverse_task import write_jsonl
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from rs_transformer import expand
+from rs_transformer.corpus import CorpusArguments, load_split
+from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.distilled_targets import (
+    TargetArguments,
+    closest_to_reference,
+    longest_repetition,
+    reason_to_leave_out,
+    write_targets,
+)
+from rs_transformer.sharding import read_record
+
+# A student as small as the teacher: the task is tiny.
+STUDENT = ["--d_model", 64, "--encoder_ffn_dim", 128, "--decoder_ffn_dim", 128, "--encoder_attention_heads", 4]
+STUDENT += ["--decoder_attention_heads", 4, "--encoder_layers", 2, "--decoder_layers", 2, "--dropout", 0]
+STUDENT += ["--init_std", 0.1, "--max_position_embeddings", 32]
+TRAINING = ["--max_tokens", 512, "--learning_rate", 2e-3, "--warmup_steps", 100, "--label_smoothing_factor", 0.1]
+TRAINING += ["--max_steps", 250, "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 100]
+TRAINING += ["--report_to", "none", "--seed", 3, "--logging_steps", 50]
+LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
+LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
+DECODING = ["--teacher_num_beams", 3, "--teacher_n_best", 2, "--shard_size", 150]
+
+
+def options(teacher, task, output, *more):
+    return ["--teachers", teacher, "--output_dir", output, *LANGUAGES, *task_options(task), *LENGTHS, *DECODING, *more]
+
+
+@pytest.fixture(scope="module")
+def small(task, tmp_path_factory) -> dict[str, Path]:
+    """The task with 1,000 training pairs."""
+    folder = tmp_path_factory.mktemp("small")
+    lines = task["train"].read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[:1000]))
+    return {**task, "train": folder / "train.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def generated(trained, small, tmp_path_factory) -> Path:
+    """The corpus that the trained model translates in one process."""
+    folder = tmp_path_factory.mktemp("generated")
+    launch("distill.py", "generate", *options(trained, small, folder / "student", "--distilled_dir", folder))
+    return folder / "corpus.parquet"
+
+
+# Teacher decoding
+
+
+def test_the_corpus_is_the_teachers_beam_search_in_source_order_with_its_provenance(trained, small, generated):
+    rows = pq.read_table(generated).to_pylist()
+    corpus = load_split(CorpusArguments("fw", "bw", train_file=[str(small["train"])]), "train")
+    assert [row["source"] for row in rows] == corpus["source"][:]
+    assert [row["target"] for row in rows] == corpus["target"][:]
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    decoding = DecodingArguments(num_beams=3, max_new_tokens=16)
+    expected = translate(model, tokenizer, corpus["source"][:], decoding, progress=False)
+    assert [row["hypotheses"][0] for row in rows] == expected
+    assert {len(row["hypotheses"]) for row in rows} <= {1, 2}  # different hypotheses may have one text
+    record = read_record(generated)
+    assert record["origins"][0]["teachers"] == [{"name": str(trained), "revision": "main", "commit": None}]
+    assert record["origins"][0]["versions"]["torch"] == torch.__version__
+    assert record["settings"]["num_beams"] == 3
+    assert record["settings"]["n_best"] == 2
+    assert len(record["settings"]["teacher_weights"][0]) == 64
+
+
+def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp_path):
+    launch("distill.py", "generate", *options(trained, small, tmp_path), processes=2)
+    assert (tmp_path / "distilled" / "corpus.parquet").read_bytes() == generated.read_bytes()
+
+
+def test_killed_at_random_moments_it_still_gives_the_same_bytes(trained, small, generated, tmp_path):
+    command = [sys.executable, "training/distill.py", "generate", *options(trained, small, tmp_path)]
+    shards = tmp_path / "distilled" / "corpus.parquet.shards"
+    moments = random.Random(7)
+    kept: dict[str, int] = {}
+    for kill in range(5):
+        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stderr=subprocess.DEVNULL)
+        # At least one more shard each time, of seven, so that every kill is in the middle of the decoding.
+        deadline = time.monotonic() + 120
+        while len(list(shards.glob("*.parquet"))) <= kill and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        now = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.parquet")}
+        assert kept.items() <= now.items()  # a finished shard is not done again
+        assert len(now) > kill
+        kept = now
+    assert not (tmp_path / "distilled" / "corpus.parquet").exists()
+    run(*command)
+    assert (tmp_path / "distilled" / "corpus.parquet").read_bytes() == generated.read_bytes()
+
+
+def test_ctranslate2_gives_the_same_translations(trained, small, tmp_path):
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    expand(model).save_pretrained(tmp_path / "marian")
+    tokenizer.save_pretrained(tmp_path / "marian")
+    run(
+        Path(sys.executable).with_name("ct2-transformers-converter"),
+        *("--model", tmp_path / "marian", "--output_dir", tmp_path / "ct2"),
+    )
+    # The engines count a hypothesis's length differently, so they are compared without a length penalty.
+    same = ["--teacher_length_penalty", 0, "--max_train_samples", 200]
+    script("distill")("generate", *options(trained, small, tmp_path / "a", *same))
+    engine = ["--engine", "ctranslate2", "--ctranslate2_models", tmp_path / "ct2"]
+    script("distill")("generate", *options(trained, small, tmp_path / "b", *same, *engine))
+    ours, theirs = (tmp_path / name / "distilled" / "corpus.parquet" for name in "ab")
+    best = [[row["hypotheses"][0] for row in pq.read_table(file).to_pylist()] for file in (ours, theirs)]
+    assert best[0] == best[1]
+    assert read_record(theirs)["settings"]["engine"] == "ctranslate2"
+    assert "ctranslate2" in read_record(theirs)["origins"][0]["versions"]
+
+
+@pytest.mark.parametrize("mode", ["ensemble", "pool"])
+def test_several_teachers_decode_together_or_in_turn(trained, small, tmp_path, mode):
+    more = ["--teachers", trained, expanded_copy(trained, tmp_path), "--teacher_mode", mode]
+    script("distill")("generate", *options(trained, small, tmp_path, *more, "--max_train_samples", 50))
+    script("distill")("generate", *options(trained, small, tmp_path / "one", "--max_train_samples", 50))
+    both, one = (
+        pq.read_table(folder / "distilled" / "corpus.parquet").to_pylist() for folder in (tmp_path, tmp_path / "one")
+    )
+    assert both == one  # equal teachers: the mean is the same, and so is the pool without repetitions
+    record = read_record(tmp_path / "distilled" / "corpus.parquet")
+    assert record["settings"]["teacher_mode"] == mode
+    assert len(record["origins"][0]["teachers"]) == 2
+
+
+def expanded_copy(folder, tmp_path):
+    expand(AutoModelForSeq2SeqLM.from_pretrained(folder)).save_pretrained(tmp_path / "copy")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+# Targets
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [("", 0), ("a b c", 1), ("a a b", 2), ("x a b a b a b y", 3), ("a b c d a b c d", 2), ("no no no no", 4)],
+)
+def test_longest_repetition(text, times):
+    assert longest_repetition(text.split()) == times
+
+
+@pytest.mark.parametrize(
+    ("source", "reference", "translation", "reason"),
+    [
+        ("s", "a b c", "a b c", ""),
+        ("s", "a b c", "", "no translation"),
+        ("s", "a b c", None, "no translation"),
+        ("s", "a b c d", "a a a a", "repetition"),
+        ("s", "ha ha ha ha", "ha ha ha ha", ""),
+        ("s", "a", "a b c d", "length"),
+        ("s", "a b c d", "e", "length"),
+        ("s", None, "a b c d", ""),
+        ("A  b", "c d", "a b", "copy of the source"),
+        ("a b", "A b", "a b", ""),
+    ],
+)
+def test_reasons_to_leave_a_translation_out(source, reference, translation, reason):
+    assert reason_to_leave_out(source, reference, translation, TargetArguments(), "en") == reason
+    off = TargetArguments(max_repetitions=0, max_reference_ratio=0, keep_copies=True)
+    assert reason_to_leave_out(source, reference, translation, off, "en") == ("" if translation else "no translation")
+
+
+def test_japanese_is_counted_in_characters():
+    assert reason_to_leave_out("s", "こんにちは世界", "ははははは世界", TargetArguments(), "ja") == "repetition"
+
+
+def corpus(tmp_path, rows):
+    from rs_transformer.sharding import map_shards
+    from rs_transformer.teachers import CORPUS_SCHEMA
+
+    names = ("source", "target", "hypotheses")
+    dataset = Dataset.from_dict(
+        {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    )
+    return map_shards(dataset, lambda shard, advance: shard, tmp_path / "c.parquet", schema=CORPUS_SCHEMA, settings={})
+
+
+ROWS = [
+    ("s1", "the cat sat down", ["a dog stood up", "the cat sat up"]),
+    ("s2", "yes", ["yes yes yes yes yes"]),
+    ("s3", "he is here", ["s3"]),
+    ("s4", "we go", []),
+]
+
+
+@pytest.mark.parametrize("similarity", ["bleu", "chrf"])
+def test_targets_are_the_best_or_the_closest_to_the_reference_with_what_is_left_out_counted(tmp_path, similarity):
+    file = corpus(tmp_path, ROWS)
+    record = write_targets(file, tmp_path / "best.parquet", TargetArguments(), "en")
+    assert pq.read_table(tmp_path / "best.parquet").to_pylist() == [
+        {"source": "s1", "target": "a dog stood up", "origin": "distilled"}
+    ]
+    assert record["left_out"] == {"copy of the source": 1, "no translation": 1, "repetition": 1}
+    assert (record["pairs"], record["distilled"]) == (1, 1)
+    args = TargetArguments(targets="closest", similarity=similarity, add_references=True)
+    write_targets(file, tmp_path / "closest.parquet", args, "en")
+    rows = [tuple(row.values()) for row in pq.read_table(tmp_path / "closest.parquet").to_pylist()]
+    assert rows == [
+        ("s1", "the cat sat up", "distilled"),
+        *((source, reference, "reference") for source, reference, _ in ROWS),
+    ]
+
+
+def test_of_equally_close_hypotheses_the_better_one_is_taken():
+    from sacrebleu.metrics import CHRF
+
+    assert closest_to_reference(["b a", "x y", "a b"], "q r", CHRF()) == "b a"
+
+
+def test_targets_of_other_settings_are_not_overwritten(tmp_path):
+    file = corpus(tmp_path, ROWS)
+    write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en")
+    assert write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en")["pairs"] == 1
+    with pytest.raises(ValueError, match="was made with other settings"):
+        write_targets(file, tmp_path / "t.parquet", TargetArguments(max_repetitions=1), "en")
+    with pytest.raises(ValueError, match="no translation of the teacher is left of 1"):
+        write_targets(corpus(tmp_path / "other", ROWS[1:2]), tmp_path / "u.parquet", TargetArguments(), "en")
+
+
+# The whole command
+
+
+@pytest.fixture(scope="module")
+def distilled(trained, small, generated, tmp_path_factory) -> Path:
+    """A student of the sequence and the word level, by all stages in one command."""
+    folder = tmp_path_factory.mktemp("distilled") / "student"
+    more = ["--distilled_dir", generated.parent, "--word_weight", 0.5, "--word_top_k", 4, *STUDENT, *TRAINING]
+    done = launch("distill.py", *options(trained, small, folder, *more))
+    (folder / "printed.txt").write_text(done.stdout + done.stderr)
+    return folder
+
+
+def test_one_command_leaves_a_student_that_has_learned_with_its_record(distilled, trained, generated):
+    printed = (distilled / "printed.txt").read_text()
+    assert "targets: " in printed
+    evaluation = json.loads((distilled / "evaluation.json").read_text())
+    assert [row["system"] for row in evaluation] == [str(trained), str(distilled)]
+    assert evaluation[1]["bleu"] == json.loads((distilled / "results.json").read_text())["test"]["bleu"]
+    assert evaluation[1]["bleu"] > 20
+    assert evaluation[1]["bootstrap"]["bleu_p"] is not None
+    record = json.loads((distilled / "distillation.json").read_text())
+    assert record["corpus"] == read_record(generated)
+    assert record["targets"]["pairs"] + sum(record["targets"]["left_out"].values()) == 1000
+    recipe = yaml.safe_load((distilled / "recipe.yaml").read_text())
+    assert (recipe["teachers"], recipe["word_weight"], recipe["word_top_k"]) == ([str(trained)], 0.5, 4)
+    assert AutoModelForSeq2SeqLM.from_pretrained(distilled).config.decoder_unique_layers == 1
+
+
+def test_the_same_command_does_nothing_twice_and_another_is_refused(distilled, trained, small, generated):
+    before = {file: file.stat().st_mtime_ns for file in distilled.rglob("*") if file.is_file()}
+    more = ["--distilled_dir", generated.parent, "--word_weight", 0.5, "--word_top_k", 4, *STUDENT, *TRAINING]
+    script("distill")(*options(trained, small, distilled, *more))
+    changed = {file.name for file, moment in before.items() if file.stat().st_mtime_ns != moment}
+    assert changed == {"distillation.json", "evaluation.json"}
+    with pytest.raises(ValueError, match=r"holds a run with word_weight=0.5, now it is 0.25"):
+        script("distill")(*options(trained, small, distilled, *more, "--word_weight", 0.25))
+
+
+def test_a_training_that_was_stopped_goes_on(trained, small, generated, distilled, tmp_path):
+    more = ["--distilled_dir", generated.parent, "--word_weight", 0.5, "--word_top_k", 4, *STUDENT, *TRAINING]
+    code = (
+        "import os, runpy, signal, sys\n"
+        "from rs_transformer.trainer import TranslationTrainer\n"
+        "save = TranslationTrainer._save_checkpoint\n"
+        "def kill(self, *args):\n"
+        "    save(self, *args)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "TranslationTrainer._save_checkpoint = kill\n"
+        "runpy.run_path('training/distill.py', run_name='__main__')\n"
+    )
+    command = [str(part) for part in options(trained, small, tmp_path, *more)]
+    assert run(sys.executable, "-c", code, *command, check=False).returncode == -signal.SIGKILL
+    script("distill")("train", *command)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path, distilled)]
+    assert results[0]["test"] == results[1]["test"]
+
+
+def test_word_level_alone_learns_from_the_references_and_matching_runs_in_two_processes(trained, small, tmp_path):
+    more = ["--targets", "reference", "--word_weight", 0.7, "--hidden_weight", 0.1, "--attention_weight", 0.1]
+    more += [*STUDENT, *TRAINING, "--max_steps", 20, "--decoder_layers", 1]
+    launch("distill.py", "train", *options(trained, small, tmp_path, *more), processes=2)
+    assert not (tmp_path / "distilled").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["training"]["updates"] == 20
+
+
+def test_a_collapsed_parent_is_distilled_further(trained, small, generated, tmp_path):
+    more = ["--distilled_dir", generated.parent, "--model_name_or_path", trained, "--decoder_layers", 1, *TRAINING]
+    script("distill")("filter", "train", *options(trained, small, tmp_path, *more, "--max_steps", 20))
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config.decoder_layers == 1
+
+
+# Errors, before any decoding starts
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("decoding has started")
+
+    monkeypatch.setattr("rs_transformer.distilling.generate_corpus", forbidden)
+
+
+def other_vocabulary(trained, tmp_path):
+    AutoModelForSeq2SeqLM.from_pretrained(trained).save_pretrained(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    tokenizer.save_pretrained(tmp_path / "other")
+    file = tmp_path / "other" / "vocab.json"
+    vocabulary = json.loads(file.read_text())
+    first, second = list(vocabulary)[5:7]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(vocabulary))
+    return tmp_path / "other"
+
+
+def test_another_vocabulary_is_named_where_distributions_are_learned(trained, small, tmp_path, no_decoding):
+    other = other_vocabulary(trained, tmp_path)
+    more = [*STUDENT, *TRAINING, "--tokenizer_name_or_path", other]
+    with pytest.raises(ValueError, match=r"must have one vocabulary .* the vocabulary differs \(28 and 28 entries, '"):
+        script("distill")(*options(trained, small, tmp_path / "s", *more, "--word_weight", 0.5))
+    with pytest.raises(AssertionError, match="decoding has started"):  # for translations alone it does not matter
+        script("distill")(*options(trained, small, tmp_path / "s", *more))
+    with pytest.raises(ValueError, match="cannot be in an ensemble with"):
+        script("distill")(*options(trained, small, tmp_path / "s", "--teachers", trained, other))
+
+
+def test_a_teacher_that_is_no_sequence_to_sequence_model_is_named(trained, small, tmp_path, no_decoding):
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=28)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="is a bert model, no sequence-to-sequence model: it cannot teach"):
+        script("distill")(*options(tmp_path / "bert", small, tmp_path / "s"))
+
+
+def test_an_empty_source_is_named_and_can_be_skipped(trained, small, generated, tmp_path, no_decoding):
+    pairs = [("a b", "b a"), ("  ", "c"), ("d e", "e d")]
+    files = {**small, "train": write_jsonl(tmp_path / "train.jsonl", pairs)}
+    with pytest.raises(ValueError, match=r"source of 1 training pairs is empty, first in row 1 \(from 0\)"):
+        script("distill")("generate", *options(trained, files, tmp_path / "s"))
+
+
+def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tmp_path):
+    pairs = [("a b", "b a"), ("  ", "c"), ("d e", "e d"), (" ".join("abcdefghijkl" * 2), "l k")]
+    files = {**small, "train": write_jsonl(tmp_path / "train.jsonl", pairs)}
+    script("distill")("generate", "filter", *options(trained, files, tmp_path / "s", "--skip_empty_sources", "true"))
+    rows = pq.read_table(tmp_path / "s" / "distilled" / "corpus.parquet").to_pylist()
+    assert [bool(row["hypotheses"]) for row in rows] == [True, False, True, False]
+    record = json.loads((tmp_path / "s" / "distillation.json").read_text())
+    assert record["targets"]["left_out"] == {"no translation": 2}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--target_lang", "xx"], "the train split has no language 'xx'; its languages: fw, bw"),
+        (["--source_lang", "bw", "--target_lang", "fw"], "the model translates from fw to bw, not from bw to fw"),
+        (["--teacher_n_best", 9], r"teacher_n_best must be at most teacher_num_beams \(3\), got 9"),
+        (["--stages", "train", "cook"], "there is no stage 'cook'; stages: generate, filter, train, evaluate"),
+        (["--targets", "reference"], "targets=reference distils nothing: set word_weight"),
+        (["--decoder_layers", 0], "decoder_layers must be at least 1, got 0"),
+        (["--engine", "ctranslate2"], "ctranslate2_models and engine=ctranslate2 go together"),
+        (["--word_weight", 0.5, "--word_top_k", 99], r"word_top_k must be at most the vocabulary \(28\), got 99"),
+        (["--hidden_weight", 1, "--d_model", 32], r"hidden_weight needs equal widths, got d_model 32 \(student\)"),
+        (["--hidden_weight", 1, "--decoder_layer_mapping", 0, 5], r"holds the teacher's layers 0..1, or -1, got 5"),
+        (["--teachers", "nowhere"], "the teacher nowhere cannot be loaded"),
+    ],
+)
+def test_bad_options_are_named_before_any_decoding_starts(trained, small, tmp_path, no_decoding, more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        script("distill")(*options(trained, small, tmp_path / "s", *STUDENT, *TRAINING, *more))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_stage_whose_input_is_missing_says_which_stage_makes_it(trained, small, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no teacher's corpus .* the stage generate makes it"):
+        script("distill")("filter", *options(trained, small, tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no targets .* the stage filter makes them"):
+        script("distill")("train", *options(trained, small, tmp_path, *STUDENT, *TRAINING))

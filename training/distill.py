@@ -1,0 +1,52 @@
+"""Distil a teacher into a recurrently stacked student: its translations, its distributions, or both.
+
+    accelerate launch training/distill.py training/recipes/tanaka_distilled.yaml
+    accelerate launch training/distill.py generate training/recipes/tanaka_distilled.yaml --teacher_n_best 5
+    accelerate launch training/distill.py train evaluate training/recipes/tanaka_distilled.yaml --word_weight 0.5
+
+The stages, all of them unless some are named: generate (the teacher translates the training sources), filter (choose
+what the student learns from), train, evaluate. The same command goes on where it was stopped; what is done is not
+done again. The output folder is that of `training/train.py`, with `distillation.json` (where the targets come from,
+what was left out) and `evaluation.json` (student against teacher).
+"""
+
+import sys
+
+from rs_transformer.arguments import RecipeParser
+from rs_transformer.corpus import CorpusArguments
+from rs_transformer.decoding import DecodingArguments
+from rs_transformer.distillation import DistillationLossArguments
+from rs_transformer.distilled_targets import TargetArguments
+from rs_transformer.distilling import STAGES, DistillArguments, distill
+from rs_transformer.launching import start_processes
+from rs_transformer.model_building import ModelArguments
+from rs_transformer.teachers import TeacherArguments
+from rs_transformer.tokenization import TokenizerArguments
+from rs_transformer.trainer import TranslationTrainingArguments
+
+GROUPS = (
+    DistillArguments,
+    TeacherArguments,
+    TargetArguments,
+    DistillationLossArguments,
+    ModelArguments,
+    CorpusArguments,
+    TokenizerArguments,
+    DecodingArguments,
+    TranslationTrainingArguments,
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    stages = []
+    while argv and argv[0] in STAGES:
+        stages.append(argv.pop(0))
+    if stages:
+        argv += ["--stages", *stages]
+    distill(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    start_processes()
+    main()
