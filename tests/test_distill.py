@@ -235,7 +235,7 @@ def test_targets_of_other_settings_are_not_overwritten(tmp_path):
     file = corpus(tmp_path, ROWS)
     write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en")
     assert write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en")["pairs"] == 1
-    with pytest.raises(ValueError, match="was made with other settings"):
+    with pytest.raises(ValueError, match="was made with max_repetitions=3, now it is 1"):
         write_targets(file, tmp_path / "t.parquet", TargetArguments(max_repetitions=1), "en")
     with pytest.raises(ValueError, match="no translation of the teacher is left of 1"):
         write_targets(corpus(tmp_path / "other", ROWS[1:2]), tmp_path / "u.parquet", TargetArguments(), "en")
@@ -362,7 +362,7 @@ def test_an_empty_source_is_named_and_can_be_skipped(trained, small, generated, 
 
 
 def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tmp_path):
-    pairs = [("a b", "b a"), ("  ", "c"), ("d e", "e d"), (" ".join("abcdefghijkl" * 2), "l k")]
+    pairs = [("a b", "b a"), (None, "c"), ("d e", "e d"), (" ".join("abcdefghijkl" * 2), "l k")]
     files = {**small, "train": write_jsonl(tmp_path / "train.jsonl", pairs)}
     script("distill")("generate", "filter", *options(trained, files, tmp_path / "s", "--skip_empty_sources", "true"))
     rows = pq.read_table(tmp_path / "s" / "distilled" / "corpus.parquet").to_pylist()
@@ -398,3 +398,5 @@ def test_a_stage_whose_input_is_missing_says_which_stage_makes_it(trained, small
         script("distill")("filter", *options(trained, small, tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no targets .* the stage filter makes them"):
         script("distill")("train", *options(trained, small, tmp_path, *STUDENT, *TRAINING))
+    with pytest.raises(FileNotFoundError, match=r"no trained student .* the stage train makes it"):
+        script("distill")("evaluate", *options(trained, small, tmp_path))

@@ -160,13 +160,11 @@ def write_targets(
     corpus, output = Path(corpus), Path(output)
     if not corpus.is_file():
         raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
-    settings = {**asdict(args), "target_lang": target_lang}
     digest = hashlib.sha256(json.dumps(read_record(corpus), sort_keys=True).encode()).hexdigest()
     if output.exists():
-        record = read_record(output)
-        if (record["settings"], record["corpus"]) != (settings, digest):
-            what = "with other settings" if record["settings"] != settings else "from another corpus"
-            raise ValueError(f"{output} was made {what}: remove it, or choose another output_dir")
+        record = check_targets(output, args, target_lang)
+        if record["corpus"] != digest:
+            raise ValueError(f"{output} was made from another corpus: remove it, or choose another output_dir")
         return record
     dataset = load_dataset("parquet", data_files=str(corpus), split="train")
     chosen = dataset.map(
@@ -186,7 +184,7 @@ def write_targets(
     if not distilled:
         raise ValueError(f"no translation of the teacher is left of {len(dataset)}: {shown}. Loosen the filters")
     record = {
-        "settings": settings,
+        "settings": {**asdict(args), "target_lang": target_lang},
         "corpus": digest,
         "pairs": len(pairs),
         "distilled": distilled,
@@ -199,6 +197,27 @@ def write_targets(
     return record
 
 
-def load_targets(file: str | Path) -> Dataset:
-    """The training pairs that `write_targets` wrote, with the columns `source` and `target`."""
+def check_targets(file: str | Path, args: TargetArguments, target_lang: str | None) -> dict[str, Any]:
+    """The record of a file of targets.
+
+    Raises:
+        ValueError: it was made with other settings.
+        FileNotFoundError: there is none.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there are no targets {str(file)!r}: the stage filter makes them")
+    record = read_record(file)
+    settings = {**asdict(args), "target_lang": target_lang}
+    for name, value in settings.items():
+        if record["settings"].get(name) != value:
+            raise ValueError(
+                f"{file} was made with {name}={record['settings'].get(name)!r}, now it is {value!r}: go on with the "
+                "former, remove it, or choose another output_dir"
+            )
+    return record
+
+
+def load_targets(file: str | Path, args: TargetArguments, target_lang: str | None) -> Dataset:
+    """The training pairs that `write_targets` wrote, columns `source` and `target`; raises as `check_targets`."""
+    check_targets(file, args, target_lang)
     return load_dataset("parquet", data_files=str(file), split="train").select_columns(["source", "target"])

@@ -152,8 +152,8 @@ def distill(
             write_json({"corpus": read_record(corpus_file), "targets": record}, output / "distillation.json")
             print(f"targets: {record['pairs']} pairs, {record['distilled']} distilled, left out: {record['left_out']}")
     if "train" in args.stages and not trained:
-        if from_translations and not targets_file.is_file():
-            raise FileNotFoundError(f"there are no targets {str(targets_file)!r}: the stage filter makes them")
+        if from_translations:
+            train = load_targets(targets_file, target_args, corpus_args.target_lang)
         if training_args.resume_from_checkpoint is None:
             training_args.resume_from_checkpoint = "true"
         run_training(
@@ -162,12 +162,14 @@ def distill(
             tokenizer_args,
             decoding_args,
             training_args,
-            train=load_targets(targets_file) if from_translations else train,
+            train=train,
             distillation=Distillation(
                 loss_args, teachers, output / "teacher_top_k.parquet", teacher_args.shard_size, options
             ),
         )
     if "evaluate" in args.stages:
+        if not (output / "results.json").is_file():
+            raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
         loaded = {teacher.name: (teacher.model, teacher.tokenizer) for teacher in teachers}
         systems = EvaluateArguments(
             systems=[*teacher_args.teachers, str(output)], output_file=str(output / "evaluation.json")

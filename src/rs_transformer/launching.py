@@ -5,6 +5,7 @@ On GPUs accelerate needs none of this. Not a launcher: torch.distributed's is us
 
 import os
 import sys
+from datetime import timedelta
 
 import psutil
 import torch
@@ -14,20 +15,26 @@ from accelerate.commands.launch import launch_command_parser
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 
-def start_processes() -> None:
+def start_processes(timeout: timedelta | None = None) -> None:
     """Make the processes that the user asked for; call it first in a script, before any accelerate state is made.
 
     - Started by `accelerate launch --cpu --num_processes N`, with N over 1 and no MPI: accelerate runs one process
       and says nothing. This process is replaced by `torchrun` with N of them.
     - Started by `torchrun` without a GPU: accelerate takes every process for the only one, unless told of the CPU.
 
+    Args:
+        timeout: how long processes wait for each other; default: torch.distributed's half hour (or less).
+
     Raises:
         RuntimeError: accelerate was asked for several processes, and its command line cannot be read.
     """
     if any(int(os.environ.get(name, 1)) > 1 for name in MPI_SIZES):
+        options = {} if timeout is None else {"timeout": timeout}
         if not torch.accelerator.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
-            PartialState(cpu=True)  # shared by all that come
+            PartialState(cpu=True, **options)  # shared by all that come
+        elif options:
+            PartialState(**options)
         return
     # Set by `accelerate launch` for the processes to find each other, and only where there are to be several.
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ

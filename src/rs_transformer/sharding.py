@@ -39,6 +39,7 @@ def map_shards(
     origin: Mapping[str, Any] | None = None,
     shard_size: int = 2000,
     desc: str = "Working",
+    unit: str = "rows",
 ) -> Path:
     """Write `function` of every row of a dataset to one parquet file, in the dataset's order.
 
@@ -58,7 +59,7 @@ def map_shards(
         origin: JSON, for the record: names and versions. It may change between resumes; the file lists each that
             took part.
         shard_size: rows a shard; one of the settings.
-        desc: what the progress bar and the log say.
+        desc, unit: what the progress bar and the log say.
 
     Returns:
         `output`.
@@ -76,11 +77,11 @@ def map_shards(
     todo = broadcast_object_list([todo])[0]
     if todo is None:
         return output
-    progress = _Progress(len(dataset), todo, shard_size, desc)
+    progress = _Progress(len(dataset), todo, shard_size, desc, unit)
     for number in todo[state.process_index :: state.num_processes]:
         rows = _shard(dataset, number, shard_size)
-        with progress.shard(number):
-            columns = function(rows, progress.advance)
+        columns = function(rows, progress.advance)
+        progress.log()
         metadata = {METADATA_KEY: json.dumps({"digest": _digest(rows)})}
         table = pa.Table.from_pydict(columns, schema=schema.with_metadata(metadata))
         with atomic_file(shards / _name(number)) as staged:
@@ -210,19 +211,18 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 class _Progress:
-    """A bar with rows per second and time left on terminals, a line a shard in the log elsewhere.
+    """A bar with speed and time left on terminals, a line a shard in the log elsewhere.
 
     The main process counts for all, since the others do as much in the same time.
     """
 
-    def __init__(self, rows: int, todo: list[int], shard_size: int, desc: str):
+    def __init__(self, rows: int, todo: list[int], shard_size: int, desc: str, unit: str):
         state = PartialState()
-        self.processes, self.desc, self.rows = state.num_processes, desc, rows
-        self.mine = len(todo[state.process_index :: state.num_processes])
+        self.processes, self.desc, self.unit, self.rows = state.num_processes, desc, unit, rows
         left = sum(min(shard_size, rows - number * shard_size) for number in todo)
         self.done_before, self.done, self.started = rows - left, 0, time.perf_counter()
         disable = None if state.is_main_process else True
-        self.bar = tqdm(total=rows, initial=self.done_before, unit=" rows", desc=desc, disable=disable, leave=False)
+        self.bar = tqdm(total=rows, initial=self.done_before, unit=f" {unit}", desc=desc, disable=disable, leave=False)
 
     def advance(self, rows: int) -> None:
         left = self.rows - self.done_before - self.done
@@ -230,14 +230,14 @@ class _Progress:
         self.done += step
         self.bar.update(step)
 
-    @contextmanager
-    def shard(self, number: int) -> Iterator[None]:
-        yield
+    def log(self) -> None:
         if self.bar.disable and self.done:
             speed = self.done / (time.perf_counter() - self.started)
             total = self.done_before + self.done
             minutes = (self.rows - total) / speed / 60
-            logger.info(f"{self.desc}: {total} of {self.rows} rows, {speed:.1f} rows/s, {minutes:.0f} min left")
+            logger.info(
+                f"{self.desc}: {total} of {self.rows} {self.unit}, {speed:.1f} {self.unit}/s, {minutes:.0f} min left"
+            )
 
     def close(self) -> None:
         self.bar.close()

@@ -301,17 +301,18 @@ def generate_corpus(
     }
 
     def decode(rows: Rows, advance: Callable[[int], None]) -> Rows:
-        lengths = map(len, teachers[0].tokenizer(rows["source"], verbose=False)["input_ids"])
+        sources = [source or "" for source in rows["source"]]
+        lengths = map(len, teachers[0].tokenizer(sources, verbose=False)["input_ids"])
         wanted = [
             index
-            for index, (source, length) in enumerate(zip(rows["source"], lengths, strict=True))
+            for index, (source, length) in enumerate(zip(sources, lengths, strict=True))
             if source.strip() and length <= corpus_args.max_source_length
         ]
-        hypotheses: list[list[str]] = [[] for _ in rows["source"]]
+        hypotheses: list[list[str]] = [[] for _ in sources]
         advance(len(hypotheses) - len(wanted))
         for number, engine in enumerate(engines):
             last = number == len(engines) - 1
-            found = engine.translate([rows["source"][i] for i in wanted], advance if last else lambda rows: None)
+            found = engine.translate([sources[i] for i in wanted], advance if last else lambda rows: None)
             for index, texts in zip(wanted, found, strict=True):
                 hypotheses[index] = list(dict.fromkeys(hypotheses[index] + texts))
         return {**rows, "hypotheses": hypotheses}
@@ -325,6 +326,7 @@ def generate_corpus(
         origin=origin,
         shard_size=args.shard_size,
         desc="Teacher decoding",
+        unit="sentences",
     )
 
 
