@@ -17,7 +17,11 @@ from rs_transformer.arguments import RecipeParser
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, load_translator, timed_translate, translate
 from rs_transformer.depth_sweep import DepthSweepArguments
+from rs_transformer.distillation import DistillationLossArguments
+from rs_transformer.distilled_targets import TargetArguments
+from rs_transformer.distilling import DistillArguments
 from rs_transformer.model_building import ModelArguments
+from rs_transformer.teachers import TeacherArguments
 from rs_transformer.tokenization import TokenizerArguments
 from rs_transformer.trainer import TranslationTrainingArguments
 
@@ -157,6 +161,8 @@ def test_a_new_run_in_a_folder_where_one_failed_trains_its_own_tokenizer(task, t
 @pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_hold_options_that_there_are(recipe):
     groups = (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments)
+    if "teachers:" in recipe.read_text():
+        groups = (DistillArguments, TeacherArguments, TargetArguments, DistillationLossArguments, *groups)
     *_, training = RecipeParser(groups).parse_recipe([str(recipe)])
     assert training.output_dir == f"runs/{recipe.stem}"
 

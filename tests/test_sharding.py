@@ -92,6 +92,10 @@ def test_versions_of_every_part_are_recorded(tmp_path):
         shards(tmp_path / "out.parquet", twice([], 3), origin={"torch": "1"})
     file = shards(tmp_path / "out.parquet", origin={"torch": "2"})
     assert read_record(file)["origins"] == [{"torch": "1"}, {"torch": "2"}]
+    with pytest.raises(Killed):
+        shards(tmp_path / "other.parquet", twice([], 0), origin={"torch": "1"})
+    file = shards(tmp_path / "other.parquet", origin={"torch": "2"})
+    assert read_record(file)["origins"] == [{"torch": "2"}]  # the first start made nothing
 
 
 def test_a_full_disk_keeps_finished_shards_and_names_the_file(tmp_path, monkeypatch):
@@ -108,10 +112,21 @@ def test_a_full_disk_keeps_finished_shards_and_names_the_file(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"00000002.parquet could not be written \(No space left on device\)"):
         shards(tmp_path / "out.parquet", twice(calls))
     left = sorted(entry.name for entry in (tmp_path / "out.parquet.shards").iterdir())
-    assert left == ["00000000.parquet", "00000001.parquet", "record.json"]
+    assert left == ["00000000.parquet", "00000001.parquet", "settings.json"]
     monkeypatch.undo()
     shards(tmp_path / "out.parquet", twice(calls))
     assert len(calls) == 8  # the third shard twice
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    with pytest.raises(Killed):
+        shards(tmp_path / "out.parquet", twice([], 3))
+    shard = tmp_path / "out.parquet.shards" / "00000001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[4:40] = b"x" * 36
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"the shard .*00000001.parquet is damaged"):
+        shards(tmp_path / "out.parquet")
 
 
 def test_a_file_of_another_origin_is_not_overwritten(tmp_path):

@@ -11,7 +11,6 @@ what was left out) and `evaluation.json` (student against teacher).
 """
 
 import sys
-from datetime import timedelta
 
 from rs_transformer.arguments import RecipeParser
 from rs_transformer.corpus import CorpusArguments
@@ -36,8 +35,6 @@ GROUPS = (
     DecodingArguments,
     TranslationTrainingArguments,
 )
-# Processes that have decoded their share wait for the others, on a large corpus for hours.
-WAIT = timedelta(days=7)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,5 +48,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start_processes(timeout=WAIT)
+    start_processes()
     main()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from datasets import Dataset
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from torch.nn import functional as F
 from transformers import DataCollatorForSeq2Seq, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -110,6 +111,8 @@ def check_match(student: PreTrainedConfig, teacher: PreTrainedConfig, args: Dist
     if not (args.hidden_weight or args.attention_weight):
         return
     for side in SIDES:
+        if getattr(student, f"{side}_layerdrop", 0):
+            raise ValueError(f"hidden_weight and attention_weight need every step: set {side}_layerdrop to 0")
         steps, layers = (getattr(config, f"{side}_layers", None) for config in (student, teacher))
         if steps is None or layers is None:
             raise ValueError("hidden_weight and attention_weight need models with encoder_layers and decoder_layers")
@@ -120,6 +123,11 @@ def check_match(student: PreTrainedConfig, teacher: PreTrainedConfig, args: Dist
                 f"attention_weight needs equal {side}_attention_heads, got {heads[0]} (student) and {heads[1]} "
                 "(teacher)"
             )
+    if args.attention_weight and student.attention_dropout:
+        raise ValueError(
+            "attention_weight compares attention after dropout: set attention_dropout to 0, got "
+            f"{student.attention_dropout}"
+        )
     if args.hidden_weight and student.hidden_size != teacher.hidden_size:
         raise ValueError(
             f"hidden_weight needs equal widths, got d_model {student.hidden_size} (student) and {teacher.hidden_size} "
@@ -271,10 +279,8 @@ def cache_top_k(
         shard_size=shard_size,
         desc="Teacher's distributions",
     )
-    cached = Dataset.from_parquet(str(file))
-    for name in CACHE_SCHEMA.names:
-        dataset = dataset.add_column(name, cached.data.column(name), feature=cached.features[name])
-    return dataset
+    with PartialState().main_process_first():
+        return concatenate_datasets([dataset.flatten_indices(), Dataset.from_parquet(str(file))], axis=1)
 
 
 class DistillationCollator(DataCollatorForSeq2Seq):

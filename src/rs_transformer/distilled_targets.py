@@ -5,6 +5,7 @@ The second half of sequence-level knowledge distillation (Kim & Rush 2016); the 
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,19 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 from sacrebleu.metrics import BLEU, CHRF
 from transformers.utils import logging
 
 from .metrics import bleu_tokenizer
-from .sharding import METADATA_KEY, atomic_file, read_record
+from .sharding import METADATA_KEY, atomic_file, check_settings, read_record
 
 logger = logging.get_logger(__name__)
 
 TARGETS = ("best", "closest", "reference")
 SIMILARITIES = ("bleu", "chrf")
 NGRAM_ORDER = 4
+TARGETS_SCHEMA = pa.schema({"source": pa.string(), "target": pa.string(), "origin": pa.string()})
+WITHOUT_BLANKS = {"ja", "jpn", "zh", "zho", "cmn", "yue", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}
 
 
 @dataclass
@@ -72,8 +77,10 @@ class TargetArguments:
 
 
 def words(text: str, target_lang: str | None) -> list[str]:
-    """What repetition and length are counted in: words, or characters in languages written without blanks."""
-    return text.split() if bleu_tokenizer(target_lang) == "13a" else list("".join(text.split()))
+    """What repetition and length are counted in: words; in languages without blanks characters, and numbers as one."""
+    if str(target_lang).replace("_", "-").split("-")[0] in WITHOUT_BLANKS:
+        return re.findall(r"\d+|\S", text)
+    return text.split()
 
 
 def longest_repetition(tokens: Sequence[str]) -> int:
@@ -160,13 +167,11 @@ def write_targets(
     corpus, output = Path(corpus), Path(output)
     if not corpus.is_file():
         raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
-    digest = hashlib.sha256(json.dumps(read_record(corpus), sort_keys=True).encode()).hexdigest()
     if output.exists():
-        record = check_targets(output, args, target_lang)
-        if record["corpus"] != digest:
-            raise ValueError(f"{output} was made from another corpus: remove it, or choose another output_dir")
-        return record
+        return check_targets(output, corpus, args, target_lang)
+    digest = corpus_digest(corpus)
     dataset = load_dataset("parquet", data_files=str(corpus), split="train")
+    output.parent.mkdir(parents=True, exist_ok=True)
     chosen = dataset.map(
         partial(choose_targets, args=args, target_lang=target_lang),
         batched=True,
@@ -174,50 +179,54 @@ def write_targets(
         num_proc=num_proc,
         desc="Choosing targets",
     )
-    reasons = chosen["left_out"][:]
-    counts = Counter(filter(None, reasons))
-    kept = [index for index, reason in enumerate(reasons) if not reason]
-    shown = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
-    logger.info(f"Targets: {len(kept)} pairs of {len(dataset)} sources; left out: {shown}")
-    pairs = chosen.select(kept).remove_columns("left_out")
-    distilled = pairs["origin"][:].count("distilled")
-    if not distilled:
-        raise ValueError(f"no translation of the teacher is left of {len(dataset)}: {shown}. Loosen the filters")
-    record = {
-        "settings": {**asdict(args), "target_lang": target_lang},
-        "corpus": digest,
-        "pairs": len(pairs),
-        "distilled": distilled,
-        "left_out": dict(sorted(counts.items())),
-    }
-    table = pairs.with_format("arrow")[:].replace_schema_metadata({METADATA_KEY: json.dumps(record)})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(output) as staged:
-        pq.write_table(table, staged)
+    counts: Counter = Counter()
+    origins: Counter = Counter()
+    with atomic_file(output) as staged, pq.ParquetWriter(staged, TARGETS_SCHEMA) as writer:
+        for table in chosen.with_format("arrow").iter(10_000):
+            counts.update(table["left_out"].to_pylist())
+            kept = table.filter(pc.equal(table["left_out"], "")).select(TARGETS_SCHEMA.names)
+            origins.update(kept["origin"].to_pylist())
+            writer.write_table(kept.cast(TARGETS_SCHEMA))
+        del counts[""]
+        shown = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
+        if not origins["distilled"]:
+            raise ValueError(f"no translation of the teacher is left of {len(dataset)}: {shown}. Loosen the filters")
+        record = {
+            "settings": {**asdict(args), "target_lang": target_lang},
+            "corpus": digest,
+            "pairs": origins.total(),
+            "distilled": origins["distilled"],
+            "left_out": dict(sorted(counts.items())),
+        }
+        writer.add_key_value_metadata({METADATA_KEY: json.dumps(record)})
+    logger.info(f"Targets: {record['pairs']} pairs of {len(dataset)} sources; left out: {shown}")
     return record
 
 
-def check_targets(file: str | Path, args: TargetArguments, target_lang: str | None) -> dict[str, Any]:
+def corpus_digest(corpus: str | Path) -> str:
+    """SHA-256 of a corpus's record, which has the digests of its shards' sources."""
+    return hashlib.sha256(json.dumps(read_record(corpus), sort_keys=True).encode()).hexdigest()
+
+
+def check_targets(
+    file: str | Path, corpus: str | Path, args: TargetArguments, target_lang: str | None
+) -> dict[str, Any]:
     """The record of a file of targets.
 
     Raises:
-        ValueError: it was made with other settings.
+        ValueError: it was made with other settings, or from another corpus than the one that is there.
         FileNotFoundError: there is none.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"there are no targets {str(file)!r}: the stage filter makes them")
     record = read_record(file)
-    settings = {**asdict(args), "target_lang": target_lang}
-    for name, value in settings.items():
-        if record["settings"].get(name) != value:
-            raise ValueError(
-                f"{file} was made with {name}={record['settings'].get(name)!r}, now it is {value!r}: go on with the "
-                "former, remove it, or choose another output_dir"
-            )
+    check_settings(file, record["settings"], {**asdict(args), "target_lang": target_lang})
+    if Path(corpus).is_file() and record["corpus"] != corpus_digest(corpus):
+        raise ValueError(f"{file} was made from another corpus: remove it, or choose another output_dir")
     return record
 
 
-def load_targets(file: str | Path, args: TargetArguments, target_lang: str | None) -> Dataset:
+def load_targets(file: str | Path, corpus: str | Path, args: TargetArguments, target_lang: str | None) -> Dataset:
     """The training pairs that `write_targets` wrote, columns `source` and `target`; raises as `check_targets`."""
-    check_targets(file, args, target_lang)
+    check_targets(file, corpus, args, target_lang)
     return load_dataset("parquet", data_files=str(file), split="train").select_columns(["source", "target"])

@@ -6,39 +6,57 @@ generate (`teachers.py`), filter (`distilled_targets.py`), train (`distillation.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, MarianTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .configuration_rs_marian import RSMarianConfig
 from .corpus import CorpusArguments, load_split
 from .decoding import DecodingArguments
 from .distillation import DistillationLossArguments, DistillationTrainer, cache_top_k, check_match
 from .distilled_targets import TargetArguments, load_targets, write_targets
 from .evaluation import EvaluateArguments, evaluate_systems
+from .launching import PatientGroup
 from .model_building import ModelArguments, build_model
-from .run_folder import write_json
+from .run_folder import complete_checkpoints, write_json
 from .sharding import read_record
-from .teachers import Teacher, TeacherArguments, check_sources, combined, generate_corpus, load_teachers
+from .teachers import (
+    Teacher,
+    TeacherArguments,
+    check_corpus,
+    check_sources,
+    combined,
+    generate_corpus,
+    load_teachers,
+)
 from .tokenization import TokenizerArguments, check_language_pair, same_vocabulary
 from .trainer import TranslationTrainingArguments
-from .training_run import load_evaluation_splits, run_training, set_up_logging
+from .training_run import (
+    check_output_dir,
+    check_validation,
+    load_evaluation_splits,
+    run_training,
+    set_up_logging,
+)
 
 logger = logging.get_logger(__name__)
 
 STAGES = ("generate", "filter", "train", "evaluate")
-# What may differ between the start of a run and its going on.
-NOT_OF_THE_RUN = {"stages", "resume_from_checkpoint", "disable_tqdm", "local_rank"}
+# When a run goes on, all arguments but those of `Seq2SeqTrainingArguments` have to be the same, except the first of
+# these, and of the training arguments the second.
+CHANGEABLE = {"stages", "preprocessing_num_workers"}
+OPTIMISATION = ("seed", "max_tokens", "max_steps", "num_train_epochs", "learning_rate", "label_smoothing_factor")
 
 
 @dataclass
 class DistillArguments:
-    """Which stages to run, and where the teacher's corpus is."""
+    """Which stages to run, where the teacher's corpus is, and whose tokenizer the student has."""
 
     stages: list[str] = field(
         default_factory=lambda: list(STAGES), metadata={"help": "Stages to run, in this order.", "nargs": "+"}
@@ -49,6 +67,10 @@ class DistillArguments:
             "help": "The folder of the teacher's corpus, which several students can share; default: `distilled` in "
             "output_dir."
         },
+    )
+    new_tokenizer: bool = field(
+        default=False,
+        metadata={"help": "Train a tokenizer for a student made anew, instead of taking the first teacher's."},
     )
 
     def __post_init__(self) -> None:
@@ -63,7 +85,8 @@ class Distillation:
 
     Args:
         loss: what is learned besides translations.
-        teachers: loaded; may be empty if `loss` is not active.
+        teachers: loaded.
+        tokenizer: the student's; None for one to be trained.
         cache_file: where the teacher's most probable tokens are kept, if they are.
         shard_size: of that file's making.
         options: for the run's record.
@@ -71,6 +94,7 @@ class Distillation:
 
     loss: DistillationLossArguments
     teachers: Sequence[Teacher]
+    tokenizer: PreTrainedTokenizerBase | None
     cache_file: Path
     shard_size: int
     options: dict[str, Any]
@@ -117,19 +141,25 @@ def distill(
         ValueError, OSError: an option, a model or the data is wrong or not there, or was changed since the run began.
     """
     set_up_logging(training_args)
+    group = PatientGroup()
     output = Path(training_args.output_dir)
     corpus_file = Path(args.distilled_dir or output / "distilled") / "corpus.parquet"
     targets_file = output / "targets.parquet"
-    from_translations = target_args.targets != "reference"
-    if not from_translations and not loss_args.active:
-        raise ValueError("targets=reference distils nothing: set word_weight, hidden_weight or attention_weight")
-
-    if model_args.model_name_or_path is None and tokenizer_args.tokenizer_name_or_path is None:
-        tokenizer_args = replace(tokenizer_args, tokenizer_name_or_path=teacher_args.teachers[0])
+    translating = target_args.targets != "reference"
+    check_combination(teacher_args, target_args, loss_args, corpus_args)
     options: dict[str, Any] = {}
-    for group in (args, teacher_args, target_args, loss_args, model_args, corpus_args, tokenizer_args, decoding_args):
-        options |= asdict(group)
-    trained = "train" in args.stages and check_finished(output, options | training_args.to_dict())
+    for arguments in (
+        args,
+        teacher_args,
+        target_args,
+        loss_args,
+        model_args,
+        corpus_args,
+        tokenizer_args,
+        decoding_args,
+    ):
+        options |= asdict(arguments)
+    training = "train" in args.stages and not check_finished(output, options, training_args)
     train = load_split(corpus_args, "train")
     if corpus_args.max_train_samples is not None:
         train = train.take(corpus_args.max_train_samples)
@@ -138,24 +168,29 @@ def distill(
         raise ValueError("the stage evaluate needs test data: give test_file, or leave the stage out of stages")
     check_sources(train, teacher_args.skip_empty_sources)
     teachers = load_teachers(teacher_args, corpus_args)
-    if "train" in args.stages and not trained:
-        check_student(model_args, tokenizer_args, teacher_args, loss_args, corpus_args, teachers)
+    tokenizer = student_tokenizer(args, model_args, tokenizer_args, corpus_args, teachers)
+    if training:
+        if training_args.resume_from_checkpoint is None and complete_checkpoints(output):
+            training_args.resume_from_checkpoint = "true"
+        check_output_dir(training_args)
+        check_validation(training_args, splits)
+        check_student(model_args, tokenizer, teacher_args, loss_args, corpus_args, teachers)
 
-    if "generate" in args.stages and from_translations:
+    if "generate" in args.stages and translating:
         generate_corpus(train, teachers, teacher_args, corpus_args, corpus_file)
-    if "filter" in args.stages and from_translations:
-        with PartialState().main_process_first():
+    if "filter" in args.stages and translating:
+        check_corpus(corpus_file, teachers, teacher_args, corpus_args)
+        with group.main_process_first():
             record = write_targets(
                 corpus_file, targets_file, target_args, corpus_args.target_lang, corpus_args.preprocessing_num_workers
             )
         if PartialState().is_main_process:
-            write_json({"corpus": read_record(corpus_file), "targets": record}, output / "distillation.json")
+            corpus = {name: value for name, value in read_record(corpus_file).items() if name != "digests"}
+            write_json({"corpus": corpus, "targets": record}, output / "distillation.json")
             print(f"targets: {record['pairs']} pairs, {record['distilled']} distilled, left out: {record['left_out']}")
-    if "train" in args.stages and not trained:
-        if from_translations:
-            train = load_targets(targets_file, target_args, corpus_args.target_lang)
-        if training_args.resume_from_checkpoint is None:
-            training_args.resume_from_checkpoint = "true"
+    if training:
+        if translating:
+            train = load_targets(targets_file, corpus_file, target_args, corpus_args.target_lang)
         run_training(
             model_args,
             corpus_args,
@@ -164,45 +199,100 @@ def distill(
             training_args,
             train=train,
             distillation=Distillation(
-                loss_args, teachers, output / "teacher_top_k.parquet", teacher_args.shard_size, options
+                loss_args, teachers, tokenizer, output / "teacher_top_k.parquet", teacher_args.shard_size, options
             ),
         )
     if "evaluate" in args.stages:
         if not (output / "results.json").is_file():
             raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
-        loaded = {teacher.name: (teacher.model, teacher.tokenizer) for teacher in teachers}
-        systems = EvaluateArguments(
-            systems=[*teacher_args.teachers, str(output)], output_file=str(output / "evaluation.json")
-        )
+        loaded = {teacher.name: (teacher.model, teacher.tokenizer) for teacher in teachers if not teacher.prefix}
+        systems = EvaluateArguments(systems=[*loaded, str(output)], output_file=str(output / "evaluation.json"))
         evaluate_systems(systems, corpus_args, decoding_args, loaded)
 
 
-def check_finished(output: Path, options: dict[str, Any]) -> bool:
+def check_combination(
+    teacher_args: TeacherArguments,
+    target_args: TargetArguments,
+    loss_args: DistillationLossArguments,
+    corpus_args: CorpusArguments,
+) -> None:
+    """Raise `ValueError` for options that are each possible and make no sense together."""
+    several = len(teacher_args.teachers) > 1
+    pooled = several and teacher_args.teacher_mode == "pool"
+    if target_args.targets == "reference" and not loss_args.active:
+        raise ValueError("targets=reference distils nothing: set word_weight, hidden_weight or attention_weight")
+    if target_args.targets == "closest" and teacher_args.teacher_n_best == 1 and not pooled:
+        raise ValueError("targets=closest has nothing to choose from: set teacher_n_best to 2 or more")
+    if target_args.targets == "best" and pooled:
+        raise ValueError(
+            "targets=best would take the first teacher's alone: set targets=closest, or teacher_mode=ensemble"
+        )
+    if loss_args.active and pooled:
+        raise ValueError("word_weight, hidden_weight and attention_weight need one teacher, or teacher_mode=ensemble")
+    if several and (loss_args.hidden_weight or loss_args.attention_weight):
+        raise ValueError("hidden_weight and attention_weight need one teacher, not an ensemble")
+    if corpus_args.streaming:
+        raise ValueError("streaming does not go with distillation, whose shards need to know the number of pairs")
+
+
+def check_finished(output: Path, options: dict[str, Any], training_args: TranslationTrainingArguments) -> bool:
     """Whether the student in a folder is trained already, by these options.
 
     Raises:
-        ValueError: there is a run in the folder, finished or not, of other options.
+        ValueError: there is a run in the folder, finished or begun, of other options.
     """
-    recipe = output / "recipe.yaml"
-    if not recipe.is_file():
+    finished = (output / "results.json").is_file()
+    if not finished and not complete_checkpoints(output):
         return False
-    found = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    plain = json.loads(json.dumps(options, default=str))
-    for name in sorted({*found, *plain} - NOT_OF_THE_RUN):
-        if not name.endswith("_token") and found.get(name) != plain.get(name):
+    found = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    wanted = options | {name: getattr(training_args, name) for name in OPTIMISATION}
+    wanted = json.loads(json.dumps(wanted, default=str))
+    for name in sorted(wanted.keys() - CHANGEABLE):
+        if found.get(name) != wanted[name]:
             raise ValueError(
-                f"{output} holds a run with {name}={found.get(name)!r}, now it is {plain.get(name)!r}: go on with the "
-                "former, or choose another output_dir"
+                f"{output} holds a run with {name}={found.get(name)!r}, now it is {wanted[name]!r}: go on with the "
+                "former, or choose another output_dir (distilled_dir keeps the teacher's corpus)"
             )
-    if not (output / "results.json").is_file():
-        return False
-    logger.info(f"{output} holds the trained student already: the stage train is skipped.")
-    return True
+    if finished:
+        logger.info(f"{output} holds the trained student already: the stage train is skipped.")
+    return finished
+
+
+def student_tokenizer(
+    args: DistillArguments,
+    model_args: ModelArguments,
+    tokenizer_args: TokenizerArguments,
+    corpus_args: CorpusArguments,
+    teachers: Sequence[Teacher],
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was named, the checkpoint's, or the first teacher's; None for one to be trained.
+
+    Raises:
+        ValueError: it is of the opposite direction, or a new student's is no `MarianTokenizer`.
+    """
+    name = tokenizer_args.tokenizer_name_or_path or model_args.model_name_or_path
+    if name is not None:
+        if args.new_tokenizer:
+            raise ValueError(
+                f"new_tokenizer, but the student's tokenizer is to be that of {name}: give one of the two"
+            )
+        revision = "main" if tokenizer_args.tokenizer_name_or_path else model_args.revision
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+        return tokenizer
+    if args.new_tokenizer:
+        return None
+    if not isinstance(teachers[0].tokenizer, MarianTokenizer):
+        raise ValueError(
+            f"the tokenizer of {teachers[0].name} is no MarianTokenizer, which a new student needs: set "
+            "new_tokenizer, or give tokenizer_name_or_path"
+        )
+    return teachers[0].tokenizer
 
 
 def check_student(
     model_args: ModelArguments,
-    tokenizer_args: TokenizerArguments,
+    tokenizer: PreTrainedTokenizerBase | None,
     teacher_args: TeacherArguments,
     loss_args: DistillationLossArguments,
     corpus_args: CorpusArguments,
@@ -211,21 +301,23 @@ def check_student(
     """Build the student as the training will, and hold it against the teachers.
 
     Raises:
-        ValueError: an impossible configuration; or, where more than translations is learned, another vocabulary or
-            shapes that do not match.
+        ValueError: an impossible configuration; or, where more than translations is learned, another vocabulary,
+            shapes that do not match, or pairs that are too long for a teacher.
     """
-    name = tokenizer_args.tokenizer_name_or_path or model_args.model_name_or_path
-    revision = "main" if tokenizer_args.tokenizer_name_or_path else model_args.revision
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+    if tokenizer is None:
+        RSMarianConfig(**model_args.config_fields())
+        if loss_args.active:
+            raise ValueError(
+                "word_weight, hidden_weight and attention_weight need the teacher's tokenizer, not a new one"
+            )
+        return
     student = build_model(model_args, tokenizer)
     if not loss_args.active:
         return
-    if teacher_args.teacher_mode == "pool" and len(teachers) > 1:
-        raise ValueError("word_weight, hidden_weight and attention_weight need one teacher, or teacher_mode=ensemble")
-    if len(teachers) > 1 and (loss_args.hidden_weight or loss_args.attention_weight):
-        raise ValueError("hidden_weight and attention_weight need one teacher, not an ensemble")
+    longest = max(corpus_args.max_source_length, corpus_args.max_target_length)
     for teacher in teachers:
+        if teacher.prefix or hasattr(teacher.tokenizer, "src_lang"):
+            raise ValueError(f"{teacher.name} is multilingual: learn from its translations alone")
         if difference := same_vocabulary(tokenizer, teacher.tokenizer):
             raise ValueError(
                 f"student and teacher {teacher.name} must have one vocabulary for word_weight, hidden_weight and "
@@ -236,6 +328,12 @@ def check_student(
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f"student and teacher {teacher.name} have output vocabularies of {sizes[0]} and {sizes[1]}"
+            )
+        positions = getattr(teacher.model.config, "max_position_embeddings", longest)
+        if positions < longest:
+            raise ValueError(
+                f"teacher {teacher.name} has {positions} positions: lower max_source_length and max_target_length "
+                f"({longest}) to that"
             )
         check_match(student.config, teacher.model.config, loss_args)
     if loss_args.word_top_k > sizes[0]:

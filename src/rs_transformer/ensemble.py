@@ -41,6 +41,11 @@ class EnsembleForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         self.models = nn.ModuleList(models)
         self.generation_config = models[0].generation_config
         self.encoder = _EnsembleEncoder(models)
+        self.depths = [_decoder_depth(model) for model in models]
+        if limits := [
+            m.config.max_position_embeddings for m in models if hasattr(m.config, "max_position_embeddings")
+        ]:
+            self.config.max_position_embeddings = min(limits)
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
         return self.encoder
@@ -76,7 +81,7 @@ class EnsembleForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         log_probabilities = []
         for model, state, cache in zip(self.models, states, caches, strict=True):
             output = model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=state),
+                encoder_outputs=BaseModelOutput(last_hidden_state=state.to(model.dtype)),
                 attention_mask=attention_mask,
                 decoder_input_ids=decoder_input_ids,
                 past_key_values=cache,
@@ -90,13 +95,13 @@ class EnsembleForSeq2SeqLM(PreTrainedModel, GenerationMixin):
 
     def _filled_up(self, cache: EncoderDecoderCache | None) -> EncoderDecoderCache:
         """The cache that `generate` has made for the first model, or none, with the layers of all models."""
-        if cache is not None and len(cache.self_attention_cache.layers) == sum(map(_depth, self.models)):
+        if cache is not None and len(cache.self_attention_cache.layers) == sum(self.depths):
             return cache
         if cache is not None and cache.get_seq_length():
             raise ValueError("past_key_values is not the cache of this ensemble")
         sides = [DynamicCache(), DynamicCache()]
         for side in sides:
-            side.layers = [side.layer_class_to_replicate() for model in self.models for _ in range(_depth(model))]
+            side.layers = [side.layer_class_to_replicate() for _ in range(sum(self.depths))]
         filled = EncoderDecoderCache(*sides)
         if cache is None:
             return filled
@@ -107,14 +112,14 @@ class EnsembleForSeq2SeqLM(PreTrainedModel, GenerationMixin):
 
     def _views(self, cache: EncoderDecoderCache) -> list[EncoderDecoderCache]:
         views, start = [], 0
-        for model in self.models:
+        for depth in self.depths:
             sides = []
             for whole in (cache.self_attention_cache, cache.cross_attention_cache):
                 view = DynamicCache()
-                view.layers = whole.layers[start : start + _depth(model)]
+                view.layers = whole.layers[start : start + depth]
                 sides.append(view)
             views.append(EncoderDecoderCache(*sides))
-            start += _depth(model)
+            start += depth
         return views
 
 
@@ -135,5 +140,6 @@ class _EnsembleEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=torch.cat(states, dim=-1))
 
 
-def _depth(model: PreTrainedModel) -> int:
-    return model.config.get_text_config(decoder=True).num_hidden_layers
+def _decoder_depth(model: PreTrainedModel) -> int:
+    names = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    return next(getattr(model.config, name) for name in names if getattr(model.config, name, None) is not None)

@@ -1,10 +1,12 @@
-"""Several processes on CPUs: what `accelerate launch --cpu --num_processes N` asks for and does not do without MPI.
+"""Several processes: what `accelerate launch --cpu --num_processes N` asks for and does not do, and long waits.
 
-On GPUs accelerate needs none of this. Not a launcher: torch.distributed's is used.
+On GPUs accelerate needs no help to start. Not a launcher: torch.distributed's is used.
 """
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import psutil
@@ -15,31 +17,51 @@ from accelerate.commands.launch import launch_command_parser
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 
-def start_processes(timeout: timedelta | None = None) -> None:
+def start_processes() -> None:
     """Make the processes that the user asked for; call it first in a script, before any accelerate state is made.
 
     - Started by `accelerate launch --cpu --num_processes N`, with N over 1 and no MPI: accelerate runs one process
       and says nothing. This process is replaced by `torchrun` with N of them.
     - Started by `torchrun` without a GPU: accelerate takes every process for the only one, unless told of the CPU.
 
-    Args:
-        timeout: how long processes wait for each other; default: torch.distributed's half hour (or less).
-
     Raises:
         RuntimeError: accelerate was asked for several processes, and its command line cannot be read.
     """
     if any(int(os.environ.get(name, 1)) > 1 for name in MPI_SIZES):
-        options = {} if timeout is None else {"timeout": timeout}
         if not torch.accelerator.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
-            PartialState(cpu=True, **options)  # shared by all that come
-        elif options:
-            PartialState(**options)
+            PartialState(cpu=True)  # shared by all that come
         return
     # Set by `accelerate launch` for the processes to find each other, and only where there are to be several.
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
     if asked and "WORLD_SIZE" not in os.environ:
         os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *_torchrun_options(), *sys.argv])
+
+
+class PatientGroup:
+    """All processes, which may wait here for each other for days; a collective elsewhere gives up after half an hour.
+
+    Made by all processes at about the same time.
+    """
+
+    def __init__(self) -> None:
+        self.group = None
+        if PartialState().num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.group is not None:
+            torch.distributed.barrier(group=self.group)
+
+    @contextmanager
+    def main_process_first(self) -> Iterator[None]:
+        """The main process goes through the block before the others."""
+        if not PartialState().is_main_process:
+            self.wait()
+        yield
+        if PartialState().is_main_process:
+            self.wait()
 
 
 def _torchrun_options() -> list[str]:

@@ -108,6 +108,8 @@ def write_run_record(run_dir: str | Path, options: Mapping[str, Any]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     options = json.loads(json.dumps(options, default=str))
     plain = {name: value for name, value in options.items() if value is not None and not name.endswith("_token")}
-    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    staged = run_dir / "recipe.yaml.tmp"
+    staged.write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    staged.replace(run_dir / "recipe.yaml")
     versions = {"python": sys.version.split()[0]} | {name: version(name) for name in RECORDED_PACKAGES}
     write_json({"command": sys.argv, "versions": versions}, run_dir / "run.json")

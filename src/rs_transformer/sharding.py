@@ -21,6 +21,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .launching import PatientGroup
 from .run_folder import write_json
 
 logger = logging.get_logger(__name__)
@@ -56,8 +57,8 @@ def map_shards(
         output: the parquet file. Its schema metadata hold settings, origin and digests (`read_record`).
         schema: of the output.
         settings: JSON; everything but the rows that the result depends on. A resume with other settings is refused.
-        origin: JSON, for the record: names and versions. It may change between resumes; the file lists each that
-            took part.
+        origin: JSON, for the record: names and versions. It may change between resumes; each shard keeps its own, the
+            output lists those that differ.
         shard_size: rows a shard; one of the settings.
         desc, unit: what the progress bar and the log say.
 
@@ -68,29 +69,31 @@ def map_shards(
         ValueError: `output` or its shards were made with other settings or from other rows; the message says which.
         OSError: the disk is full, or cannot be written. Finished shards stay, the next call goes on from them.
     """
-    output, state = Path(output), PartialState()
+    output, state, group = Path(output), PartialState(), PatientGroup()
     settings = {**settings, "shard_size": shard_size, "rows": len(dataset)}
     shards = output.with_name(f"{output.name}.shards")
     todo: list[int] | None = None
     if state.is_main_process:
-        todo = _open(output, shards, dataset, settings, dict(origin or {}))
+        todo = _open(output, shards, dataset, settings)
     todo = broadcast_object_list([todo])[0]
     if todo is None:
         return output
+    if state.is_main_process:
+        logger.info(f"{desc}: {len(todo)} shards of {shard_size} {unit} on {state.num_processes} processes")
     progress = _Progress(len(dataset), todo, shard_size, desc, unit)
     for number in todo[state.process_index :: state.num_processes]:
         rows = _shard(dataset, number, shard_size)
         columns = function(rows, progress.advance)
         progress.log()
-        metadata = {METADATA_KEY: json.dumps({"digest": _digest(rows)})}
-        table = pa.Table.from_pydict(columns, schema=schema.with_metadata(metadata))
+        record = {"digest": _digest(rows), "origin": dict(origin or {})}
+        table = pa.Table.from_pydict(columns, schema=schema.with_metadata({METADATA_KEY: json.dumps(record)}))
         with atomic_file(shards / _name(number)) as staged:
             pq.write_table(table, staged)
     progress.close()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _merge(output, shards, schema, settings, len(dataset))
-    state.wait_for_everyone()
+    group.wait()
+    with group.main_process_first():
+        if state.is_main_process:
+            _merge(output, shards, schema, settings, len(dataset))
     return output
 
 
@@ -101,7 +104,7 @@ def read_record(file: str | Path) -> dict[str, Any]:
         ValueError: not a parquet file, or one that something else has written.
     """
     try:
-        metadata = pq.read_schema(file).metadata or {}
+        metadata = pq.read_metadata(file).metadata or {}
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file} is not a whole parquet file ({error}); remove it") from error
     if METADATA_KEY not in metadata:
@@ -109,14 +112,12 @@ def read_record(file: str | Path) -> dict[str, Any]:
     return json.loads(metadata[METADATA_KEY])
 
 
-def _open(
-    output: Path, shards: Path, dataset: Dataset, settings: dict[str, Any], origin: dict[str, Any]
-) -> list[int] | None:
+def _open(output: Path, shards: Path, dataset: Dataset, settings: dict[str, Any]) -> list[int] | None:
     """The numbers of the shards that are to be done; None if the output is there."""
     numbers = range(-(-len(dataset) // settings["shard_size"]))
     if output.exists():
         record = read_record(output)
-        _check_settings(output, record["settings"], settings)
+        check_settings(output, record["settings"], settings)
         for number, digest in zip(numbers, record["digests"], strict=True):
             _check_digest(output, number, digest, dataset, settings["shard_size"])
         shutil.rmtree(shards, ignore_errors=True)  # left by a kill right after the merge
@@ -125,14 +126,11 @@ def _open(
     shards.mkdir(parents=True, exist_ok=True)
     for staged in shards.glob("*.tmp"):
         staged.unlink()
-    record_file = shards / "record.json"
-    origins = [origin]
-    if record_file.exists():
-        record = json.loads(record_file.read_text(encoding="utf-8"))
-        _check_settings(shards, record["settings"], settings)
-        origins = record["origins"] + [origin] * (origin not in record["origins"])
-        if len(origins) > 1 and any(shards.glob("*.parquet")):
-            logger.warning(f"{shards} holds shards made by {record['origins']}; the rest is made by {origin}.")
+    settings_file = shards / "settings.json"
+    if settings_file.exists():
+        check_settings(shards, json.loads(settings_file.read_text(encoding="utf-8")), settings)
+    else:
+        write_json(settings, settings_file)
     todo = []
     for number in numbers:
         file = shards / _name(number)
@@ -140,13 +138,13 @@ def _open(
             _check_digest(shards, number, read_record(file)["digest"], dataset, settings["shard_size"])
         else:
             todo.append(number)
-    write_json({"settings": settings, "origins": origins}, record_file)
     if len(todo) < len(numbers):
         logger.info(f"{shards}: {len(numbers) - len(todo)} of {len(numbers)} shards are done already.")
     return todo
 
 
-def _check_settings(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_settings(where: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `ValueError`, naming the first difference, unless something was made with the settings of now."""
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
             raise ValueError(
@@ -177,17 +175,27 @@ def _name(number: int) -> str:
 
 
 def _merge(output: Path, shards: Path, schema: pa.Schema, settings: dict[str, Any], rows: int) -> None:
-    record = json.loads((shards / "record.json").read_text(encoding="utf-8"))
     files = [shards / _name(number) for number in range(-(-rows // settings["shard_size"]))]
-    record["digests"] = [read_record(file)["digest"] for file in files]
-    schema = schema.with_metadata({METADATA_KEY: json.dumps(record)})
+    records = [read_record(file) for file in files]
+    origins: list[dict[str, Any]] = []
+    for record in records:
+        origins += [record["origin"]] * (record["origin"] not in origins)
+    merged = {"settings": settings, "origins": origins, "digests": [record["digest"] for record in records]}
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(merged)})
     with atomic_file(output) as staged, pq.ParquetWriter(staged, schema) as writer:
         for file in files:
-            writer.write_table(pq.read_table(file).replace_schema_metadata(schema.metadata))
+            writer.write_table(_read(file).replace_schema_metadata(schema.metadata))
     found = pq.read_metadata(output).num_rows
     if found != rows:
         raise RuntimeError(f"{output} has {found} rows, its input {rows}")
     shutil.rmtree(shards)
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"the shard {file} is damaged ({error}); remove it and start again") from error
 
 
 @contextmanager
@@ -203,7 +211,8 @@ def atomic_file(file: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
         raise OSError(
             error.errno,
-            f"{file} could not be written ({error.strerror}). What was finished is kept: mend the disk, start again",
+            f"{file} could not be written ({error.strerror or error}). What was finished is kept: mend the disk, "
+            "start again",
         ) from error
     except BaseException:
         staged.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Which of their translations the student learns from: `distilled_targets.py`. Wha
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,15 +16,21 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    MarianMTModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from .corpus import CorpusArguments
 from .decoding import DecodingArguments, generate_texts, length_batches, load_translator, source_limit
 from .ensemble import EnsembleForSeq2SeqLM
-from .model_building import check_tokenizer, commit_of
+from .model_building import bar_padding, check_tokenizer, commit_of
 from .run_folder import RECORDED_PACKAGES
-from .sharding import Rows, map_shards
+from .sharding import Rows, check_settings, map_shards, read_record
 from .tokenization import check_language_pair, same_vocabulary
 
 logger = logging.get_logger(__name__)
@@ -72,6 +79,13 @@ class TeacherArguments:
         default=4096, metadata={"help": "Source tokens of a decoding batch, padding and beams included."}
     )
     shard_size: int = field(default=2000, metadata={"help": "Sentences that are decoded and written at a time."})
+    teacher_source_code: str | None = field(
+        default=None, metadata={"help": "A multilingual teacher's own code of the source language (NLLB: jpn_Jpan)."}
+    )
+    teacher_target_code: str | None = field(
+        default=None,
+        metadata={"help": "A multilingual teacher's own code of the target language (NLLB: eng_Latn; OPUS-MT: eng)."},
+    )
     skip_empty_sources: bool = field(
         default=False, metadata={"help": "Leave blank source sentences out instead of refusing them."}
     )
@@ -106,12 +120,21 @@ class TeacherArguments:
 
 @dataclass
 class Teacher:
-    """A loaded teacher: what it was called, its model in evaluation mode on this process's device, its tokenizer."""
+    """A loaded teacher.
+
+    Attributes:
+        name: what it was called.
+        commit: on the Hub, if it comes from there.
+        model: in evaluation mode on this process's device.
+        tokenizer: set to the source language.
+        prefix: what a source begins with (`>>eng<< ` for an OPUS-MT model with several target languages).
+    """
 
     name: str
     commit: str | None
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    prefix: str = ""
 
     def digest(self) -> str:
         """SHA-256 of the weights, which tells a teacher from another of the same name."""
@@ -140,9 +163,11 @@ def load_teachers(args: TeacherArguments, corpus_args: CorpusArguments) -> list[
             raise ValueError(f"{name} is a {config.model_type} model, no sequence-to-sequence model: it cannot teach")
         model, tokenizer = load_translator(name, args.teacher_revision)
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
-        if config.model_type in ("marian", "rs_marian"):
+        if isinstance(model, MarianMTModel):
             check_tokenizer(model, tokenizer)
-        teachers.append(Teacher(name, commit_of(name, args.teacher_revision), model, tokenizer))
+            bar_padding(model)  # as in every student: its probability would be learned, and move the start embedding
+        prefix = set_languages(name, model, tokenizer, args)
+        teachers.append(Teacher(name, commit_of(name, args.teacher_revision), model, tokenizer, prefix))
     if args.teacher_mode == "ensemble":
         for teacher in teachers[1:]:
             if difference := same_vocabulary(teachers[0].tokenizer, teacher.tokenizer):
@@ -153,6 +178,44 @@ def load_teachers(args: TeacherArguments, corpus_args: CorpusArguments) -> list[
     return teachers
 
 
+def set_languages(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: TeacherArguments
+) -> str:
+    """Tell a multilingual teacher its languages; returns what each source has to begin with, mostly nothing.
+
+    OPUS-MT models with several target languages take `>>code<<` before the source. Models whose tokenizer has
+    `src_lang` (M2M100, NLLB, mBART) take the target's code as the first token.
+
+    Raises:
+        ValueError: a multilingual teacher without codes, with codes that it does not know, or codes for another.
+    """
+    codes = (args.teacher_source_code, args.teacher_target_code)
+    marian = list(getattr(tokenizer, "supported_language_codes", None) or [])
+    if marian:
+        wanted = f">>{codes[1]}<<"
+        if wanted not in marian:
+            known = ", ".join(code.strip("<>") for code in marian[:20])
+            raise ValueError(f"{name} has several target languages: give teacher_target_code, one of {known} …")
+        return f"{wanted} "
+    if hasattr(tokenizer, "src_lang"):
+        if None in codes:
+            raise ValueError(f"{name} is multilingual: give teacher_source_code and teacher_target_code")
+        get_lang_id = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)
+        for code in codes:
+            try:
+                known = get_lang_id(code) not in (None, tokenizer.unk_token_id)
+            except KeyError:
+                known = False
+            if not known:
+                raise ValueError(f"{name} knows no language {code!r}")
+        tokenizer.src_lang = codes[0]
+        model.generation_config.forced_bos_token_id = get_lang_id(codes[1])
+        return ""
+    if codes != (None, None):
+        raise ValueError(f"{name} is not multilingual: leave teacher_source_code and teacher_target_code out")
+    return ""
+
+
 def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:
     """One model of all the teachers: the only one, or their ensemble."""
     models = [teacher.model for teacher in teachers]
@@ -160,9 +223,9 @@ def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:
 
 
 class Engine(Protocol):
-    """Translates many sentences, `n_best` hypotheses each, the best first."""
+    """Translates many sentences, given as token ids, into `n_best` hypotheses each, the best first."""
 
-    def translate(self, sentences: Sequence[str], advance: Callable[[int], None]) -> list[list[str]]: ...
+    def translate(self, encoded: Sequence[list[int]], advance: Callable[[int], None]) -> list[list[str]]: ...
 
 
 @dataclass
@@ -174,9 +237,8 @@ class TransformersEngine:
     decoding: DecodingArguments
     n_best: int = 1
 
-    def translate(self, sentences: Sequence[str], advance: Callable[[int], None]) -> list[list[str]]:
-        encoded = encode_sources(self.tokenizer, sentences, source_limit(self.model, self.tokenizer))
-        results: list[list[str]] = [[]] * len(sentences)
+    def translate(self, encoded: Sequence[list[int]], advance: Callable[[int], None]) -> list[list[str]]:
+        results: list[list[str]] = [[]] * len(encoded)
         budget = max(1, self.decoding.decoding_max_tokens // self.decoding.num_beams)
         for batch in length_batches([len(ids) for ids in encoded], budget):
             texts = generate_texts(self.model, self.tokenizer, [encoded[i] for i in batch], self.decoding, self.n_best)
@@ -200,19 +262,28 @@ class CTranslate2Engine:
         except ImportError as error:
             raise ImportError("engine=ctranslate2 needs the package: pip install ctranslate2") from error
         self.tokenizer, self.decoding, self.n_best = teacher.tokenizer, decoding, n_best
-        self.limit = source_limit(teacher.model, teacher.tokenizer)
+        positions = getattr(teacher.model.config, "max_position_embeddings", decoding.max_new_tokens)
+        self.max_length = min(decoding.max_new_tokens, positions - 1)  # as `generate_kwargs` has it
         if not ctranslate2.contains_model(folder):
             raise ValueError(f"{folder} holds no CTranslate2 model; ct2-transformers-converter makes one")
+        if getattr(teacher.tokenizer, "separate_vocabs", False):
+            raise ValueError(
+                "CTranslate2's converter takes no Marian model with separate vocabularies: set engine=transformers"
+            )
+        vocabulary = Path(folder, "shared_vocabulary.json")
+        entries = teacher.tokenizer.get_vocab()
+        # The converter leaves the padding token out: the engine starts without it.
+        wanted = [entry for entry in sorted(entries, key=entries.get) if entry != teacher.tokenizer.pad_token]
+        if not vocabulary.is_file() or json.loads(vocabulary.read_text("utf-8")) != wanted:
+            raise ValueError(f"{folder} has another vocabulary than {teacher.name}: convert that teacher")
         device = PartialState().device
         place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
         if device.type == "cuda":
             place = {"device": "cuda", "device_index": device.index or 0}
         self.engine = ctranslate2.Translator(folder, **place)
-        self.digest = hashlib.sha256(Path(folder, "model.bin").read_bytes()).hexdigest()
 
-    def translate(self, sentences: Sequence[str], advance: Callable[[int], None]) -> list[list[str]]:
-        encoded = encode_sources(self.tokenizer, sentences, self.limit)
-        results: list[list[str]] = [[]] * len(sentences)
+    def translate(self, encoded: Sequence[list[int]], advance: Callable[[int], None]) -> list[list[str]]:
+        results: list[list[str]] = [[]] * len(encoded)
         budget = max(1, self.decoding.decoding_max_tokens // self.decoding.num_beams)
         for batch in length_batches([len(ids) for ids in encoded], budget):
             outputs = self.engine.translate_batch(
@@ -220,26 +291,76 @@ class CTranslate2Engine:
                 beam_size=self.decoding.num_beams,
                 num_hypotheses=self.n_best,
                 length_penalty=self.decoding.length_penalty,
-                max_decoding_length=self.decoding.max_new_tokens,
+                max_decoding_length=self.max_length,
                 max_input_length=0,
             )
             for index, output in zip(batch, outputs, strict=True):
-                ids = [self._target_ids(tokens) for tokens in output.hypotheses]
+                ids = [self.tokenizer.convert_tokens_to_ids(tokens) for tokens in output.hypotheses]
                 results[index] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             advance(len(batch))
         return results
 
-    def _target_ids(self, tokens: list[str]) -> list[int]:
-        encoder = getattr(self.tokenizer, "target_encoder", None)
-        if getattr(self.tokenizer, "separate_vocabs", False):
-            return [encoder[token] for token in tokens]
-        return self.tokenizer.convert_tokens_to_ids(tokens)
+
+def make_engines(
+    teachers: Sequence[Teacher], args: TeacherArguments, decoding: DecodingArguments
+) -> list[tuple[Engine, Teacher]]:
+    """The engines that decode one after the other, each with the teacher whose tokenizer it takes."""
+    if args.engine == "ctranslate2":
+        pairs = zip(args.ctranslate2_models or [], teachers, strict=True)
+        return [
+            (CTranslate2Engine(folder, teacher, decoding, args.teacher_n_best), teacher) for folder, teacher in pairs
+        ]
+    groups = [[teacher] for teacher in teachers] if args.teacher_mode == "pool" else [list(teachers)]
+    return [
+        (TransformersEngine(combined(group), group[0].tokenizer, decoding, args.teacher_n_best), group[0])
+        for group in groups
+    ]
 
 
-def encode_sources(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], limit: int) -> list[list[int]]:
-    """Token ids of source sentences; one over `limit` tokens is cut before its end-of-sentence token."""
-    encoded = tokenizer(list(sentences), verbose=False)["input_ids"]
-    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
+def generation_settings(
+    teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments
+) -> dict[str, Any]:
+    """Everything but the sources that the teachers' translations depend on; JSON."""
+    decoding = args.decoding(corpus_args)
+    if args.engine == "ctranslate2":
+        files = [Path(folder, "model.bin") for folder in args.ctranslate2_models or []]
+        weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    else:
+        weights = [teacher.digest() for teacher in teachers]
+    searches = [teacher.model.generation_config.to_diff_dict() for teacher in teachers]
+    for search in searches:
+        for name in ("transformers_version", *decoding.generate_kwargs(teachers[0].model)):
+            search.pop(name, None)
+    return {
+        "teacher_weights": weights,
+        "teacher_mode": args.teacher_mode if len(teachers) > 1 else "single",
+        "teacher_codes": [args.teacher_source_code, args.teacher_target_code],
+        "generation_configs": searches,
+        "engine": args.engine,
+        "num_beams": decoding.num_beams,
+        "n_best": args.teacher_n_best,
+        "length_penalty": decoding.length_penalty,
+        "max_new_tokens": decoding.max_new_tokens,
+        "decoding_max_tokens": decoding.decoding_max_tokens,
+        "max_source_length": corpus_args.max_source_length,
+        "source_lang": corpus_args.source_lang,
+        "target_lang": corpus_args.target_lang,
+    }
+
+
+def check_corpus(
+    corpus: str | Path, teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments
+) -> None:
+    """Raise unless a corpus was made by these teachers with these arguments.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it was made otherwise; the message names the first difference.
+    """
+    if not Path(corpus).is_file():
+        raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
+    found, wanted = read_record(corpus)["settings"], generation_settings(teachers, args, corpus_args)
+    check_settings(corpus, {name: found.get(name) for name in wanted}, wanted)
 
 
 def generate_corpus(
@@ -255,8 +376,8 @@ def generate_corpus(
         dataset: text columns `source` and `target`, from `load_split`.
         teachers: from `load_teachers`.
         args: mode, engine and search.
-        corpus_args: sources over `max_source_length` tokens (of the first teacher) get no translation: a student
-            with these arguments would not train on them.
+        corpus_args: sources over `max_source_length` tokens, or over what a teacher takes, get no translation: a
+            student with these arguments would not train on them.
         output: the file, with the columns of `CORPUS_SCHEMA`; of several teachers in a pool the hypotheses stand in
             the order of the teachers, without repetitions. Its metadata record the teachers (name, commit, digest of
             the weights), the settings and the versions of the packages.
@@ -267,33 +388,11 @@ def generate_corpus(
     """
     check_sources(dataset, skip_empty=args.skip_empty_sources)
     decoding = args.decoding(corpus_args)
-    engines: list[Engine]
-    if args.engine == "ctranslate2":
-        folders = args.ctranslate2_models or []
-        engines = [
-            CTranslate2Engine(folder, teacher, decoding, args.teacher_n_best)
-            for folder, teacher in zip(folders, teachers, strict=True)
-        ]
-        digests = [engine.digest for engine in engines]
-    else:
-        pooled = [[teacher] for teacher in teachers] if args.teacher_mode == "pool" else [list(teachers)]
-        engines = [
-            TransformersEngine(combined(group), group[0].tokenizer, decoding, args.teacher_n_best) for group in pooled
-        ]
-        digests = [teacher.digest() for teacher in teachers]
-    settings = {
-        "teacher_weights": digests,
-        "teacher_mode": args.teacher_mode if len(teachers) > 1 else "single",
-        "engine": args.engine,
-        "num_beams": decoding.num_beams,
-        "n_best": args.teacher_n_best,
-        "length_penalty": decoding.length_penalty,
-        "max_new_tokens": decoding.max_new_tokens,
-        "decoding_max_tokens": decoding.decoding_max_tokens,
-        "max_source_length": corpus_args.max_source_length,
-        "source_lang": corpus_args.source_lang,
-        "target_lang": corpus_args.target_lang,
-    }
+    engines = make_engines(teachers, args, decoding)
+    limits = [source_limit(teacher.model, teacher.tokenizer) for teacher in teachers]
+    limit = min(corpus_args.max_source_length, *limits)
+    if limit < corpus_args.max_source_length:
+        logger.warning(f"The teachers take at most {limit} source tokens; longer sources get no translation.")
     packages = [*RECORDED_PACKAGES, *(["ctranslate2"] if args.engine == "ctranslate2" else [])]
     origin = {
         "teachers": [{"name": t.name, "revision": args.teacher_revision, "commit": t.commit} for t in teachers],
@@ -301,18 +400,22 @@ def generate_corpus(
     }
 
     def decode(rows: Rows, advance: Callable[[int], None]) -> Rows:
-        sources = [source or "" for source in rows["source"]]
-        lengths = map(len, teachers[0].tokenizer(sources, verbose=False)["input_ids"])
+        hypotheses: list[list[str]] = [[] for _ in rows["source"]]
+        encoded = [
+            teacher.tokenizer([teacher.prefix + (source or "") for source in rows["source"]], verbose=False)[
+                "input_ids"
+            ]
+            for _, teacher in engines
+        ]
         wanted = [
             index
-            for index, (source, length) in enumerate(zip(sources, lengths, strict=True))
-            if source.strip() and length <= corpus_args.max_source_length
+            for index, source in enumerate(rows["source"])
+            if source and source.strip() and all(len(ids[index]) <= limit for ids in encoded)
         ]
-        hypotheses: list[list[str]] = [[] for _ in sources]
         advance(len(hypotheses) - len(wanted))
-        for number, engine in enumerate(engines):
+        for number, (engine, _) in enumerate(engines):
             last = number == len(engines) - 1
-            found = engine.translate([sources[i] for i in wanted], advance if last else lambda rows: None)
+            found = engine.translate([encoded[number][i] for i in wanted], advance if last else lambda rows: None)
             for index, texts in zip(wanted, found, strict=True):
                 hypotheses[index] = list(dict.fromkeys(hypotheses[index] + texts))
         return {**rows, "hypotheses": hypotheses}
@@ -322,7 +425,7 @@ def generate_corpus(
         decode,
         output,
         schema=CORPUS_SCHEMA,
-        settings=settings,
+        settings=generation_settings(teachers, args, corpus_args),
         origin=origin,
         shard_size=args.shard_size,
         desc="Teacher decoding",

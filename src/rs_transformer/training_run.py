@@ -1,6 +1,7 @@
 """One training run from arguments to a finished folder: what `training/train.py` does."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +59,13 @@ def run_training(
         if corpus_args.max_train_samples is not None:
             train = train.take(corpus_args.max_train_samples)
     evaluated = load_evaluation_splits(corpus_args)
-    if "validation" not in evaluated and str(training_args.eval_strategy.value) != "no":
-        raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
+    check_validation(training_args, evaluated)
 
-    tokenizer = load_or_train_tokenizer(
-        tokenizer_args, model_args, corpus_args, train, training_args.output_dir, resuming=checkpoint is not None
-    )
+    tokenizer = None if distillation is None else distillation.tokenizer
+    if tokenizer is None:
+        tokenizer = load_or_train_tokenizer(
+            tokenizer_args, model_args, corpus_args, train, training_args.output_dir, resuming=checkpoint is not None
+        )
     model = build_model(model_args, tokenizer)
     positions = getattr(model.config, "max_position_embeddings", None)
     model.generation_config.update(max_length=positions, **decoding_args.search_kwargs())
@@ -150,6 +152,12 @@ def check_streaming(corpus_args: CorpusArguments, training_args: TranslationTrai
         raise ValueError("streaming needs max_steps, since the number of pairs is not known")
     if training_args.max_tokens is not None:
         raise ValueError("streaming takes per_device_train_batch_size, not max_tokens")
+
+
+def check_validation(args: TranslationTrainingArguments, evaluated: Mapping[str, Dataset]) -> None:
+    """Raise `ValueError` if there is to be evaluation while training and there is no data for it."""
+    if "validation" not in evaluated and str(args.eval_strategy.value) != "no":
+        raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
 
 
 def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
