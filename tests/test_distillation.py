@@ -32,6 +32,10 @@ def forward(model, data, **options):
     return model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False, **options)
 
 
+def tempered(logits, temperature=1.0):
+    return (logits / temperature).log_softmax(-1)
+
+
 def one_by_one(logits, teacher_logits, labels, temperature, top_k=None):
     """The definition, token by token and entry by entry."""
     total = 0.0
@@ -56,28 +60,30 @@ def test_word_level_loss_equals_its_definition(temperature):
     generator = torch.Generator().manual_seed(0)
     logits, teacher_logits = torch.randn(2, 3, 4, 11, generator=generator).double()
     labels = torch.tensor([[3, 5, 1, -100], [2, -100, -100, -100], [7, 7, 0, 4]])
-    loss = word_level_loss(logits, teacher_logits, labels, temperature)
+    loss = word_level_loss(tempered(logits, temperature), teacher_logits, labels, temperature)
     assert loss.item() == pytest.approx(one_by_one(logits, teacher_logits, labels, temperature), rel=1e-5)
     values, ids = teacher_logits.log_softmax(-1).topk(4)
-    loss = top_k_word_level_loss(logits, ids, values, labels, temperature)
+    loss = top_k_word_level_loss(tempered(logits, temperature), ids, values, labels, temperature)
     assert loss.item() == pytest.approx(one_by_one(logits, teacher_logits, labels, temperature, top_k=4), rel=1e-5)
     values, ids = teacher_logits.log_softmax(-1).topk(11)
-    whole = top_k_word_level_loss(logits, ids, values, labels, temperature)
-    torch.testing.assert_close(whole, word_level_loss(logits, teacher_logits, labels, temperature))
+    whole = top_k_word_level_loss(tempered(logits, temperature), ids, values, labels, temperature)
+    torch.testing.assert_close(
+        whole, word_level_loss(tempered(logits, temperature), teacher_logits, labels, temperature)
+    )
 
 
 def test_word_level_loss_is_smallest_at_the_teachers_own_distribution():
     teacher_logits = torch.randn(1, 2, 7, generator=torch.Generator().manual_seed(0))
     logits = (teacher_logits + 3.0).requires_grad_()  # the same distribution
     labels = torch.tensor([[1, 2]])
-    word_level_loss(logits, teacher_logits, labels, 2.0).backward()
+    word_level_loss(tempered(logits, 2.0), teacher_logits, labels, 2.0).backward()
     assert logits.grad.abs().max() < 1e-6
 
 
 def test_a_barred_token_gives_no_nan():
     logits, teacher_logits = torch.zeros(1, 1, 3, requires_grad=True), torch.tensor([[[0.0, 1.0, -math.inf]]])
     barred = logits + torch.tensor([0.0, 0.0, -math.inf])
-    loss = word_level_loss(barred, teacher_logits, torch.tensor([[0]]))
+    loss = word_level_loss(tempered(barred), teacher_logits, torch.tensor([[0]]))
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2))
     assert torch.isfinite(logits.grad).all()
@@ -95,7 +101,7 @@ def test_padding_contributes_nothing_to_any_loss():
         mapping = list(range(6))
         values.append(
             [
-                word_level_loss(given.logits, wanted.logits, data["labels"]),
+                word_level_loss(tempered(given.logits), wanted.logits, data["labels"]),
                 hidden_state_loss(
                     given.encoder_hidden_states, wanted.encoder_hidden_states, mapping, masks["encoder"]
                 ),
@@ -214,7 +220,7 @@ def test_loss_is_the_weighted_sum_and_its_gradient_reaches_the_student_alone(tok
     mappings = {"encoder": list(range(6)), "decoder": [2, -1, 5]}
     items = (labels != -100).sum()
     plain = label_smoothed_cross_entropy(given.logits, labels, 0.1, tokenizer.pad_token_id)
-    word = word_level_loss(given.logits, wanted.logits, labels, 2.0) / items
+    word = word_level_loss(tempered(given.logits, 2.0), wanted.logits, labels, 2.0) / items
     hidden = sum(
         hidden_state_loss(given[f"{side}_hidden_states"], wanted[f"{side}_hidden_states"], mappings[side], masks[side])
         for side in ("encoder", "decoder")

@@ -20,7 +20,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedConfig, PreTrainedMod
 
 from .decoding import length_batches
 from .sharding import Rows, map_shards
-from .trainer import TranslationTrainer
+from .trainer import TranslationTrainer, label_smoothed_nll, number_of_items
 
 SIDES = ("encoder", "decoder")
 ATTENTIONS = {"encoder_attentions": "encoder", "decoder_attentions": "decoder", "cross_attentions": "decoder"}
@@ -139,26 +139,26 @@ def check_match(student: PreTrainedConfig, teacher: PreTrainedConfig, args: Dist
 
 
 def word_level_loss(
-    logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
+    log_probs: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
     """Cross-entropy of the student against the teacher's distribution, summed over the target tokens, in nats.
 
     -T² Σ softmax(teacher / T) · log softmax(student / T); the square keeps the gradient's size (Hinton et al. 2015).
 
     Args:
-        logits: of the student, (batch, length, vocabulary).
+        log_probs: log softmax(student / T), (batch, length, vocabulary).
         teacher_logits: of the same shape; log-probabilities are logits too.
         labels: (batch, length); where it is -100 nothing is learned.
         temperature: T.
     """
-    mask = labels != -100
-    log_probabilities = (logits[mask].float() / temperature).log_softmax(-1)
-    targets = (teacher_logits[mask].float() / temperature).softmax(-1)
-    return -(temperature**2) * (targets * log_probabilities).masked_fill(targets == 0, 0.0).sum()
+    targets = (teacher_logits.float() / temperature).softmax(-1)
+    # A barred token has probability 0 and may have the logarithm -inf.
+    losses = -(targets * log_probs).masked_fill(targets == 0, 0.0).sum(-1)
+    return temperature**2 * losses.masked_fill(labels == -100, 0.0).sum()
 
 
 def top_k_word_level_loss(
-    logits: torch.Tensor,
+    log_probs: torch.Tensor,
     teacher_ids: torch.Tensor,
     teacher_log_probs: torch.Tensor,
     labels: torch.Tensor,
@@ -167,13 +167,11 @@ def top_k_word_level_loss(
     """`word_level_loss` against the teacher's k most probable tokens, their probabilities made to sum to 1.
 
     Args:
+        log_probs: log softmax(student / T), (batch, length, vocabulary).
         teacher_ids: (batch, length, k).
-        teacher_log_probs: of the same shape.
+        teacher_log_probs: of the same shape, at temperature 1.
     """
-    mask = labels != -100
-    log_probabilities = (logits[mask].float() / temperature).log_softmax(-1).gather(-1, teacher_ids[mask])
-    targets = (teacher_log_probs[mask].float() / temperature).softmax(-1)
-    return -(temperature**2) * (targets * log_probabilities).masked_fill(targets == 0, 0.0).sum()
+    return word_level_loss(log_probs.gather(-1, teacher_ids), teacher_log_probs, labels, temperature)
 
 
 def hidden_state_loss(
@@ -370,29 +368,29 @@ class DistillationTrainer(TranslationTrainer):
         """The weighted sum of all losses in training; in evaluation the plain cross-entropy."""
         if self._wanted is None:
             return super().translation_loss(outputs, labels, num_items_in_batch)
-        if num_items_in_batch is None:
-            num_items_in_batch = (labels != -100).sum()
-        elif torch.is_tensor(num_items_in_batch):
-            num_items_in_batch = num_items_in_batch.to(labels.device)
-        args, loss = self.distillation, outputs["logits"].new_zeros((), dtype=torch.float32)
+        args, items = self.distillation, number_of_items(labels, num_items_in_batch)
+        log_probs = outputs["logits"].float().log_softmax(-1)  # once for both losses
+        loss = log_probs.new_zeros(())
         if args.word_weight < 1:
-            targets = super().translation_loss(outputs, labels, num_items_in_batch)
-            loss = loss + (1 - args.word_weight) * targets
+            smoothing, pad_token_id = self.args.label_smoothing_factor, self.processing_class.pad_token_id
+            loss = loss + (1 - args.word_weight) * label_smoothed_nll(log_probs, labels, smoothing, pad_token_id)
         if args.word_weight:
-            loss = loss + args.word_weight * self._word_loss(outputs["logits"], labels) / num_items_in_batch
+            loss = loss + args.word_weight * self._word_loss(log_probs, labels)
         if args.hidden_weight:
             names = {f"{side}_hidden_states": side for side in SIDES}
-            loss = loss + args.hidden_weight * self._match(hidden_state_loss, outputs, names) / num_items_in_batch
+            loss = loss + args.hidden_weight * self._match(hidden_state_loss, outputs, names)
         if args.attention_weight:
-            loss = loss + args.attention_weight * self._match(attention_loss, outputs, ATTENTIONS) / num_items_in_batch
-        return loss
+            loss = loss + args.attention_weight * self._match(attention_loss, outputs, ATTENTIONS)
+        return loss / items
 
-    def _word_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _word_loss(self, log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         temperature = self.distillation.word_temperature
+        if temperature != 1:
+            log_probs = (log_probs / temperature).log_softmax(-1)
         if self.distillation.word_top_k:
-            ids, log_probs = (self._wanted[name] for name in CACHE_SCHEMA.names)
-            return top_k_word_level_loss(logits, ids, log_probs, labels, temperature)
-        return word_level_loss(logits, self._wanted["teacher"].logits, labels, temperature)
+            ids, values = (self._wanted[name] for name in CACHE_SCHEMA.names)
+            return top_k_word_level_loss(log_probs, ids, values, labels, temperature)
+        return word_level_loss(log_probs, self._wanted["teacher"].logits, labels, temperature)
 
     def _match(self, loss: Callable[..., torch.Tensor], outputs: Any, names: dict[str, str]) -> torch.Tensor:
         """The mean of a loss over the kinds of hidden states or attentions."""

@@ -181,7 +181,14 @@ def label_smoothed_cross_entropy(
         pad_token_id: left out of the smoothing.
         num_items_in_batch: divides the sum; without it the number of labels in `labels`.
     """
-    log_probs = logits.float().log_softmax(dim=-1)
+    loss = label_smoothed_nll(logits.float().log_softmax(dim=-1), labels, epsilon, pad_token_id)
+    return loss / number_of_items(labels, num_items_in_batch)
+
+
+def label_smoothed_nll(
+    log_probs: torch.Tensor, labels: torch.Tensor, epsilon: float, pad_token_id: int | None = None
+) -> torch.Tensor:
+    """`label_smoothed_cross_entropy` from log-probabilities, summed over the labels."""
     loss = nn.functional.nll_loss(log_probs.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
     if epsilon:
         uniform, size = log_probs.sum(dim=-1), log_probs.shape[-1]
@@ -189,11 +196,16 @@ def label_smoothed_cross_entropy(
             uniform, size = uniform - log_probs[..., pad_token_id], size - 1
         uniform = -uniform.masked_fill(labels == -100, 0.0).sum() / size
         loss = (1 - epsilon) * loss + epsilon * uniform
+    return loss
+
+
+def number_of_items(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | int:
+    """What a sum over tokens is divided by: the labels of the accumulated batch where the Trainer has counted them."""
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != -100).sum()
-    elif torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(loss.device)
-    return loss / num_items_in_batch
+        return (labels != -100).sum()
+    if torch.is_tensor(num_items_in_batch):
+        return num_items_in_batch.to(labels.device)
+    return num_items_in_batch
 
 
 class TranslationTrainer(Seq2SeqTrainer):
