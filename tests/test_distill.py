@@ -43,7 +43,7 @@ from rs_transformer.distilled_targets import (
 )
 from rs_transformer.modeling_rs_marian import PAD_LOGIT_BIAS
 from rs_transformer.sharding import map_shards, read_record
-from rs_transformer.teachers import CORPUS_SCHEMA, TeacherArguments, load_teachers, set_languages
+from rs_transformer.teachers import CORPUS_SCHEMA, Teacher, TeacherArguments, load_teachers, set_languages
 
 # A student as small as the teacher: the task is tiny.
 STUDENT = ["--d_model", 64, "--encoder_ffn_dim", 128, "--decoder_ffn_dim", 128, "--encoder_attention_heads", 4]
@@ -102,7 +102,7 @@ def test_the_corpus_is_the_teachers_beam_search_in_source_order_with_its_provena
 def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp_path):
     done = launch("distill.py", "generate", *options(trained, small, tmp_path), processes=2)
     assert "7 shards of 150 sentences on 2 processes" in done.stderr
-    assert (tmp_path / "distilled" / "corpus.parquet").read_bytes() == generated.read_bytes()
+    assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
 
 
 def test_killed_at_random_moments_it_still_gives_the_same_bytes(trained, small, generated, tmp_path):
@@ -123,9 +123,9 @@ def test_killed_at_random_moments_it_still_gives_the_same_bytes(trained, small, 
         assert kept.items() <= now.items()  # a finished shard is not done again
         assert len(now) > kill
         kept = now
-    assert not (tmp_path / "distilled" / "corpus.parquet").exists()
+    assert not (tmp_path / "_distillation" / "corpus.parquet").exists()
     run(*command)
-    assert (tmp_path / "distilled" / "corpus.parquet").read_bytes() == generated.read_bytes()
+    assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
 
 
 def test_ctranslate2_gives_the_same_translations(trained, small, tmp_path):
@@ -144,7 +144,7 @@ def test_ctranslate2_gives_the_same_translations(trained, small, tmp_path):
     with pytest.raises(ValueError, match=r"has another vocabulary than .*: convert that teacher"):
         script("distill")("generate", *options(other, small, tmp_path / "b", *same, *engine))
     script("distill")("generate", *options(trained, small, tmp_path / "b", *same, *engine))
-    ours, theirs = (tmp_path / name / "distilled" / "corpus.parquet" for name in "ab")
+    ours, theirs = (tmp_path / name / "_distillation" / "corpus.parquet" for name in "ab")
     best = [[row["hypotheses"][0] for row in pq.read_table(file).to_pylist()] for file in (ours, theirs)]
     assert best[0] == best[1]
     both = [[row["hypotheses"] for row in pq.read_table(file).to_pylist()] for file in (ours, theirs)]
@@ -160,10 +160,11 @@ def test_several_teachers_decode_together_or_in_turn(trained, small, tmp_path, m
     script("distill")("generate", *options(trained, small, tmp_path, *more, "--max_train_samples", 50))
     script("distill")("generate", *options(trained, small, tmp_path / "one", "--max_train_samples", 50))
     both, one = (
-        pq.read_table(folder / "distilled" / "corpus.parquet").to_pylist() for folder in (tmp_path, tmp_path / "one")
+        pq.read_table(folder / "_distillation" / "corpus.parquet").to_pylist()
+        for folder in (tmp_path, tmp_path / "one")
     )
     assert both == one  # equal teachers: the mean is the same, and so is the pool without repetitions
-    record = read_record(tmp_path / "distilled" / "corpus.parquet")
+    record = read_record(tmp_path / "_distillation" / "corpus.parquet")
     assert record["settings"]["teacher_mode"] == mode
     assert len(record["origins"][0]["teachers"]) == 2
 
@@ -310,6 +311,8 @@ def test_the_same_command_does_nothing_twice_and_another_is_refused(distilled, t
     assert changed == {"distillation.json", "evaluation.json"}
     with pytest.raises(ValueError, match=r"holds a run with word_weight=0.5, now it is 0.25"):
         script("distill")(*options(trained, small, distilled, *more, "--word_weight", 0.25))
+    with pytest.raises(ValueError, match=r"holds a run with warmup_steps=100.0, now it is 9"):
+        script("distill")(*options(trained, small, distilled, *more, "--warmup_steps", 9))
 
 
 def test_a_training_that_was_stopped_goes_on(trained, small, generated, distilled, tmp_path):
@@ -334,9 +337,12 @@ def test_a_training_that_was_stopped_goes_on(trained, small, generated, distille
 def test_word_level_alone_learns_from_the_references_and_matching_runs_in_two_processes(trained, small, tmp_path):
     more = ["--targets", "reference", "--word_weight", 0.7, "--hidden_weight", 0.1, "--attention_weight", 0.1]
     more += [*STUDENT, *TRAINING, "--max_steps", 20, "--decoder_layers", 1]
-    launch("distill.py", "train", *options(trained, small, tmp_path, *more), processes=2)
-    assert not (tmp_path / "distilled").exists()
+    launch("distill.py", "train", "evaluate", *options(trained, small, tmp_path, *more), processes=2)
+    assert not (tmp_path / "_distillation" / "corpus.parquet").exists()
     assert json.loads((tmp_path / "results.json").read_text())["training"]["updates"] == 20
+    teacher, _ = json.loads((tmp_path / "evaluation.json").read_text())
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained)
+    assert teacher["parameters"] == model.num_parameters(only_trainable=True)
 
 
 def test_a_student_can_have_a_tokenizer_of_its_own(trained, small, generated, tmp_path):
@@ -413,7 +419,7 @@ def test_a_teacher_of_several_target_languages_is_told_which(trained, small, tmp
     more = ["--teachers", tmp_path / "many", "--max_train_samples", 3]
     if known:
         script("distill")("generate", *options(trained, small, tmp_path / "s", *more, "--teacher_target_code", "bw"))
-        record = read_record(tmp_path / "s" / "distilled" / "corpus.parquet")
+        record = read_record(tmp_path / "s" / "_distillation" / "corpus.parquet")
         assert record["settings"]["teacher_codes"] == [None, "bw"]
     else:
         with pytest.raises(ValueError, match="has several target languages: give teacher_target_code, one of bw"):
@@ -469,6 +475,23 @@ def test_a_corpus_of_another_search_is_not_taken_for_the_one_asked_for(trained, 
     more = ["--distilled_dir", generated.parent, "--teacher_num_beams", 2]
     with pytest.raises(ValueError, match=r"was made with num_beams=3, now it is 2"):
         script("distill")("filter", *options(trained, small, tmp_path, *more))
+    more = ["--distilled_dir", generated.parent]
+    with pytest.raises(ValueError, match=r"was made with rows=1000, now it is 900"):
+        script("distill")("filter", *options(trained, small, tmp_path, *more, "--max_train_samples", 900))
+    script("distill")("filter", *options(trained, small, tmp_path, *more))
+    more += [*STUDENT, *TRAINING, "--teacher_num_beams", 2]
+    with pytest.raises(ValueError, match=r"was made with num_beams=3, now it is 2"):
+        script("distill")("train", *options(trained, small, tmp_path, *more))
+
+
+def test_a_teacher_of_another_depth_is_another_teacher(trained):
+    deep, shallow = (
+        Teacher(
+            "t", None, AutoModelForSeq2SeqLM.from_pretrained(trained, **depth), AutoTokenizer.from_pretrained(trained)
+        )
+        for depth in ({}, {"decoder_layers": 1})
+    )
+    assert deep.digest != shallow.digest
 
 
 def test_an_empty_source_is_named_and_can_be_skipped(trained, small, generated, tmp_path, no_decoding):
@@ -482,7 +505,7 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
     pairs = [("a b", "b a"), (None, "c"), ("d e", "e d"), (" ".join("abcdefghijkl" * 2), "l k")]
     files = {**small, "train": write_jsonl(tmp_path / "train.jsonl", pairs)}
     script("distill")("generate", "filter", *options(trained, files, tmp_path / "s", "--skip_empty_sources", "true"))
-    rows = pq.read_table(tmp_path / "s" / "distilled" / "corpus.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "s" / "_distillation" / "corpus.parquet").to_pylist()
     assert [bool(row["hypotheses"]) for row in rows] == [True, False, True, False]
     record = json.loads((tmp_path / "s" / "distillation.json").read_text())
     assert record["targets"]["left_out"] == {"no translation": 2}

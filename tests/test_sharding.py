@@ -54,6 +54,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_and_redoes_nothing(tmp_path, st
         shards(tmp_path / "out.parquet", twice(calls, stop_after))
     assert not (tmp_path / "out.parquet").exists()
     (tmp_path / "out.parquet.shards" / "00000006.parquet.77.tmp").write_bytes(b"half a shard")
+    (tmp_path / "out.parquet.77.tmp").write_bytes(b"half a merge")
     assert shards(tmp_path / "out.parquet", twice(calls)).read_bytes() == whole
     assert calls == [f"row {number}" for number in range(0, 25, 4)]
     shards(tmp_path / "out.parquet", twice(calls))  # finished: nothing is done
@@ -112,10 +113,20 @@ def test_a_full_disk_keeps_finished_shards_and_names_the_file(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"00000002.parquet could not be written \(No space left on device\)"):
         shards(tmp_path / "out.parquet", twice(calls))
     left = sorted(entry.name for entry in (tmp_path / "out.parquet.shards").iterdir())
-    assert left == ["00000000.parquet", "00000001.parquet", "settings.json"]
+    assert left == ["00000000.parquet", "00000001.parquet", "lock", "settings.json"]
     monkeypatch.undo()
     shards(tmp_path / "out.parquet", twice(calls))
     assert len(calls) == 8  # the third shard twice
+
+
+def test_two_runs_do_not_make_one_file(tmp_path):
+    def another(rows, advance):
+        with pytest.raises(ValueError, match=r"another run is making .*out.parquet at this moment"):
+            shards(tmp_path / "out.parquet")
+        raise Killed
+
+    with pytest.raises(Killed):
+        shards(tmp_path / "out.parquet", another)
 
 
 def test_a_damaged_shard_is_named(tmp_path):

@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from torch import nn
 from torch.nn import functional as F
 from transformers import DataCollatorForSeq2Seq, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .decoding import length_batches
+from .launching import PatientGroup
 from .sharding import Rows, map_shards
 from .trainer import TranslationTrainer, label_smoothed_nll, number_of_items
 
@@ -277,7 +277,7 @@ def cache_top_k(
         shard_size=shard_size,
         desc="Teacher's distributions",
     )
-    with PartialState().main_process_first():
+    with PatientGroup().main_process_first():
         return concatenate_datasets([dataset.flatten_indices(), Dataset.from_parquet(str(file))], axis=1)
 
 
@@ -326,7 +326,7 @@ class DistillationTrainer(TranslationTrainer):
         if distillation.needs_teacher and teacher is None:
             raise ValueError("this distillation needs a teacher")
         self.distillation = distillation
-        self.teacher = teacher.eval().requires_grad_(False) if distillation.needs_teacher else None
+        self.teacher = teacher.eval() if distillation.needs_teacher else None
         if teacher is not None:
             check_match(model.config, teacher.config, distillation)
         if distillation.attention_weight:

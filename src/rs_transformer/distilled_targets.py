@@ -172,6 +172,8 @@ def write_targets(
     digest = corpus_digest(corpus)
     dataset = load_dataset("parquet", data_files=str(corpus), split="train")
     output.parent.mkdir(parents=True, exist_ok=True)
+    for staged in output.parent.glob(f"{output.name}.*.tmp"):
+        staged.unlink()  # left by a kill
     chosen = dataset.map(
         partial(choose_targets, args=args, target_lang=target_lang),
         batched=True,

@@ -5,6 +5,7 @@ generate (`teachers.py`), filter (`distilled_targets.py`), train (`distillation.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,10 +49,11 @@ from .training_run import (
 logger = logging.get_logger(__name__)
 
 STAGES = ("generate", "filter", "train", "evaluate")
-# When a run goes on, all arguments but those of `Seq2SeqTrainingArguments` have to be the same, except the first of
-# these, and of the training arguments the second.
-CHANGEABLE = {"stages", "preprocessing_num_workers"}
-OPTIMISATION = ("seed", "max_tokens", "max_steps", "num_train_epochs", "learning_rate", "label_smoothing_factor")
+# Arguments that may be others when a run goes on: they do not change what is learned.
+CHANGEABLE = re.compile(
+    r"stages|preprocessing_num_workers|output_dir|resume_from_checkpoint|disable_tqdm|local_rank|report_to|run_name|project|"
+    r"(logging|log|save|eval|dataloader|hub|ddp|push_to|torch_compile|trackio|per_device_eval)_\w+"
+)
 
 
 @dataclass
@@ -64,8 +66,8 @@ class DistillArguments:
     distilled_dir: str | None = field(
         default=None,
         metadata={
-            "help": "The folder of the teacher's corpus, which several students can share; default: `distilled` in "
-            "output_dir."
+            "help": "The folder of the teacher's corpus, which several students can share; default: `_distillation` "
+            "in output_dir."
         },
     )
     new_tokenizer: bool = field(
@@ -111,9 +113,12 @@ class Distillation:
                 tokenizer,
                 self.loss.word_top_k,
                 self.cache_file,
-                teacher_digest=" ".join(teacher.digest() for teacher in self.teachers),
+                teacher_digest=" ".join(each.digest for each in self.teachers),
                 shard_size=self.shard_size,
             )
+        if not self.loss.needs_teacher:
+            for each in self.teachers:
+                each.model.to("cpu")  # leave its memory to the student
         return DistillationTrainer(
             model,
             train_dataset=train_dataset,
@@ -143,8 +148,9 @@ def distill(
     set_up_logging(training_args)
     group = PatientGroup()
     output = Path(training_args.output_dir)
-    corpus_file = Path(args.distilled_dir or output / "distilled") / "corpus.parquet"
-    targets_file = output / "targets.parquet"
+    work = output / "_distillation"  # the Trainer does not push what begins so
+    corpus_file = Path(args.distilled_dir or work) / "corpus.parquet"
+    targets_file = work / "targets.parquet"
     translating = target_args.targets != "reference"
     check_combination(teacher_args, target_args, loss_args, corpus_args)
     options: dict[str, Any] = {}
@@ -179,7 +185,7 @@ def distill(
     if "generate" in args.stages and translating:
         generate_corpus(train, teachers, teacher_args, corpus_args, corpus_file)
     if "filter" in args.stages and translating:
-        check_corpus(corpus_file, teachers, teacher_args, corpus_args)
+        check_corpus(corpus_file, train, teachers, teacher_args, corpus_args)
         with group.main_process_first():
             record = write_targets(
                 corpus_file, targets_file, target_args, corpus_args.target_lang, corpus_args.preprocessing_num_workers
@@ -190,6 +196,8 @@ def distill(
             print(f"targets: {record['pairs']} pairs, {record['distilled']} distilled, left out: {record['left_out']}")
     if training:
         if translating:
+            if targets_file.is_file():
+                check_corpus(corpus_file, train, teachers, teacher_args, corpus_args)
             train = load_targets(targets_file, corpus_file, target_args, corpus_args.target_lang)
         run_training(
             model_args,
@@ -199,13 +207,15 @@ def distill(
             training_args,
             train=train,
             distillation=Distillation(
-                loss_args, teachers, tokenizer, output / "teacher_top_k.parquet", teacher_args.shard_size, options
+                loss_args, teachers, tokenizer, work / "teacher_top_k.parquet", teacher_args.shard_size, options
             ),
         )
+        group.wait()  # the main process is the last to finish
     if "evaluate" in args.stages:
         if not (output / "results.json").is_file():
             raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
-        loaded = {teacher.name: (teacher.model, teacher.tokenizer) for teacher in teachers if not teacher.prefix}
+        device = PartialState().device
+        loaded = {t.name: (t.model.to(device), t.tokenizer) for t in teachers if not t.prefix}
         systems = EvaluateArguments(systems=[*loaded, str(output)], output_file=str(output / "evaluation.json"))
         evaluate_systems(systems, corpus_args, decoding_args, loaded)
 
@@ -245,10 +255,10 @@ def check_finished(output: Path, options: dict[str, Any], training_args: Transla
     if not finished and not complete_checkpoints(output):
         return False
     found = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
-    wanted = options | {name: getattr(training_args, name) for name in OPTIMISATION}
-    wanted = json.loads(json.dumps(wanted, default=str))
-    for name in sorted(wanted.keys() - CHANGEABLE):
-        if found.get(name) != wanted[name]:
+    trained_with = {name: value for name, value in training_args.to_dict().items() if name in found}
+    wanted = json.loads(json.dumps(options | trained_with, default=str))
+    for name in sorted(wanted):
+        if not CHANGEABLE.fullmatch(name) and found.get(name) != wanted[name]:
             raise ValueError(
                 f"{output} holds a run with {name}={found.get(name)!r}, now it is {wanted[name]!r}: go on with the "
                 "former, or choose another output_dir (distilled_dir keeps the teacher's corpus)"

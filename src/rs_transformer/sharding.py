@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -66,34 +67,39 @@ def map_shards(
         `output`.
 
     Raises:
-        ValueError: `output` or its shards were made with other settings or from other rows; the message says which.
+        ValueError: `output` or its shards were made with other settings or from other rows, the message says which;
+            or another run is making it.
         OSError: the disk is full, or cannot be written. Finished shards stay, the next call goes on from them.
     """
     output, state, group = Path(output), PartialState(), PatientGroup()
     settings = {**settings, "shard_size": shard_size, "rows": len(dataset)}
     shards = output.with_name(f"{output.name}.shards")
     todo: list[int] | None = None
-    if state.is_main_process:
-        todo = _open(output, shards, dataset, settings)
-    todo = broadcast_object_list([todo])[0]
-    if todo is None:
-        return output
-    if state.is_main_process:
-        logger.info(f"{desc}: {len(todo)} shards of {shard_size} {unit} on {state.num_processes} processes")
-    progress = _Progress(len(dataset), todo, shard_size, desc, unit)
-    for number in todo[state.process_index :: state.num_processes]:
-        rows = _shard(dataset, number, shard_size)
-        columns = function(rows, progress.advance)
-        progress.log()
-        record = {"digest": _digest(rows), "origin": dict(origin or {})}
-        table = pa.Table.from_pydict(columns, schema=schema.with_metadata({METADATA_KEY: json.dumps(record)}))
-        with atomic_file(shards / _name(number)) as staged:
-            pq.write_table(table, staged)
-    progress.close()
-    group.wait()
-    with group.main_process_first():
+    lock = FileLock(shards / "lock", timeout=0)
+    try:
         if state.is_main_process:
-            _merge(output, shards, schema, settings, len(dataset))
+            todo = _open(output, shards, lock, dataset, settings)
+        todo = broadcast_object_list([todo])[0]
+        if todo is None:
+            return output
+        if state.is_main_process:
+            logger.info(f"{desc}: {len(todo)} shards of {shard_size} {unit} on {state.num_processes} processes")
+        progress = _Progress(len(dataset), todo, shard_size, desc, unit)
+        for number in todo[state.process_index :: state.num_processes]:
+            rows = _shard(dataset, number, shard_size)
+            columns = function(rows, progress.advance)
+            progress.log()
+            record = {"digest": _digest(rows), "origin": dict(origin or {})}
+            table = pa.Table.from_pydict(columns, schema=schema.with_metadata({METADATA_KEY: json.dumps(record)}))
+            with atomic_file(shards / _name(number)) as staged:
+                pq.write_table(table, staged)
+        progress.close()
+        group.wait()
+        with group.main_process_first():
+            if state.is_main_process:
+                _merge(output, shards, schema, settings, len(dataset))
+    finally:
+        lock.release()
     return output
 
 
@@ -112,20 +118,31 @@ def read_record(file: str | Path) -> dict[str, Any]:
     return json.loads(metadata[METADATA_KEY])
 
 
-def _open(output: Path, shards: Path, dataset: Dataset, settings: dict[str, Any]) -> list[int] | None:
+def check_output(output: Path, dataset: Dataset, settings: Mapping[str, Any], shard_size: int) -> None:
+    """Raise `ValueError` unless a file was made by `map_shards` from these rows with these settings."""
+    record = read_record(output)
+    check_settings(output, record["settings"], {**settings, "shard_size": shard_size, "rows": len(dataset)})
+    for number, digest in enumerate(record["digests"]):
+        _check_digest(output, number, digest, dataset, shard_size)
+
+
+def _open(output: Path, shards: Path, lock: FileLock, dataset: Dataset, settings: dict[str, Any]) -> list[int] | None:
     """The numbers of the shards that are to be done; None if the output is there."""
-    numbers = range(-(-len(dataset) // settings["shard_size"]))
     if output.exists():
-        record = read_record(output)
-        check_settings(output, record["settings"], settings)
-        for number, digest in zip(numbers, record["digests"], strict=True):
-            _check_digest(output, number, digest, dataset, settings["shard_size"])
+        check_output(output, dataset, settings, settings["shard_size"])
         shutil.rmtree(shards, ignore_errors=True)  # left by a kill right after the merge
         logger.info(f"{output} is there already, with the same settings and from the same rows: it is kept.")
         return None
     shards.mkdir(parents=True, exist_ok=True)
-    for staged in shards.glob("*.tmp"):
-        staged.unlink()
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another run is making {output} at this moment: wait for it, or choose another output"
+        ) from error
+    for staged in [*shards.glob("*.tmp"), *output.parent.glob(f"{output.name}.*.tmp")]:
+        staged.unlink()  # left by a kill
+    numbers = range(-(-len(dataset) // settings["shard_size"]))
     settings_file = shards / "settings.json"
     if settings_file.exists():
         check_settings(shards, json.loads(settings_file.read_text(encoding="utf-8")), settings)

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from .decoding import DecodingArguments, generate_texts, length_batches, load_tr
 from .ensemble import EnsembleForSeq2SeqLM
 from .model_building import bar_padding, check_tokenizer, commit_of
 from .run_folder import RECORDED_PACKAGES
-from .sharding import Rows, check_settings, map_shards, read_record
+from .sharding import Rows, check_output, map_shards
 from .tokenization import check_language_pair, same_vocabulary
 
 logger = logging.get_logger(__name__)
@@ -73,7 +74,11 @@ class TeacherArguments:
         default=1.0, metadata={"help": "Exponent of the length that the teachers' beam scores are divided by."}
     )
     teacher_max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest translation in tokens; default: max_target_length."}
+        default=None,
+        metadata={
+            "help": "Longest translation in tokens; default: max_target_length and one more, so that one that was cut "
+            "is over max_target_length and not learned."
+        },
     )
     teacher_decoding_max_tokens: int = field(
         default=4096, metadata={"help": "Source tokens of a decoding batch, padding and beams included."}
@@ -113,7 +118,7 @@ class TeacherArguments:
         return DecodingArguments(
             num_beams=self.teacher_num_beams,
             length_penalty=self.teacher_length_penalty,
-            max_new_tokens=self.teacher_max_new_tokens or corpus_args.max_target_length,
+            max_new_tokens=self.teacher_max_new_tokens or corpus_args.max_target_length + 1,
             decoding_max_tokens=self.teacher_decoding_max_tokens,
         )
 
@@ -136,12 +141,16 @@ class Teacher:
     tokenizer: PreTrainedTokenizerBase
     prefix: str = ""
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights, which tells a teacher from another of the same name."""
-        sha = hashlib.sha256()
+        """SHA-256 of weights, configuration and vocabulary, which tells a teacher from another of the same name."""
+        config = self.model.config.to_diff_dict()
+        for name in ("_name_or_path", "transformers_version", "_attn_implementation", "dtype"):
+            config.pop(name, None)
+        sha = hashlib.sha256(json.dumps([config, self.tokenizer.get_vocab()], sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return sha.hexdigest()
 
 
@@ -184,7 +193,7 @@ def set_languages(
     """Tell a multilingual teacher its languages; returns what each source has to begin with, mostly nothing.
 
     OPUS-MT models with several target languages take `>>code<<` before the source. Models whose tokenizer has
-    `src_lang` (M2M100, NLLB, mBART) take the target's code as the first token.
+    `src_lang` (M2M100, NLLB, mBART-50) take the target's code as the first token.
 
     Raises:
         ValueError: a multilingual teacher without codes, with codes that it does not know, or codes for another.
@@ -201,9 +210,10 @@ def set_languages(
         if None in codes:
             raise ValueError(f"{name} is multilingual: give teacher_source_code and teacher_target_code")
         get_lang_id = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}  # and no subword of that spelling
         for code in codes:
             try:
-                known = get_lang_id(code) not in (None, tokenizer.unk_token_id)
+                known = get_lang_id(code) in special - {tokenizer.unk_token_id}
             except KeyError:
                 known = False
             if not known:
@@ -253,7 +263,7 @@ class CTranslate2Engine:
 
     Raises:
         ImportError: CTranslate2 is not installed.
-        ValueError: the folder holds no CTranslate2 model, or one of another vocabulary.
+        ValueError: the folder holds a model of another vocabulary, or the teacher is not Marian.
     """
 
     def __init__(self, folder: str, teacher: Teacher, decoding: DecodingArguments, n_best: int = 1):
@@ -264,11 +274,10 @@ class CTranslate2Engine:
         self.tokenizer, self.decoding, self.n_best = teacher.tokenizer, decoding, n_best
         positions = getattr(teacher.model.config, "max_position_embeddings", decoding.max_new_tokens)
         self.max_length = min(decoding.max_new_tokens, positions - 1)  # as `generate_kwargs` has it
-        if not ctranslate2.contains_model(folder):
-            raise ValueError(f"{folder} holds no CTranslate2 model; ct2-transformers-converter makes one")
-        if getattr(teacher.tokenizer, "separate_vocabs", False):
+        if not isinstance(teacher.model, MarianMTModel) or getattr(teacher.tokenizer, "separate_vocabs", False):
             raise ValueError(
-                "CTranslate2's converter takes no Marian model with separate vocabularies: set engine=transformers"
+                f"engine=ctranslate2 is for Marian models with one vocabulary, which {teacher.name} is not: set "
+                "engine=transformers"
             )
         vocabulary = Path(folder, "shared_vocabulary.json")
         entries = teacher.tokenizer.get_vocab()
@@ -324,9 +333,12 @@ def generation_settings(
     decoding = args.decoding(corpus_args)
     if args.engine == "ctranslate2":
         files = [Path(folder, "model.bin") for folder in args.ctranslate2_models or []]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"{file.parent} holds no CTranslate2 model; ct2-transformers-converter makes one")
         weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     else:
-        weights = [teacher.digest() for teacher in teachers]
+        weights = [teacher.digest for teacher in teachers]
     searches = [teacher.model.generation_config.to_diff_dict() for teacher in teachers]
     for search in searches:
         for name in ("transformers_version", *decoding.generate_kwargs(teachers[0].model)):
@@ -349,9 +361,13 @@ def generation_settings(
 
 
 def check_corpus(
-    corpus: str | Path, teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments
+    corpus: str | Path,
+    dataset: Dataset,
+    teachers: Sequence[Teacher],
+    args: TeacherArguments,
+    corpus_args: CorpusArguments,
 ) -> None:
-    """Raise unless a corpus was made by these teachers with these arguments.
+    """Raise unless a corpus was made from these rows by these teachers with these arguments.
 
     Raises:
         FileNotFoundError: there is none.
@@ -359,8 +375,8 @@ def check_corpus(
     """
     if not Path(corpus).is_file():
         raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
-    found, wanted = read_record(corpus)["settings"], generation_settings(teachers, args, corpus_args)
-    check_settings(corpus, {name: found.get(name) for name in wanted}, wanted)
+    settings = generation_settings(teachers, args, corpus_args)
+    check_output(Path(corpus), dataset.select_columns(["source", "target"]), settings, args.shard_size)
 
 
 def generate_corpus(
@@ -387,8 +403,8 @@ def generate_corpus(
         OSError: the disk is full; finished shards stay.
     """
     check_sources(dataset, skip_empty=args.skip_empty_sources)
-    decoding = args.decoding(corpus_args)
-    engines = make_engines(teachers, args, decoding)
+    settings = generation_settings(teachers, args, corpus_args)
+    engines = make_engines(teachers, args, args.decoding(corpus_args))
     limits = [source_limit(teacher.model, teacher.tokenizer) for teacher in teachers]
     limit = min(corpus_args.max_source_length, *limits)
     if limit < corpus_args.max_source_length:
@@ -425,7 +441,7 @@ def generate_corpus(
         decode,
         output,
         schema=CORPUS_SCHEMA,
-        settings=generation_settings(teachers, args, corpus_args),
+        settings=settings,
         origin=origin,
         shard_size=args.shard_size,
         desc="Teacher decoding",

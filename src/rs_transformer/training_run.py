@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
 from .decoding import DecodingArguments
+from .launching import PatientGroup
 from .metrics import corpus_scores
 from .model_building import ModelArguments, build_model
 from .run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_json, write_run_record
@@ -69,7 +70,7 @@ def run_training(
     model = build_model(model_args, tokenizer)
     positions = getattr(model.config, "max_position_embeddings", None)
     model.generation_config.update(max_length=positions, **decoding_args.search_kwargs())
-    with training_args.main_process_first(desc="tokenising the corpus"):
+    with PatientGroup().main_process_first():
         train = prepare_training_pairs(train, tokenizer, corpus_args)
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=training_args.seed, buffer_size=corpus_args.shuffle_buffer_size)
