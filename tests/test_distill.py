@@ -54,7 +54,7 @@ TRAINING += ["--max_steps", 250, "--eval_strategy", "no", "--save_strategy", "st
 TRAINING += ["--report_to", "none", "--seed", 3, "--logging_steps", 50]
 LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
-DECODING = ["--teacher_num_beams", 3, "--teacher_n_best", 2, "--shard_size", 150]
+DECODING = ["--teacher_num_beams", 3, "--teacher_n_best", 2, "--shard_size", 20]
 
 
 def options(teacher, task, output, *more):
@@ -101,7 +101,7 @@ def test_the_corpus_is_the_teachers_beam_search_in_source_order_with_its_provena
 
 def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp_path):
     done = launch("distill.py", "generate", *options(trained, small, tmp_path), processes=2)
-    assert "7 shards of 150 sentences on 2 processes" in done.stderr
+    assert "50 shards of 20 sentences on 2 processes" in done.stderr
     assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
 
 
@@ -110,18 +110,18 @@ def test_killed_at_random_moments_it_still_gives_the_same_bytes(trained, small, 
     shards = tmp_path / "distilled" / "corpus.parquet.shards"
     moments = random.Random(7)
     kept: dict[str, int] = {}
-    for kill in range(5):
+    for _ in range(5):
         process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stderr=subprocess.DEVNULL)
-        # At least one more shard each time, of seven, so that every kill is in the middle of the decoding.
+        # One more shard each time, of fifty, and a random moment more: every kill is in the middle of the decoding.
         deadline = time.monotonic() + 120
-        while len(list(shards.glob("*.parquet"))) <= kill and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.2))
+        while len(list(shards.glob("*.parquet"))) <= len(kept) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         now = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.parquet")}
         assert kept.items() <= now.items()  # a finished shard is not done again
-        assert len(now) > kill
+        assert len(now) > len(kept)
         kept = now
     assert not (tmp_path / "_distillation" / "corpus.parquet").exists()
     run(*command)

@@ -209,21 +209,27 @@ def set_languages(
     if hasattr(tokenizer, "src_lang"):
         if None in codes:
             raise ValueError(f"{name} is multilingual: give teacher_source_code and teacher_target_code")
-        get_lang_id = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}  # and no subword of that spelling
-        for code in codes:
-            try:
-                known = get_lang_id(code) in special - {tokenizer.unk_token_id}
-            except KeyError:
-                known = False
-            if not known:
-                raise ValueError(f"{name} knows no language {code!r}")
+        ids = [_language_id(tokenizer, code) for code in codes]
+        if None in ids:
+            raise ValueError(f"{name} knows no language {codes[ids.index(None)]!r}")
         tokenizer.src_lang = codes[0]
-        model.generation_config.forced_bos_token_id = get_lang_id(codes[1])
+        model.generation_config.forced_bos_token_id = ids[1]
         return ""
     if codes != (None, None):
         raise ValueError(f"{name} is not multilingual: leave teacher_source_code and teacher_target_code out")
     return ""
+
+
+def _language_id(tokenizer: PreTrainedTokenizerBase, code: str) -> int | None:
+    """The token that stands for a language, None for an unknown one."""
+    if hasattr(tokenizer, "get_lang_id"):  # M2M100, whose tokens are not the codes themselves
+        try:
+            return tokenizer.get_lang_id(code)
+        except KeyError:
+            return None
+    token = tokenizer.convert_tokens_to_ids(code)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
+    return token if token in special else None  # and no subword of that spelling
 
 
 def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:
