@@ -2,12 +2,13 @@
 
     accelerate launch training/distill.py training/recipes/tanaka_distilled.yaml
     accelerate launch training/distill.py generate training/recipes/tanaka_distilled.yaml --teacher_n_best 5
-    accelerate launch training/distill.py train evaluate training/recipes/tanaka_distilled.yaml --word_weight 0.5
+    accelerate launch training/distill.py filter train training/recipes/tanaka_distilled.yaml --word_weight 0 \\
+        --word_top_k 0 --output_dir runs/tanaka_distilled_sequence
 
 The stages, all of them unless some are named: generate (the teacher translates the training sources), filter (choose
-what the student learns from), train, evaluate. The same command goes on where it was stopped; what is done is not
-done again. The output folder is that of `training/train.py`, with `distillation.json` (where the targets come from,
-what was left out) and `evaluation.json` (student against teacher).
+what the student learns from), train, evaluate. The same command goes on where it was stopped; what is decoded and
+trained already is not done again. The output folder is that of `training/train.py`, with `distillation.json` (where the
+targets come from, what was left out) and `evaluation.json` (student against teacher).
 """
 
 import sys

@@ -61,7 +61,8 @@ class DistillArguments:
     """Which stages to run, where the teacher's corpus is, and whose tokenizer the student has."""
 
     stages: list[str] = field(
-        default_factory=lambda: list(STAGES), metadata={"help": "Stages to run, in this order.", "nargs": "+"}
+        default_factory=lambda: list(STAGES),
+        metadata={"help": f"Stages to run, of {', '.join(STAGES)}; always in this order.", "nargs": "+"},
     )
     distilled_dir: str | None = field(
         default=None,

@@ -73,6 +73,8 @@ def _torchrun_options() -> list[str]:
             f"Start them by torchrun --nproc_per_node N {sys.argv[0]} …"
         )
     args = launch_command_parser().parse_args(command[command.index("launch") + 1 :])
+    if args.num_processes is None:
+        raise RuntimeError("several CPU processes by a configuration of accelerate: give --num_processes too")
     machines = args.num_machines or 1
     options = ["--nproc_per_node", str(args.num_processes // machines)]
     if machines == 1:
