@@ -7,8 +7,8 @@
 
 The stages, all of them unless some are named: generate (the teacher translates the training sources), filter (choose
 what the student learns from), train, evaluate. The same command goes on where it was stopped; what is decoded and
-trained already is not done again. The output folder is that of `training/train.py`, with `distillation.json` (where the
-targets come from, what was left out) and `evaluation.json` (student against teacher).
+trained already is not done again. The output folder is that of `training/train.py`, with `distillation.json` (where
+the targets come from, what was left out) and `evaluation.json` (student against teacher).
 """
 
 import sys

@@ -54,8 +54,8 @@ class TargetArguments:
     max_repetitions: int = field(
         default=3,
         metadata={
-            "help": "Leave out a translation in which one to four words (characters, in Japanese and its like) stand more "
-            "than so many times in a row, unless they do in the reference; 0 switches this off."
+            "help": "Leave out a translation in which one to four words (characters, in Japanese and its like) stand "
+            "more than so many times in a row, unless they do in the reference; 0 switches this off."
         },
     )
     max_reference_ratio: float = field(
