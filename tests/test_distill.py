@@ -105,18 +105,31 @@ def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp
     assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
 
 
+# A fifth of a second a shard, so that no kill comes too late.
+SLOW = """
+import runpy, sys, time
+from rs_transformer.teachers import TransformersEngine
+translate = TransformersEngine.translate
+def slowly(*args):
+    time.sleep(0.2)
+    return translate(*args)
+TransformersEngine.translate = slowly
+sys.argv = ["training/distill.py", *sys.argv[1:]]
+runpy.run_path("training/distill.py", run_name="__main__")
+"""
+
+
 def test_killed_at_random_moments_it_still_gives_the_same_bytes(trained, small, generated, tmp_path):
-    command = [sys.executable, "training/distill.py", "generate", *options(trained, small, tmp_path)]
-    shards = tmp_path / "distilled" / "corpus.parquet.shards"
+    command = [str(part) for part in ("generate", *options(trained, small, tmp_path))]
+    shards = tmp_path / "_distillation" / "corpus.parquet.shards"
     moments = random.Random(7)
     kept: dict[str, int] = {}
     for _ in range(5):
-        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", SLOW, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
         # One more shard each time, of fifty, and a random moment more: every kill is in the middle of the decoding.
-        deadline = time.monotonic() + 120
-        while len(list(shards.glob("*.parquet"))) <= len(kept) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.05))
+        while len(list(shards.glob("*.parquet"))) <= len(kept) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         now = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.parquet")}
@@ -124,7 +137,7 @@ def test_killed_at_random_moments_it_still_gives_the_same_bytes(trained, small, 
         assert len(now) > len(kept)
         kept = now
     assert not (tmp_path / "_distillation" / "corpus.parquet").exists()
-    run(*command)
+    run(sys.executable, "training/distill.py", *command)
     assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
 
 
