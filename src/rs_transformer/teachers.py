@@ -265,7 +265,7 @@ class TransformersEngine:
 
 
 class CTranslate2Engine:
-    """Decoding by CTranslate2, from a folder that its converter has made; several times as fast on a CPU.
+    """Decoding by CTranslate2, from a folder that its converter has made; faster on a CPU.
 
     Raises:
         ImportError: CTranslate2 is not installed.
