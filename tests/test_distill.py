@@ -43,7 +43,8 @@ from rs_transformer.distilled_targets import (
 )
 from rs_transformer.modeling_rs_marian import PAD_LOGIT_BIAS
 from rs_transformer.sharding import map_shards, read_record
-from rs_transformer.teachers import CORPUS_SCHEMA, Teacher, TeacherArguments, load_teachers, set_languages
+from rs_transformer.teacher_corpus import CORPUS_SCHEMA
+from rs_transformer.teachers import Teacher, TeacherArguments, load_teachers, set_languages
 
 # A student as small as the teacher: the task is tiny.
 STUDENT = ["--d_model", 64, "--encoder_ffn_dim", 128, "--decoder_ffn_dim", 128, "--encoder_attention_heads", 4]
@@ -108,12 +109,12 @@ def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp
 # A fifth of a second a shard, so that no kill comes too late.
 SLOW = """
 import runpy, sys, time
-from rs_transformer.teachers import TransformersEngine
-translate = TransformersEngine.translate
+from rs_transformer.teacher_corpus import TransformersEngine
+translate_batch = TransformersEngine.translate_batch
 def slowly(*args):
     time.sleep(0.2)
-    return translate(*args)
-TransformersEngine.translate = slowly
+    return translate_batch(*args)
+TransformersEngine.translate_batch = slowly
 sys.argv = ["training/distill.py", *sys.argv[1:]]
 runpy.run_path("training/distill.py", run_name="__main__")
 """

@@ -1,8 +1,11 @@
 """`map_shards`: the same bytes however often it was stopped and on however many processes."""
 
+import sys
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import run
 from datasets import Dataset
 
 from rs_transformer import sharding
@@ -117,6 +120,34 @@ def test_a_full_disk_keeps_finished_shards_and_names_the_file(tmp_path, monkeypa
     monkeypatch.undo()
     shards(tmp_path / "out.parquet", twice(calls))
     assert len(calls) == 8  # the third shard twice
+
+
+SHARED = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from accelerate import PartialState
+from datasets import Dataset
+from rs_transformer.launching import start_processes
+from rs_transformer.sharding import map_shards
+start_processes()
+folder, rank = Path(sys.argv[1]), PartialState().process_index
+def twice(rows, advance):
+    with open(folder / f"done_by_{rank}", "a") as file:
+        print(rows["text"][0], file=file)
+    return {**rows, "twice": [text * 2 for text in rows["text"]]}
+dataset = Dataset.from_dict({"text": [f"row {number}" for number in range(25)]})
+schema = pa.schema({"text": pa.string(), "twice": pa.string()})
+map_shards(dataset, twice, folder / "out.parquet", schema=schema, settings={"beam": 5}, shard_size=4)
+"""
+
+
+def test_two_processes_share_the_shards_and_make_the_bytes_of_one(tmp_path):
+    (tmp_path / "script.py").write_text(SHARED)
+    run(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, tmp_path / "script.py", tmp_path)
+    done = [(tmp_path / f"done_by_{rank}").read_text().split("\n")[:-1] for rank in (0, 1)]
+    assert done == [[f"row {first}" for first in range(start, 25, 8)] for start in (0, 4)]
+    assert (tmp_path / "out.parquet").read_bytes() == shards(tmp_path / "one.parquet").read_bytes()
 
 
 def test_two_runs_do_not_make_one_file(tmp_path):

@@ -2,7 +2,7 @@
 
 Word-level knowledge distillation (Hinton et al. 2015; Kim & Rush 2016) and the matching of intermediate layers (Jiao
 et al. 2020, TinyBERT), between the layers of a teacher and the steps of a recurrently stacked student. Learning from a
-teacher's translations needs none of this: see `teachers.py`.
+teacher's translations needs none of this: see `teacher_corpus.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -277,7 +277,7 @@ def cache_top_k(
         shard_size=shard_size,
         desc="Teacher's distributions",
     )
-    with PatientGroup().main_process_first():
+    with PatientGroup().main_process_first(local=True):
         return concatenate_datasets([dataset.flatten_indices(), Dataset.from_parquet(str(file))], axis=1)
 
 

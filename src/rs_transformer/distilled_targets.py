@@ -1,6 +1,6 @@
 """Which translation a student learns from: the teacher's best, the one closest to the reference, with or without it.
 
-The second half of sequence-level knowledge distillation (Kim & Rush 2016); the first is `teachers.py`.
+The second half of sequence-level knowledge distillation (Kim & Rush 2016); the first is `teacher_corpus.py`.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """From a teacher and a corpus to a distilled student: what `training/distill.py` does, stage by stage.
 
-generate (`teachers.py`), filter (`distilled_targets.py`), train (`distillation.py`, `training_run.py`), evaluate
+generate (`teacher_corpus.py`), filter (`distilled_targets.py`), train (`distillation.py`, `training_run.py`), evaluate
 (`evaluation.py`). Each stage finds what is done already and goes on from there.
 """
 
@@ -27,15 +27,8 @@ from .launching import PatientGroup
 from .model_building import ModelArguments, build_model
 from .run_folder import complete_checkpoints, write_json
 from .sharding import read_record
-from .teachers import (
-    Teacher,
-    TeacherArguments,
-    check_corpus,
-    check_sources,
-    combined,
-    generate_corpus,
-    load_teachers,
-)
+from .teacher_corpus import check_corpus, check_sources, generate_corpus
+from .teachers import Teacher, TeacherArguments, combined, load_teachers
 from .tokenization import TokenizerArguments, check_language_pair, same_vocabulary
 from .trainer import TranslationTrainingArguments
 from .training_run import (
@@ -185,8 +178,9 @@ def distill(
 
     if "generate" in args.stages and translating:
         generate_corpus(train, teachers, teacher_args, corpus_args, corpus_file)
-    if "filter" in args.stages and translating:
+    elif translating and ("filter" in args.stages or (training and targets_file.is_file())):
         check_corpus(corpus_file, train, teachers, teacher_args, corpus_args)
+    if "filter" in args.stages and translating:
         with group.main_process_first():
             record = write_targets(
                 corpus_file, targets_file, target_args, corpus_args.target_lang, corpus_args.preprocessing_num_workers
@@ -197,8 +191,6 @@ def distill(
             print(f"targets: {record['pairs']} pairs, {record['distilled']} distilled, left out: {record['left_out']}")
     if training:
         if translating:
-            if targets_file.is_file():
-                check_corpus(corpus_file, train, teachers, teacher_args, corpus_args)
             train = load_targets(targets_file, corpus_file, target_args, corpus_args.target_lang)
         run_training(
             model_args,

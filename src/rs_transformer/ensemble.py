@@ -50,9 +50,6 @@ class EnsembleForSeq2SeqLM(PreTrainedModel, GenerationMixin):
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
         return self.encoder
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.models[0].get_output_embeddings()
-
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         return self.models[0].prepare_decoder_input_ids_from_labels(labels)
 

@@ -55,13 +55,17 @@ class PatientGroup:
             torch.distributed.barrier(group=self.group)
 
     @contextmanager
-    def main_process_first(self) -> Iterator[None]:
-        """The main process goes through the block before the others."""
-        if not PartialState().is_main_process:
+    def main_process_first(self, local: bool = False) -> Iterator[None]:
+        """The main process (`local`: that of each machine) goes through the block first, even if it fails."""
+        state = PartialState()
+        first = state.is_local_main_process if local else state.is_main_process
+        if not first:
             self.wait()
-        yield
-        if PartialState().is_main_process:
-            self.wait()
+        try:
+            yield
+        finally:
+            if first:
+                self.wait()
 
 
 def _torchrun_options() -> list[str]:

@@ -1,22 +1,15 @@
-"""Teachers, and the corpus that they translate for a student: sequence-level knowledge distillation's first half.
+"""Teachers of a student: which models, told which languages, loaded and checked.
 
-Which of their translations the student learns from: `distilled_targets.py`. What it learns from their distributions:
-`distillation.py`.
+What they translate: `teacher_corpus.py`. What is learned from their distributions: `distillation.py`.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Protocol
 
-import pyarrow as pa
 import torch
-from accelerate import PartialState
-from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -27,20 +20,15 @@ from transformers import (
 from transformers.utils import logging
 
 from .corpus import CorpusArguments
-from .decoding import DecodingArguments, generate_texts, length_batches, load_translator, source_limit
+from .decoding import DecodingArguments, load_translator
 from .ensemble import EnsembleForSeq2SeqLM
 from .model_building import bar_padding, check_tokenizer, commit_of
-from .run_folder import RECORDED_PACKAGES
-from .sharding import Rows, check_output, map_shards
 from .tokenization import check_language_pair, same_vocabulary
 
 logger = logging.get_logger(__name__)
 
 ENGINES = ("transformers", "ctranslate2")
 MODES = ("ensemble", "pool")
-CORPUS_SCHEMA = pa.schema(
-    {"source": pa.string(), "target": pa.string(), "hypotheses": pa.list_(pa.string())}  # the best first
-)
 
 
 @dataclass
@@ -236,239 +224,3 @@ def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:
     """One model of all the teachers: the only one, or their ensemble."""
     models = [teacher.model for teacher in teachers]
     return models[0] if len(models) == 1 else EnsembleForSeq2SeqLM(models).eval()
-
-
-class Engine(Protocol):
-    """Translates many sentences, given as token ids, into `n_best` hypotheses each, the best first."""
-
-    def translate(self, encoded: Sequence[list[int]], advance: Callable[[int], None]) -> list[list[str]]: ...
-
-
-@dataclass
-class TransformersEngine:
-    """Decoding in PyTorch, in batches by token budget over length-sorted input."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    decoding: DecodingArguments
-    n_best: int = 1
-
-    def translate(self, encoded: Sequence[list[int]], advance: Callable[[int], None]) -> list[list[str]]:
-        results: list[list[str]] = [[]] * len(encoded)
-        budget = max(1, self.decoding.decoding_max_tokens // self.decoding.num_beams)
-        for batch in length_batches([len(ids) for ids in encoded], budget):
-            texts = generate_texts(self.model, self.tokenizer, [encoded[i] for i in batch], self.decoding, self.n_best)
-            for index, hypotheses in zip(batch, texts, strict=True):
-                results[index] = hypotheses
-            advance(len(batch))
-        return results
-
-
-class CTranslate2Engine:
-    """Decoding by CTranslate2, from a folder that its converter has made; faster on a CPU.
-
-    Raises:
-        ImportError: CTranslate2 is not installed.
-        ValueError: the folder holds a model of another vocabulary, or the teacher is not Marian.
-    """
-
-    def __init__(self, folder: str, teacher: Teacher, decoding: DecodingArguments, n_best: int = 1):
-        try:
-            import ctranslate2
-        except ImportError as error:
-            raise ImportError("engine=ctranslate2 needs the package: pip install ctranslate2") from error
-        self.tokenizer, self.decoding, self.n_best = teacher.tokenizer, decoding, n_best
-        positions = getattr(teacher.model.config, "max_position_embeddings", decoding.max_new_tokens)
-        self.max_length = min(decoding.max_new_tokens, positions - 1)  # as `generate_kwargs` has it
-        if not isinstance(teacher.model, MarianMTModel) or getattr(teacher.tokenizer, "separate_vocabs", False):
-            raise ValueError(
-                f"engine=ctranslate2 is for Marian models with one vocabulary, which {teacher.name} is not: set "
-                "engine=transformers"
-            )
-        vocabulary = Path(folder, "shared_vocabulary.json")
-        entries = teacher.tokenizer.get_vocab()
-        # The converter leaves the padding token out: the engine starts without it.
-        wanted = [entry for entry in sorted(entries, key=entries.get) if entry != teacher.tokenizer.pad_token]
-        if not vocabulary.is_file() or json.loads(vocabulary.read_text("utf-8")) != wanted:
-            raise ValueError(f"{folder} has another vocabulary than {teacher.name}: convert that teacher")
-        device = PartialState().device
-        place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
-        if device.type == "cuda":
-            place = {"device": "cuda", "device_index": device.index or 0}
-        self.engine = ctranslate2.Translator(folder, **place)
-
-    def translate(self, encoded: Sequence[list[int]], advance: Callable[[int], None]) -> list[list[str]]:
-        results: list[list[str]] = [[]] * len(encoded)
-        budget = max(1, self.decoding.decoding_max_tokens // self.decoding.num_beams)
-        for batch in length_batches([len(ids) for ids in encoded], budget):
-            outputs = self.engine.translate_batch(
-                [self.tokenizer.convert_ids_to_tokens(encoded[i]) for i in batch],
-                beam_size=self.decoding.num_beams,
-                num_hypotheses=self.n_best,
-                length_penalty=self.decoding.length_penalty,
-                max_decoding_length=self.max_length,
-                max_input_length=0,
-            )
-            for index, output in zip(batch, outputs, strict=True):
-                ids = [self.tokenizer.convert_tokens_to_ids(tokens) for tokens in output.hypotheses]
-                results[index] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            advance(len(batch))
-        return results
-
-
-def make_engines(
-    teachers: Sequence[Teacher], args: TeacherArguments, decoding: DecodingArguments
-) -> list[tuple[Engine, Teacher]]:
-    """The engines that decode one after the other, each with the teacher whose tokenizer it takes."""
-    if args.engine == "ctranslate2":
-        pairs = zip(args.ctranslate2_models or [], teachers, strict=True)
-        return [
-            (CTranslate2Engine(folder, teacher, decoding, args.teacher_n_best), teacher) for folder, teacher in pairs
-        ]
-    groups = [[teacher] for teacher in teachers] if args.teacher_mode == "pool" else [list(teachers)]
-    return [
-        (TransformersEngine(combined(group), group[0].tokenizer, decoding, args.teacher_n_best), group[0])
-        for group in groups
-    ]
-
-
-def generation_settings(
-    teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments
-) -> dict[str, Any]:
-    """Everything but the sources that the teachers' translations depend on; JSON."""
-    decoding = args.decoding(corpus_args)
-    if args.engine == "ctranslate2":
-        files = [Path(folder, "model.bin") for folder in args.ctranslate2_models or []]
-        for file in files:
-            if not file.is_file():
-                raise ValueError(f"{file.parent} holds no CTranslate2 model; ct2-transformers-converter makes one")
-        weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    else:
-        weights = [teacher.digest for teacher in teachers]
-    searches = [teacher.model.generation_config.to_diff_dict() for teacher in teachers]
-    for search in searches:
-        for name in ("transformers_version", *decoding.generate_kwargs(teachers[0].model)):
-            search.pop(name, None)
-    return {
-        "teacher_weights": weights,
-        "teacher_mode": args.teacher_mode if len(teachers) > 1 else "single",
-        "teacher_codes": [args.teacher_source_code, args.teacher_target_code],
-        "generation_configs": searches,
-        "engine": args.engine,
-        "num_beams": decoding.num_beams,
-        "n_best": args.teacher_n_best,
-        "length_penalty": decoding.length_penalty,
-        "max_new_tokens": decoding.max_new_tokens,
-        "decoding_max_tokens": decoding.decoding_max_tokens,
-        "max_source_length": corpus_args.max_source_length,
-        "source_lang": corpus_args.source_lang,
-        "target_lang": corpus_args.target_lang,
-    }
-
-
-def check_corpus(
-    corpus: str | Path,
-    dataset: Dataset,
-    teachers: Sequence[Teacher],
-    args: TeacherArguments,
-    corpus_args: CorpusArguments,
-) -> None:
-    """Raise unless a corpus was made from these rows by these teachers with these arguments.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it was made otherwise; the message names the first difference.
-    """
-    if not Path(corpus).is_file():
-        raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
-    settings = generation_settings(teachers, args, corpus_args)
-    check_output(Path(corpus), dataset.select_columns(["source", "target"]), settings, args.shard_size)
-
-
-def generate_corpus(
-    dataset: Dataset,
-    teachers: Sequence[Teacher],
-    args: TeacherArguments,
-    corpus_args: CorpusArguments,
-    output: str | Path,
-) -> Path:
-    """Have the teachers translate the sources of a corpus into a parquet file; resumable, see `map_shards`.
-
-    Args:
-        dataset: text columns `source` and `target`, from `load_split`.
-        teachers: from `load_teachers`.
-        args: mode, engine and search.
-        corpus_args: sources over `max_source_length` tokens, or over what a teacher takes, get no translation: a
-            student with these arguments would not train on them.
-        output: the file, with the columns of `CORPUS_SCHEMA`; of several teachers in a pool the hypotheses stand in
-            the order of the teachers, without repetitions. Its metadata record the teachers (name, commit, digest of
-            the weights), the settings and the versions of the packages.
-
-    Raises:
-        ValueError: an empty corpus or source, or what `map_shards` refuses; before any decoding starts.
-        OSError: the disk is full; finished shards stay.
-    """
-    check_sources(dataset, skip_empty=args.skip_empty_sources)
-    settings = generation_settings(teachers, args, corpus_args)
-    engines = make_engines(teachers, args, args.decoding(corpus_args))
-    limits = [source_limit(teacher.model, teacher.tokenizer) for teacher in teachers]
-    limit = min(corpus_args.max_source_length, *limits)
-    if limit < corpus_args.max_source_length:
-        logger.warning(f"The teachers take at most {limit} source tokens; longer sources get no translation.")
-    packages = [*RECORDED_PACKAGES, *(["ctranslate2"] if args.engine == "ctranslate2" else [])]
-    origin = {
-        "teachers": [{"name": t.name, "revision": args.teacher_revision, "commit": t.commit} for t in teachers],
-        "versions": {name: version(name) for name in packages},
-    }
-
-    def decode(rows: Rows, advance: Callable[[int], None]) -> Rows:
-        hypotheses: list[list[str]] = [[] for _ in rows["source"]]
-        encoded = [
-            teacher.tokenizer([teacher.prefix + (source or "") for source in rows["source"]], verbose=False)[
-                "input_ids"
-            ]
-            for _, teacher in engines
-        ]
-        wanted = [
-            index
-            for index, source in enumerate(rows["source"])
-            if source and source.strip() and all(len(ids[index]) <= limit for ids in encoded)
-        ]
-        advance(len(hypotheses) - len(wanted))
-        for number, (engine, _) in enumerate(engines):
-            last = number == len(engines) - 1
-            found = engine.translate([encoded[number][i] for i in wanted], advance if last else lambda rows: None)
-            for index, texts in zip(wanted, found, strict=True):
-                hypotheses[index] = list(dict.fromkeys(hypotheses[index] + texts))
-        return {**rows, "hypotheses": hypotheses}
-
-    return map_shards(
-        dataset.select_columns(["source", "target"]),
-        decode,
-        output,
-        schema=CORPUS_SCHEMA,
-        settings=settings,
-        origin=origin,
-        shard_size=args.shard_size,
-        desc="Teacher decoding",
-        unit="sentences",
-    )
-
-
-def check_sources(dataset: Dataset, skip_empty: bool = False) -> None:
-    """Raise `ValueError` for a corpus without rows, or a blank source unless those are to be left out."""
-    if not len(dataset):
-        raise ValueError("the train split is empty: there is nothing for the teacher to translate")
-    blank, number = [], 0
-    for batch in dataset.select_columns(["source"]).iter(10_000):
-        for source in batch["source"]:
-            if not (source and source.strip()):
-                blank.append(number)
-            number += 1
-    if blank and not skip_empty:
-        raise ValueError(
-            f"the source of {len(blank)} training pairs is empty, first in row {blank[0]} (from 0): mend the corpus, "
-            "or set skip_empty_sources to leave them out"
-        )
-    if blank:
-        logger.warning(f"The source of {len(blank)} training pairs is empty; they get no translation.")

@@ -70,7 +70,7 @@ def run_training(
     model = build_model(model_args, tokenizer)
     positions = getattr(model.config, "max_position_embeddings", None)
     model.generation_config.update(max_length=positions, **decoding_args.search_kwargs())
-    with PatientGroup().main_process_first():
+    with PatientGroup().main_process_first(local=True):
         train = prepare_training_pairs(train, tokenizer, corpus_args)
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=training_args.seed, buffer_size=corpus_args.shuffle_buffer_size)

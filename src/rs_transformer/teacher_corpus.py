@@ -1,0 +1,257 @@
+"""The corpus that teachers translate for a student: sequence-level knowledge distillation's first half.
+
+The teachers themselves: `teachers.py`. Which of their translations the student learns from: `distilled_targets.py`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import MarianMTModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .corpus import CorpusArguments
+from .decoding import DecodingArguments, generate_texts, length_batches, source_limit
+from .run_folder import RECORDED_PACKAGES
+from .sharding import Rows, check_output, map_shards
+from .teachers import Teacher, TeacherArguments, combined
+
+logger = logging.get_logger(__name__)
+
+CORPUS_SCHEMA = pa.schema(
+    {"source": pa.string(), "target": pa.string(), "hypotheses": pa.list_(pa.string())}  # the best first
+)
+
+
+class Engine(Protocol):
+    """Translates a batch of token ids into `n_best` hypotheses each, the best first."""
+
+    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]: ...
+
+
+@dataclass
+class TransformersEngine:
+    """Decoding in PyTorch."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    decoding: DecodingArguments
+    n_best: int = 1
+
+    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
+        return generate_texts(self.model, self.tokenizer, input_ids, self.decoding, self.n_best)
+
+
+class CTranslate2Engine:
+    """Decoding by CTranslate2, from a folder that its converter has made; faster on a CPU.
+
+    Raises:
+        ImportError: CTranslate2 is not installed.
+        ValueError: the folder holds a model of another vocabulary, or the teacher is not Marian.
+    """
+
+    def __init__(self, folder: str, teacher: Teacher, decoding: DecodingArguments, n_best: int = 1):
+        try:
+            import ctranslate2
+        except ImportError as error:
+            raise ImportError("engine=ctranslate2 needs the package: pip install ctranslate2") from error
+        self.tokenizer, self.decoding, self.n_best = teacher.tokenizer, decoding, n_best
+        positions = getattr(teacher.model.config, "max_position_embeddings", decoding.max_new_tokens)
+        self.max_length = min(decoding.max_new_tokens, positions - 1)  # as `generate_kwargs` has it
+        if not isinstance(teacher.model, MarianMTModel) or getattr(teacher.tokenizer, "separate_vocabs", False):
+            raise ValueError(
+                f"engine=ctranslate2 is for Marian models with one vocabulary, which {teacher.name} is not: set "
+                "engine=transformers"
+            )
+        vocabulary = Path(folder, "shared_vocabulary.json")
+        entries = teacher.tokenizer.get_vocab()
+        # The converter leaves the padding token out: the engine starts without it.
+        wanted = [entry for entry in sorted(entries, key=entries.get) if entry != teacher.tokenizer.pad_token]
+        if not vocabulary.is_file() or json.loads(vocabulary.read_text("utf-8")) != wanted:
+            raise ValueError(f"{folder} has another vocabulary than {teacher.name}: convert that teacher")
+        device = PartialState().device
+        place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
+        if device.type == "cuda":
+            place = {"device": "cuda", "device_index": device.index or 0}
+        self.engine = ctranslate2.Translator(folder, **place)
+
+    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
+        outputs = self.engine.translate_batch(
+            [self.tokenizer.convert_ids_to_tokens(ids) for ids in input_ids],
+            beam_size=self.decoding.num_beams,
+            num_hypotheses=self.n_best,
+            length_penalty=self.decoding.length_penalty,
+            max_decoding_length=self.max_length,
+            max_input_length=0,
+        )
+        ids = [[self.tokenizer.convert_tokens_to_ids(tokens) for tokens in output.hypotheses] for output in outputs]
+        return [self.tokenizer.batch_decode(hypotheses, skip_special_tokens=True) for hypotheses in ids]
+
+
+def make_engines(
+    teachers: Sequence[Teacher], args: TeacherArguments, decoding: DecodingArguments
+) -> list[tuple[Engine, Teacher]]:
+    """The engines that decode one after the other, each with the teacher whose tokenizer it takes."""
+    if args.engine == "ctranslate2":
+        pairs = zip(args.ctranslate2_models or [], teachers, strict=True)
+        return [
+            (CTranslate2Engine(folder, teacher, decoding, args.teacher_n_best), teacher) for folder, teacher in pairs
+        ]
+    groups = [[teacher] for teacher in teachers] if args.teacher_mode == "pool" else [list(teachers)]
+    return [
+        (TransformersEngine(combined(group), group[0].tokenizer, decoding, args.teacher_n_best), group[0])
+        for group in groups
+    ]
+
+
+def generation_settings(
+    teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments
+) -> dict[str, Any]:
+    """Everything but the sources that the teachers' translations depend on; JSON."""
+    decoding = args.decoding(corpus_args)
+    if args.engine == "ctranslate2":
+        files = [Path(folder, "model.bin") for folder in args.ctranslate2_models or []]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"{file.parent} holds no CTranslate2 model; ct2-transformers-converter makes one")
+        weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    else:
+        weights = [teacher.digest for teacher in teachers]
+    searches = [teacher.model.generation_config.to_diff_dict() for teacher in teachers]
+    for search in searches:
+        for name in ("transformers_version", *decoding.generate_kwargs(teachers[0].model)):
+            search.pop(name, None)
+    return {
+        "teacher_weights": weights,
+        "teacher_mode": args.teacher_mode if len(teachers) > 1 else "single",
+        "teacher_codes": [args.teacher_source_code, args.teacher_target_code],
+        "generation_configs": searches,
+        "engine": args.engine,
+        "num_beams": decoding.num_beams,
+        "n_best": args.teacher_n_best,
+        "length_penalty": decoding.length_penalty,
+        "max_new_tokens": decoding.max_new_tokens,
+        "decoding_max_tokens": decoding.decoding_max_tokens,
+        "max_source_length": corpus_args.max_source_length,
+        "source_lang": corpus_args.source_lang,
+        "target_lang": corpus_args.target_lang,
+    }
+
+
+def check_corpus(
+    corpus: str | Path,
+    dataset: Dataset,
+    teachers: Sequence[Teacher],
+    args: TeacherArguments,
+    corpus_args: CorpusArguments,
+) -> None:
+    """Raise unless a corpus was made from these rows by these teachers with these arguments.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it was made otherwise; the message names the first difference.
+    """
+    if not Path(corpus).is_file():
+        raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
+    settings = generation_settings(teachers, args, corpus_args)
+    check_output(Path(corpus), dataset.select_columns(["source", "target"]), settings, args.shard_size)
+
+
+def generate_corpus(
+    dataset: Dataset,
+    teachers: Sequence[Teacher],
+    args: TeacherArguments,
+    corpus_args: CorpusArguments,
+    output: str | Path,
+) -> Path:
+    """Have the teachers translate the sources of a corpus into a parquet file; resumable, see `map_shards`.
+
+    Args:
+        dataset: text columns `source` and `target`, from `load_split`; blank sources get no translation
+            (`check_sources` refuses them).
+        teachers: from `load_teachers`.
+        args: mode, engine and search.
+        corpus_args: sources over `max_source_length` tokens, or over what a teacher takes, get no translation: a
+            student with these arguments would not train on them.
+        output: the file, with the columns of `CORPUS_SCHEMA`; of several teachers in a pool the hypotheses stand in
+            the order of the teachers, without repetitions. Its metadata record the teachers (name, commit, digest of
+            the weights), the settings and the versions of the packages.
+
+    Raises:
+        ValueError: what `map_shards` or an engine refuses, before any decoding starts.
+        OSError: the disk is full; finished shards stay.
+    """
+    settings, decoding = generation_settings(teachers, args, corpus_args), args.decoding(corpus_args)
+    engines = make_engines(teachers, args, decoding)
+    budget = max(1, decoding.decoding_max_tokens // decoding.num_beams)
+    limits = [source_limit(teacher.model, teacher.tokenizer) for teacher in teachers]
+    limit = min(corpus_args.max_source_length, *limits)
+    if limit < corpus_args.max_source_length:
+        logger.warning(f"The teachers take at most {limit} source tokens; longer sources get no translation.")
+    packages = [*RECORDED_PACKAGES, *(["ctranslate2"] if args.engine == "ctranslate2" else [])]
+    origin = {
+        "teachers": [{"name": t.name, "revision": args.teacher_revision, "commit": t.commit} for t in teachers],
+        "versions": {name: version(name) for name in packages},
+    }
+
+    def decode(rows: Rows, advance: Callable[[int], None]) -> Rows:
+        hypotheses: list[list[str]] = [[] for _ in rows["source"]]
+        encoded = [
+            teacher.tokenizer([teacher.prefix + (source or "") for source in rows["source"]], verbose=False)[
+                "input_ids"
+            ]
+            for _, teacher in engines
+        ]
+        wanted = [
+            index
+            for index, source in enumerate(rows["source"])
+            if source and source.strip() and all(len(ids[index]) <= limit for ids in encoded)
+        ]
+        advance(len(hypotheses) - len(wanted))
+        for number, (engine, _) in enumerate(engines):
+            for batch in length_batches([len(encoded[number][index]) for index in wanted], budget):
+                indices = [wanted[position] for position in batch]
+                found = engine.translate_batch([encoded[number][index] for index in indices])
+                for index, texts in zip(indices, found, strict=True):
+                    hypotheses[index] = list(dict.fromkeys(hypotheses[index] + texts))
+                advance(len(batch) if number == len(engines) - 1 else 0)
+        return {**rows, "hypotheses": hypotheses}
+
+    return map_shards(
+        dataset.select_columns(["source", "target"]),
+        decode,
+        output,
+        schema=CORPUS_SCHEMA,
+        settings=settings,
+        origin=origin,
+        shard_size=args.shard_size,
+        desc="Teacher decoding",
+        unit="sentences",
+    )
+
+
+def check_sources(dataset: Dataset, skip_empty: bool = False) -> None:
+    """Raise `ValueError` for a corpus without rows, or a blank source unless those are to be left out."""
+    if not len(dataset):
+        raise ValueError("the train split is empty: there is nothing for the teacher to translate")
+    blank, number = [], 0
+    for batch in dataset.select_columns(["source"]).iter(10_000):
+        for source in batch["source"]:
+            if not (source and source.strip()):
+                blank.append(number)
+            number += 1
+    if blank and not skip_empty:
+        raise ValueError(
+            f"the source of {len(blank)} training pairs is empty, first in row {blank[0]} (from 0): mend the corpus, "
+            "or set skip_empty_sources to leave them out"
+        )
+    if blank:
+        logger.warning(f"The source of {len(blank)} training pairs is empty; they get no translation.")
