@@ -128,17 +128,17 @@ from pathlib import Path
 import pyarrow as pa
 from accelerate import PartialState
 from datasets import Dataset
-from rs_transformer.launching import start_processes
+from rs_transformer.launching import processes
 from rs_transformer.sharding import map_shards
-start_processes()
-folder, rank = Path(sys.argv[1]), PartialState().process_index
-def twice(rows, advance):
-    with open(folder / f"done_by_{rank}", "a") as file:
-        print(rows["text"][0], file=file)
-    return {**rows, "twice": [text * 2 for text in rows["text"]]}
-dataset = Dataset.from_dict({"text": [f"row {number}" for number in range(25)]})
-schema = pa.schema({"text": pa.string(), "twice": pa.string()})
-map_shards(dataset, twice, folder / "out.parquet", schema=schema, settings={"beam": 5}, shard_size=4)
+with processes():
+    folder, rank = Path(sys.argv[1]), PartialState().process_index
+    def twice(rows, advance):
+        with open(folder / f"done_by_{rank}", "a") as file:
+            print(rows["text"][0], file=file)
+        return {**rows, "twice": [text * 2 for text in rows["text"]]}
+    dataset = Dataset.from_dict({"text": [f"row {number}" for number in range(25)]})
+    schema = pa.schema({"text": pa.string(), "twice": pa.string()})
+    map_shards(dataset, twice, folder / "out.parquet", schema=schema, settings={"beam": 5}, shard_size=4)
 """
 
 

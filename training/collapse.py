@@ -12,7 +12,7 @@ layer comes from. Fine-tune it by `training/train.py --model_name_or_path runs/c
 from rs_transformer.arguments import RecipeParser
 from rs_transformer.collapsing import CollapseArguments, OptionalCorpusArguments, collapse_checkpoint
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.launching import start_processes
+from rs_transformer.launching import processes
 
 GROUPS = (CollapseArguments, OptionalCorpusArguments, DecodingArguments)
 
@@ -22,5 +22,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start_processes()
-    main()
+    with processes():
+        main()

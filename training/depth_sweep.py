@@ -11,7 +11,7 @@ from rs_transformer.arguments import RecipeParser
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.depth_sweep import DepthSweepArguments, sweep_depths
-from rs_transformer.launching import start_processes
+from rs_transformer.launching import processes
 
 GROUPS = (DepthSweepArguments, CorpusArguments, DecodingArguments)
 
@@ -21,5 +21,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start_processes()
-    main()
+    with processes():
+        main()

@@ -19,7 +19,7 @@ from rs_transformer.decoding import DecodingArguments
 from rs_transformer.distillation import DistillationLossArguments
 from rs_transformer.distilled_targets import TargetArguments
 from rs_transformer.distilling import STAGES, DistillArguments, distill
-from rs_transformer.launching import start_processes
+from rs_transformer.launching import processes
 from rs_transformer.model_building import ModelArguments
 from rs_transformer.teachers import TeacherArguments
 from rs_transformer.tokenization import TokenizerArguments
@@ -49,5 +49,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start_processes()
-    main()
+    with processes():
+        main()

@@ -10,7 +10,7 @@ from rs_transformer.arguments import RecipeParser
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.evaluation import EvaluateArguments, evaluate_systems
-from rs_transformer.launching import start_processes
+from rs_transformer.launching import processes
 
 GROUPS = (EvaluateArguments, CorpusArguments, DecodingArguments)
 
@@ -20,5 +20,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start_processes()
-    main()
+    with processes():
+        main()

@@ -13,7 +13,7 @@ The recipe is YAML; options on the command line win. Defaults are those of `RSMa
 from rs_transformer.arguments import RecipeParser
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.launching import start_processes
+from rs_transformer.launching import processes
 from rs_transformer.model_building import ModelArguments
 from rs_transformer.tokenization import TokenizerArguments
 from rs_transformer.trainer import TranslationTrainingArguments
@@ -27,5 +27,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start_processes()
-    main()
+    with processes():
+        main()

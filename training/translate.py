@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rs_transformer.arguments import RecipeParser
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.evaluation import TranslateArguments, translate_file
-from rs_transformer.launching import start_processes
+from rs_transformer.launching import processes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,5 +22,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start_processes()
-    main()
+    with processes():
+        main()

@@ -17,16 +17,27 @@ from accelerate.commands.launch import launch_command_parser
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 
-def start_processes() -> None:
-    """Make the processes that the user asked for; call it first in a script, before any accelerate state is made.
+@contextmanager
+def processes() -> Iterator[None]:
+    """Make the processes that the user asked for, and have them leave in order; a script's whole work is inside.
 
     - Started by `accelerate launch --cpu --num_processes N`, with N over 1 and no MPI: accelerate runs one process
       and says nothing. This process is replaced by `torchrun` with N of them.
     - Started by `torchrun` without a GPU: accelerate takes every process for the only one, unless told of the CPU.
+    - A process that ends while the other's connection to it is being closed can be aborted, and `torchrun` then calls
+      finished work failed: the process group is taken down before that.
 
     Raises:
         RuntimeError: accelerate was asked for several processes, and its command line cannot be read.
     """
+    start_processes()
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def start_processes() -> None:
+    """The first half of `processes`."""
     if any(int(os.environ.get(name, 1)) > 1 for name in MPI_SIZES):
         if not torch.accelerator.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
