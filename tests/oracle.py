@@ -35,9 +35,9 @@ def rs_model(seed: int = 0, **overrides) -> RSMarianForConditionalGeneration:
     torch.manual_seed(seed)
     model = RSMarianForConditionalGeneration(rs_config(**overrides)).eval()
     with torch.no_grad():
-        # At their initial values biases and norms would hide a mistake.
+        # At their initial values biases, norms and step embeddings would hide a mistake.
         for name, parameter in model.named_parameters():
-            if "layers." in name and parameter.dim() == 1:
+            if re.search(r"\.(layers|step_norms|step_embeddings)\.", name) and parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
 
@@ -47,19 +47,31 @@ def unrolled_marian(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     fields = MarianConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
     config = MarianConfig(**{name: value for name, value in model.config.to_dict().items() if name in fields})
     marian = MarianMTModel(config).eval()
-    state = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}
-    maps = {"encoder": model.config.encoder_layer_map, "decoder": model.config.decoder_layer_map}
-    scales = {"encoder": model.config.encoder_residual_scale, "decoder": model.config.decoder_residual_scale}
+    state = {name: tensor for name, tensor in model.state_dict().items() if stack_tensor(name) is None}
     for name, tensor in model.state_dict().items():
-        if match := re.fullmatch(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.+)", name):
-            side, layer, rest = match.groups()
-            if re.search(r"(out_proj|fc2)\.", rest):
-                tensor = tensor / scales[side]
-            for step, unique_layer in enumerate(maps[side]):
-                if unique_layer == int(layer):
-                    state[f"model.{side}.layers.{step}.{rest}"] = tensor
+        side = "encoder" if ".encoder." in name else "decoder"
+        scale = getattr(model.config, f"{side}_residual_scale") if re.search(r"(out_proj|fc2)\.", name) else 1
+        for step_name in names_by_step(name, model.config):
+            # A step embedding is one more part of the bias before it.
+            state[step_name] = state.get(step_name, 0) + tensor / scale
     marian.load_state_dict(state)
     return marian
+
+
+def stack_tensor(name: str) -> re.Match | None:
+    """Side, kind, index and rest of the name of a tensor of the stacks."""
+    return re.fullmatch(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings)\.(\d+)\.?(.*)", name)
+
+
+def names_by_step(name: str, config: RSMarianConfig) -> list[str]:
+    """Where the unrolled model has a tensor of the stacks: once for each step that applies it."""
+    if (match := stack_tensor(name)) is None:
+        return []
+    side, kind, index, rest = match.groups()
+    steps = [int(index)]
+    if kind == "layers":
+        steps = [step for step, layer in enumerate(getattr(config, f"{side}_layer_map")) if layer == int(index)]
+    return [f"model.{side}.layers.{step}.{rest or 'final_layer_norm.bias'}" for step in steps]
 
 
 def marian(seed: int = 0, **fields) -> MarianMTModel:

@@ -32,6 +32,14 @@ MODELS = {
     "sequence": {"layer_sharing": "sequence", "encoder_unique_layers": 2, "decoder_unique_layers": 4},
     "cycle_rev": {"layer_sharing": "cycle_rev", "encoder_unique_layers": 3, "decoder_unique_layers": 3},
     "sandwich": {"layer_sharing": "sandwich", "encoder_unique_layers": 3, "decoder_unique_layers": 3},
+    "sides": {
+        "encoder_layer_sharing": "sequence",
+        "encoder_unique_layers": 3,
+        "decoder_layer_sharing": "cycle_rev",
+        "decoder_unique_layers": 2,
+    },
+    "step-embeddings": {"step_embeddings": True},
+    "step-norms": {"step_layer_norms": True, "encoder_unique_layers": 2, "decoder_layers": 3},
     "depths": {"encoder_layers": 5, "decoder_layers": 2, "encoder_unique_layers": 2, "activation_function": "relu"},
     "gelu": {"activation_function": "gelu", "scale_embedding": False},
     "separate": SEPARATE,
@@ -120,19 +128,54 @@ def test_expanded_folder_serves_the_pipeline_and_ctranslate2s_own_converter(trai
 # collapse
 
 
-@EXACT
+def sharing(config) -> dict:
+    """What `collapse` needs to share layers as a model does."""
+    sides = [f"{side}_{name}" for side in ("encoder", "decoder") for name in ("unique_layers", "layer_sharing")]
+    return {name: getattr(config, name) for name in (*sides, "layer_sharing", "step_layer_norms")}
+
+
+@pytest.mark.parametrize("name", MODELS.keys() - {"step-embeddings"})
 @pytest.mark.parametrize("method", ["first", "last", "average"])
-def test_collapsing_an_expanded_model_gives_it_back(fields, method):
-    model = rs_model(**fields)
-    again = collapse(
-        expand(model),
-        encoder_unique_layers=model.config.encoder_unique_layers,
-        decoder_unique_layers=model.config.decoder_unique_layers,
-        layer_sharing=model.config.layer_sharing,
-        method=method,
-    )
+def test_collapsing_an_expanded_model_gives_it_back(name, method):
+    model = rs_model(**MODELS[name])
+    again = collapse(expand(model), **sharing(model.config), method=method)
     assert equal_states(again, model)
     assert again.config.to_dict() == {**model.config.to_dict(), "dtype": "float32"}
+
+
+def test_step_embeddings_come_back_from_the_expanded_model_as_layer_norms():
+    model = rs_model(step_embeddings=True)
+    again = collapse(expand(model), step_layer_norms=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch()).logits, model(**batch()).logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["first", 3, "average"])
+def test_steps_keep_the_layer_norms_of_the_parents_layers(method):
+    parent = marian()
+    child = collapse(parent, step_layer_norms=True, decoder_unique_layers=2, method=method)
+    state, stored = parent.state_dict(), child.state_dict()
+    for step in range(6):
+        for name in ("encoder_attn_layer_norm.weight", "final_layer_norm.bias"):
+            ours, theirs = f"model.decoder.step_norms.{step}.{name}", f"model.decoder.layers.{step}.{name}"
+            assert torch.equal(stored[ours], state[theirs])
+    plan = plan_collapse(parent, child.config, method)
+    assert plan.sources["model.encoder.step_norms.4.final_layer_norm.weight"] == [
+        "model.encoder.layers.4.final_layer_norm.weight"
+    ]
+    assert not any("layer_norm" in name for name in plan.dropped)
+
+
+def test_what_belongs_to_the_steps_is_copied_or_merged_from_a_recurrent_parent():
+    parent = rs_model(step_embeddings=True, step_layer_norms=True, decoder_unique_layers=2)
+    kept, stored = collapse(parent).state_dict(), parent.state_dict()
+    assert {name for name in kept if ".step_" in name} == {name for name in stored if ".step_" in name}
+    assert all(torch.equal(kept[name], stored[name]) for name in kept if ".step_" in name)
+    merged = collapse(parent, step_layer_norms=False, decoder_unique_layers=6).state_dict()
+    norm = "final_layer_norm.weight"
+    mean = torch.stack([stored[f"model.encoder.step_norms.{step}.{norm}"] for step in range(6)]).mean(0)
+    torch.testing.assert_close(merged[f"model.encoder.layers.0.{norm}"], mean)
+    assert torch.equal(merged[f"model.decoder.layers.3.{norm}"], stored[f"model.decoder.step_norms.3.{norm}"])
 
 
 @EXACT
@@ -203,7 +246,7 @@ def test_parents_that_are_recurrent_already_count_by_steps():
 def test_every_tensor_of_the_parent_is_copied_merged_or_dropped():
     parent = marian(tie_word_embeddings=False, **SEPARATE)
     for method in ("first", "last", 1, "average", "stepwise"):
-        config = collapsed_config(parent.config, 2, 1, "cycle")
+        config = collapsed_config(parent.config, encoder_unique_layers=2)
         plan = plan_collapse(parent, config, method)
         used = {source for sources in plan.sources.values() for source in sources}
         assert plan.sources.keys() == RSMarianForConditionalGeneration(config).state_dict().keys()
@@ -311,6 +354,17 @@ def test_with_depth_is_what_loading_at_that_depth_gives(tmp_path, encoder, decod
         assert torch.equal(changed(**batch()).logits, loaded(**batch()).logits)
     assert model.config.decoder_layers == 6
     assert changed.model.shared.weight.data_ptr() != model.model.shared.weight.data_ptr()
+
+
+def test_with_depth_keeps_what_belongs_to_the_steps_that_stay(tmp_path):
+    model = rs_model(step_embeddings=True, step_layer_norms=True)
+    with torch.no_grad():
+        expected = model(**batch(), encoder_depth=2, decoder_depth=4).logits
+        assert torch.equal(with_depth(model, encoder_layers=2, decoder_layers=4)(**batch()).logits, expected)
+    with pytest.raises(ValueError, match=r"decoder_layers must be at most 6, got 7: each step has LayerNorms of its"):
+        with_depth(model, decoder_layers=7)
+    deeper = with_depth(rs_model(step_embeddings=True), decoder_layers=8)
+    assert not deeper.model.decoder.step_embeddings[6].any()
 
 
 def test_with_depth_keeps_the_residual_scale_that_the_weights_were_trained_with():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run
-from oracle import PAD, batch, rs_config, rs_model, unrolled_marian
+from oracle import PAD, batch, names_by_step, rs_config, rs_model, unrolled_marian
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel
@@ -23,6 +23,16 @@ MODELS = {
     "depth6-unique2-cycle_rev": {"encoder_unique_layers": 2, "decoder_unique_layers": 2, "layer_sharing": "cycle_rev"},
     "depth6-unique3-sequence": {"encoder_unique_layers": 3, "decoder_unique_layers": 3, "layer_sharing": "sequence"},
     "depth6-unique3-sandwich": {"encoder_unique_layers": 3, "decoder_unique_layers": 3, "layer_sharing": "sandwich"},
+    "depth6-unique3-cycle_rev-sandwich": {
+        "encoder_unique_layers": 3,
+        "encoder_layer_sharing": "cycle_rev",
+        "decoder_layers": 5,
+        "decoder_unique_layers": 4,
+        "decoder_layer_sharing": "sandwich",
+    },
+    "step-embeddings": {"step_embeddings": True},
+    "step-layer-norms": {"step_layer_norms": True, "encoder_unique_layers": 2, "decoder_layers": 3},
+    "both-of-steps": {"step_layer_norms": True, "step_embeddings": True, "decoder_unique_layers": 2},
     "encoder4-decoder2": {"encoder_layers": 4, "decoder_layers": 2},
     "vanilla": {"encoder_unique_layers": 6, "decoder_unique_layers": 6},
     "separate-vocabularies": {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 48},
@@ -32,21 +42,19 @@ MODELS = {
 every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
 few_models = pytest.mark.parametrize(
     "overrides",
-    [MODELS[name] for name in ("depth6-unique1", "depth6-unique2-cycle_rev")],
-    ids=["unique1", "unique2-cycle_rev"],
+    [MODELS[name] for name in ("depth6-unique1", "depth6-unique2-cycle_rev", "both-of-steps")],
+    ids=["unique1", "unique2-cycle_rev", "both-of-steps"],
 )
 
 
 def summed_gradients(marian: MarianMTModel, model: RSMarianForConditionalGeneration) -> dict[str, torch.Tensor]:
     """The gradients of the unrolled Marian, those of the copies of a layer added up under the layer's name."""
-    maps = {"encoder": model.config.encoder_layer_map, "decoder": model.config.decoder_layer_map}
+    gradients = {name: p.grad for name, p in marian.named_parameters() if p.grad is not None}
     sums: dict[str, torch.Tensor] = {}
-    for name, parameter in marian.named_parameters():
-        if match := re.fullmatch(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.+)", name):
-            side, step, rest = match.groups()
-            name = f"model.{side}.layers.{maps[side][int(step)]}.{rest}"
-        if parameter.grad is not None:
-            sums[name] = sums.get(name, 0) + parameter.grad
+    for name, _ in model.named_parameters():
+        copies = names_by_step(name, model.config) or [name]
+        if copies[0] in gradients:
+            sums[name] = sum(gradients[copy] for copy in copies)
     return sums
 
 
@@ -192,15 +200,22 @@ def test_accumulated_gradient_equals_that_of_the_large_batch():
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_changes_no_gradient(use_reentrant):
-    model = rs_model(encoder_unique_layers=2, decoder_unique_layers=2).train()
-    model(**batch()).loss.backward()
-    expected = {
-        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
+@pytest.mark.parametrize(
+    ("overrides", "depths"),
+    [
+        ({"encoder_unique_layers": 2, "decoder_unique_layers": 2}, {}),
+        ({**MODELS["both-of-steps"], "deepnorm": True}, {"encoder_depth": 3, "decoder_depth": 5}),
+    ],
+    ids=["unique2", "deepnorm-both-of-steps-at-less-depth"],
+)
+def test_gradient_checkpointing_changes_no_gradient(overrides, depths, use_reentrant):
+    model = rs_model(**overrides).train()
+    model(**batch(), **depths).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    model(**batch()).loss.backward()
+    model(**batch(), **depths).loss.backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
 
@@ -238,6 +253,39 @@ def test_shallower_decoder_equals_the_first_steps(tmp_path):
     torch.testing.assert_close(shallow(**batch(), output_hidden_states=True).decoder_hidden_states[-1], states[2])
 
 
+AT_LESS_DEPTH = {
+    "unique1": {},
+    "sequence-sandwich": MODELS["depth6-unique3-cycle_rev-sandwich"] | {"decoder_unique_layers": 2},
+    "deepnorm-both-of-steps": {**MODELS["both-of-steps"], "deepnorm": True},
+}
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}])
+@pytest.mark.parametrize("overrides", AT_LESS_DEPTH.values(), ids=AT_LESS_DEPTH.keys())
+def test_depth_of_a_call_equals_that_of_loading(tmp_path, overrides, kwargs):
+    model = rs_model(**overrides)
+    model.save_pretrained(tmp_path)
+    shallow = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, encoder_layers=4, decoder_layers=3).eval()
+    depths = {"encoder_depth": 4, "decoder_depth": 3}
+    inputs = batch()
+    assert torch.equal(model(**inputs, **depths).logits, shallow(**inputs).logits)
+    del inputs["labels"]
+    bounds = {"min_new_tokens": 12, "max_new_tokens": 20, "no_repeat_ngram_size": 1}
+    translations = [m.generate(**inputs, **kwargs, **bounds, **d) for m, d in ((model, depths), (shallow, {}))]
+    assert torch.equal(*translations)
+    assert not torch.equal(translations[0], model.generate(**inputs, **kwargs, **bounds))
+
+
+def test_impossible_depths_of_a_call_are_named():
+    model = rs_model(decoder_unique_layers=2)
+    with pytest.raises(ValueError, match=r"decoder_depth must be at most decoder_layers \(6\), got 7"):
+        model(**batch(), decoder_depth=7)
+    with pytest.raises(ValueError, match=r"decoder_unique_layers must lie in 1..decoder_layers \(1\), got 2"):
+        model(**batch(), decoder_depth=1)
+    with pytest.raises(ValueError, match="encoder_layers must be at least 1, got 0"):
+        model(**batch(), encoder_depth=0)
+
+
 # What is stored
 
 
@@ -265,8 +313,16 @@ def test_file_of_a_model_of_opus_mt_size_is_under_half_of_marians(tmp_path):
     assert rs < 0.5 * stock
 
 
-def test_saved_and_loaded_model_is_the_same(tmp_path):
-    model = rs_model(layer_sharing="sandwich", encoder_unique_layers=3, share_encoder_decoder_embeddings=False)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"layer_sharing": "sandwich", "encoder_unique_layers": 3, "share_encoder_decoder_embeddings": False},
+        MODELS["depth6-unique3-cycle_rev-sandwich"],
+        MODELS["both-of-steps"] | {"deepnorm": True},
+    ],
+)
+def test_saved_and_loaded_model_is_the_same(tmp_path, overrides):
+    model = rs_model(**overrides)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     assert type(loaded) is RSMarianForConditionalGeneration
@@ -287,6 +343,25 @@ def test_optimiser_sees_each_parameter_once():
     parameters = list(rs_model().parameters())
     assert len(names) == len(parameters) == len({id(p) for p in parameters})
     assert sum("decoder.layers" in name for name in names) == 26
+
+
+def test_steps_are_told_apart_by_few_parameters():
+    plain = rs_model().num_parameters(only_trainable=True)
+    width, depth = 32, 6
+    added = {
+        "step_embeddings": 2 * (depth - 1) * width,
+        "step_layer_norms": (2 + 3) * 2 * width * (depth - 1),  # two norms in the encoder, three in the decoder
+    }
+    for option, number in added.items():
+        assert rs_model(**{option: True}).num_parameters(only_trainable=True) == plain + number
+
+
+def test_new_step_embeddings_change_nothing(tmp_path):
+    model = rs_model()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, step_embeddings=True).eval()
+    assert len(loaded.model.decoder.step_embeddings) == 5
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
 
 # The padding token, with which Marian starts

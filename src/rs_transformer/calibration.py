@@ -3,6 +3,7 @@
 The method `"calibrated"` of `layer_transfer.collapse`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import MarianMTModel, get_linear_schedule_with_warmup
 
+# All but embeddings and the output layer.
+STACK_PARAMETER = re.compile(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings)\.")
 UPDATES = 400
 LEARNING_RATE = 5e-3
 OUTPUT_WEIGHT = 1.0
@@ -48,7 +51,7 @@ def calibrate(
     Raises:
         ValueError: no batches, another depth, or a loss that is not finite (the learning rate is too high).
     """
-    layers = [parameter for name, parameter in child.named_parameters() if ".layers." in name]
+    layers = [parameter for name, parameter in child.named_parameters() if STACK_PARAMETER.match(name)]
     optimizer = torch.optim.Adam(layers, lr=learning_rate, betas=BETAS)
     schedule = get_linear_schedule_with_warmup(optimizer, updates // 10, updates)
     modes = [(model, model.training) for model in (child, parent)]

@@ -22,12 +22,12 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import has_file
 
-from .calibration import LEARNING_RATE, OUTPUT_WEIGHT, UPDATES
-from .configuration_rs_marian import LAYER_SHARINGS
+from .calibration import LEARNING_RATE, OUTPUT_WEIGHT, STACK_PARAMETER, UPDATES
+from .configuration_rs_marian import LAYER_SHARINGS, SIDES
 from .corpus import CorpusArguments, load_split, prepare_training_pairs
 from .decoding import DecodingArguments
 from .evaluation import EvaluateArguments, evaluate_systems
-from .layer_transfer import LAYER_TENSOR, METHODS, TransferPlan, collapse, collapsed_config, plan_collapse
+from .layer_transfer import METHODS, TransferPlan, collapse, collapsed_config, plan_collapse
 from .model_building import check_tokenizer, commit_of, load_checkpoint
 from .run_folder import RECORDED_PACKAGES, write_json
 from .tokenization import check_language_pair
@@ -52,6 +52,16 @@ class CollapseArguments:
     decoder_unique_layers: int = field(default=1, metadata={"help": "Stored decoder layers, 1 to the depth."})
     layer_sharing: str = field(
         default="cycle", metadata={"help": "How steps are mapped to layers.", "choices": list(LAYER_SHARINGS)}
+    )
+    encoder_layer_sharing: str | None = field(
+        default=None, metadata={"help": "The same for the encoder alone.", "choices": list(LAYER_SHARINGS)}
+    )
+    decoder_layer_sharing: str | None = field(
+        default=None, metadata={"help": "The same for the decoder alone.", "choices": list(LAYER_SHARINGS)}
+    )
+    step_layer_norms: bool | None = field(
+        default=None,
+        metadata={"help": "Keep the parent's LayerNorms for each step; share the rest. Default: as the parent."},
     )
     method: str = field(
         default="average",
@@ -89,6 +99,11 @@ class CollapseArguments:
     def method_or_layer(self) -> str | int:
         return int(self.method) if self.method.isdecimal() else self.method
 
+    def sharing_options(self) -> dict[str, Any]:
+        """What `collapse` takes of the layer maps and of what each step keeps."""
+        sides = [f"{side}_{name}" for side in SIDES for name in ("unique_layers", "layer_sharing")]
+        return {name: getattr(self, name) for name in (*sides, "layer_sharing", "step_layer_norms")}
+
     def calibration_options(self) -> dict[str, Any]:
         """What `calibrate` takes."""
         names = ("updates", "learning_rate", "output_weight")
@@ -123,9 +138,7 @@ def collapse_checkpoint(
     parent, tokenizer = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
     if splits:
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
-    config = collapsed_config(
-        parent.config, args.encoder_unique_layers, args.decoder_unique_layers, args.layer_sharing
-    )
+    config = collapsed_config(parent.config, **args.sharing_options())
     plan = plan_collapse(parent, config, args.method_or_layer)
     batches = None
     if args.method == "calibrated":
@@ -138,9 +151,7 @@ def collapse_checkpoint(
     if state.is_main_process:
         child = collapse(
             parent,
-            encoder_unique_layers=args.encoder_unique_layers,
-            decoder_unique_layers=args.decoder_unique_layers,
-            layer_sharing=args.layer_sharing,
+            **args.sharing_options(),
             method=args.method_or_layer,
             **({} if batches is None else {"calibration": batches, **args.calibration_options()}),
         )
@@ -198,7 +209,7 @@ def collapse_record(
     made_from = {
         name: sources
         for name, sources in plan.sources.items()
-        if sources != [name] or (calibrated and LAYER_TENSOR.fullmatch(name))
+        if sources != [name] or (calibrated and STACK_PARAMETER.match(name))
     }
     calibration: dict[str, Any] = {}
     if calibrated:
@@ -209,7 +220,7 @@ def collapse_record(
         "commit": commit_of(args.model_name_or_path, args.revision),
         "method": args.method_or_layer,
         **({"calibration": calibration} if calibration else {}),
-        "layer_sharing": args.layer_sharing,
+        **args.sharing_options(),
         **{
             side: {"layer_map": getattr(child.config, f"{side}_layer_map"), "parent_layers": plan.layers[side]}
             for side in plan.layers
@@ -305,5 +316,5 @@ def staged_folder(output: Path) -> Iterator[Path]:
 
 def count_parameters(model: MarianMTModel) -> dict[str, int]:
     """The trainable parameters of a model, and how many of them are in its layers; shared ones count once."""
-    layers = sum(p.numel() for name, p in model.named_parameters() if LAYER_TENSOR.fullmatch(name))
+    layers = sum(p.numel() for name, p in model.named_parameters() if STACK_PARAMETER.match(name))
     return {"total": model.num_parameters(only_trainable=True), "layers": layers}

@@ -28,6 +28,7 @@ from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
 
+SIDES = ("encoder", "decoder")
 LAYER_SHARINGS = ("cycle", "sequence", "cycle_rev", "sandwich")
 REMOTE_CODE_FILES = ("configuration_rs_marian.py", "modeling_rs_marian.py", "pipeline_rs_marian.py")
 AUTO_MAP = {
@@ -120,11 +121,20 @@ class RSMarianConfig(MarianConfig):
         layer_sharing (`str`, *optional*, defaults to `"cycle"`):
             How steps are mapped to unique layers: `"cycle"`, `"sequence"`, `"cycle_rev"` or `"sandwich"`, see
             `layer_map`.
+        encoder_layer_sharing (`str`, *optional*), decoder_layer_sharing (`str`, *optional*):
+            The same for one side, where it differs from `layer_sharing`.
         deepnorm (`bool`, *optional*, defaults to `False`):
             Scale the residual branch by alpha and the initialisation by beta as DeepNet does (Wang et al. 2022,
             https://arxiv.org/abs/2203.00555), so that very deep post-norm stacks train.
         deepnorm_encoder_layers (`int`, *optional*), deepnorm_decoder_layers (`int`, *optional*):
             The depths that alpha and beta come from: those the model was built with, kept when the depth changes.
+        step_embeddings (`bool`, *optional*, defaults to `False`):
+            Learn a vector of width `d_model` for each step but the first, added to the hidden state that the step
+            starts from, as the Universal Transformer marks its steps (Dehghani et al. 2019,
+            https://arxiv.org/abs/1807.03819).
+        step_layer_norms (`bool`, *optional*, defaults to `False`):
+            Give each step LayerNorms of its own (two in the encoder, three in the decoder); attention and
+            feed-forward stay shared.
 
     Raises:
         ValueError: names the field, its value and the allowed range.
@@ -144,10 +154,15 @@ class RSMarianConfig(MarianConfig):
     scale_embedding: bool = True
     encoder_unique_layers: int = 1
     decoder_unique_layers: int = 1
-    layer_sharing: str = "cycle"
+    # None only on the copy that `get_text_config(decoder=True)` makes, where each `decoder_x` is written over `x`.
+    layer_sharing: str | None = "cycle"
+    encoder_layer_sharing: str | None = None
+    decoder_layer_sharing: str | None = None
     deepnorm: bool = False
     deepnorm_encoder_layers: int | None = None
     deepnorm_decoder_layers: int | None = None
+    step_embeddings: bool = False
+    step_layer_norms: bool = False
 
     def __post_init__(self, **kwargs):
         custom_pipelines = kwargs.pop("custom_pipelines", None)
@@ -157,7 +172,7 @@ class RSMarianConfig(MarianConfig):
         if custom_pipelines and __name__.startswith("transformers_modules."):
             self.custom_pipelines = TranslationTasks(custom_pipelines)
         self.encoder_layer_map, self.decoder_layer_map  # noqa: B018 (raises on an impossible combination)
-        for side in ("encoder", "decoder"):
+        for side in SIDES:
             heads = getattr(self, f"{side}_attention_heads")
             if heads < 1 or self.d_model % heads:
                 raise ValueError(
@@ -170,12 +185,21 @@ class RSMarianConfig(MarianConfig):
     @property
     def encoder_layer_map(self) -> list[int]:
         """For each encoder step, the index of the unique layer that it applies."""
-        return layer_map(self.encoder_layers, self.encoder_unique_layers, self.layer_sharing, "encoder")
+        return self.layer_map("encoder", self.encoder_layers)
 
     @property
     def decoder_layer_map(self) -> list[int]:
         """For each decoder step, the index of the unique layer that it applies."""
-        return layer_map(self.decoder_layers, self.decoder_unique_layers, self.layer_sharing, "decoder")
+        return self.layer_map("decoder", self.decoder_layers)
+
+    def layer_map(self, side: str, depth: int) -> list[int]:
+        """The layer map that a side (`"encoder"` or `"decoder"`) has at some depth, its own or another.
+
+        Raises:
+            ValueError: less depth than unique layers, or than 1.
+        """
+        sharing = getattr(self, f"{side}_layer_sharing") or self.layer_sharing
+        return layer_map(depth, getattr(self, f"{side}_unique_layers"), sharing, side)
 
     @property
     def encoder_residual_scale(self) -> float:

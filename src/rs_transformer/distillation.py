@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DataCollatorForSeq2Seq, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .configuration_rs_marian import SIDES
 from .decoding import length_batches
 from .launching import PatientGroup
 from .sharding import Rows, map_shards
 from .trainer import TranslationTrainer, label_smoothed_nll, number_of_items
 
-SIDES = ("encoder", "decoder")
 ATTENTIONS = {"encoder_attentions": "encoder", "decoder_attentions": "decoder", "cross_attentions": "decoder"}
 CACHE_SCHEMA = pa.schema({"teacher_ids": pa.list_(pa.int32()), "teacher_log_probs": pa.list_(pa.float16())})
 

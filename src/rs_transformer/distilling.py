@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer, MarianTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_rs_marian import RSMarianConfig
 from .corpus import CorpusArguments, load_split
 from .decoding import DecodingArguments
+from .depth_schedule import DepthSchedule
 from .distillation import DistillationLossArguments, DistillationTrainer, cache_top_k, check_match
 from .distilled_targets import TargetArguments, load_targets, write_targets
 from .evaluation import EvaluateArguments, evaluate_systems
@@ -174,7 +175,8 @@ def distill(
             training_args.resume_from_checkpoint = "true"
         check_output_dir(training_args)
         check_validation(training_args, splits)
-        check_student(model_args, tokenizer, teacher_args, loss_args, corpus_args, teachers)
+        student = check_student(model_args, tokenizer, teacher_args, loss_args, corpus_args, teachers)
+        check_depths(training_args, student, loss_args)
 
     if "generate" in args.stages and translating:
         generate_corpus(train, teachers, teacher_args, corpus_args, corpus_file)
@@ -300,23 +302,23 @@ def check_student(
     loss_args: DistillationLossArguments,
     corpus_args: CorpusArguments,
     teachers: Sequence[Teacher],
-) -> None:
-    """Build the student as the training will, and hold it against the teachers.
+) -> PretrainedConfig:
+    """Build the student as the training will, hold it against the teachers, and return its configuration.
 
     Raises:
         ValueError: an impossible configuration; or, where more than translations is learned, another vocabulary,
             shapes that do not match, or pairs that are too long for a teacher.
     """
     if tokenizer is None:
-        RSMarianConfig(**model_args.config_fields())
+        config = RSMarianConfig(**model_args.config_fields())
         if loss_args.active:
             raise ValueError(
                 "word_weight, hidden_weight and attention_weight need the teacher's tokenizer, not a new one"
             )
-        return
+        return config
     student = build_model(model_args, tokenizer)
     if not loss_args.active:
-        return
+        return student.config
     longest = max(corpus_args.max_source_length, corpus_args.max_target_length)
     for teacher in teachers:
         if teacher.prefix or hasattr(teacher.tokenizer, "src_lang"):
@@ -341,3 +343,15 @@ def check_student(
         check_match(student.config, teacher.model.config, loss_args)
     if loss_args.word_top_k > sizes[0]:
         raise ValueError(f"word_top_k must be at most the vocabulary ({sizes[0]}), got {loss_args.word_top_k}")
+    return student.config
+
+
+def check_depths(
+    training_args: TranslationTrainingArguments, student: PretrainedConfig, loss_args: DistillationLossArguments
+) -> None:
+    """Raise `ValueError` if depth is to change in training and the student's every step is to match a teacher's."""
+    if DepthSchedule.from_args(training_args, student) and (loss_args.hidden_weight or loss_args.attention_weight):
+        raise ValueError(
+            "hidden_weight and attention_weight need every step in each update: leave growing_depths and "
+            "elastic_*_layers out"
+        )

@@ -15,12 +15,13 @@ import torch
 from transformers import MarianConfig, MarianMTModel, PretrainedConfig
 
 from .calibration import calibrate
-from .configuration_rs_marian import RSMarianConfig
+from .configuration_rs_marian import SIDES, RSMarianConfig
 from .modeling_rs_marian import RSMarianForConditionalGeneration
 
-SIDES = ("encoder", "decoder")
 METHODS = ("first", "last", "average", "stepwise", "calibrated")
-LAYER_TENSOR = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.+)")
+# A tensor that some step applies: of a stored layer, or the step's own LayerNorm.
+LAYER_TENSOR = re.compile(r"model\.(encoder|decoder)\.(?:layers|step_norms)\.(\d+)\.(.+)")
+STEP_EMBEDDING = re.compile(r"model\.(encoder|decoder)\.step_embeddings\.(\d+)")
 # What a residual branch ends in: scaling it scales the branch.
 BRANCH_OUTPUT = re.compile(r"(out_proj|fc2)\.(weight|bias)$")
 # Belongs to a saved checkpoint or to one model class, and is made anew.
@@ -81,16 +82,21 @@ def plan_collapse(model: MarianMTModel, config: RSMarianConfig, method: str | in
     """
     parent_names = list(model.state_dict())
     steps = {side: source_steps(_layer_map(config, side), method, side) for side in SIDES}
-    parent_maps = {side: _layer_map(model.config, side) for side in SIDES}
     sources: dict[str, list[str]] = {name: [name] for name in parent_names if not LAYER_TENSOR.fullmatch(name)}
     for name in parent_names:
         match = LAYER_TENSOR.fullmatch(name)
         if match is None or match[2] != "0":
             continue
         side, _, tensor = match.groups()
+        if _is_of_step(config, tensor):
+            for step in range(getattr(config, f"{side}_layers")):
+                sources[_tensor_of_step(config, side, step, tensor)] = [
+                    _tensor_of_step(model.config, side, step, tensor)
+                ]
+            continue
         for layer, layer_steps in enumerate(steps[side]):
             sources[f"model.{side}.layers.{layer}.{tensor}"] = [
-                f"model.{side}.layers.{parent_maps[side][step]}.{tensor}" for step in layer_steps
+                _tensor_of_step(model.config, side, step, tensor) for step in layer_steps
             ]
     used = {name for names in sources.values() for name in names}
     if missing := sorted(used - set(parent_names)):
@@ -108,6 +114,9 @@ def collapse(
     encoder_unique_layers: int = 1,
     decoder_unique_layers: int = 1,
     layer_sharing: str = "cycle",
+    encoder_layer_sharing: str | None = None,
+    decoder_layer_sharing: str | None = None,
+    step_layer_norms: bool | None = None,
     method: str | int = "average",
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     **calibration_options: Any,
@@ -123,6 +132,9 @@ def collapse(
         encoder_unique_layers: stored encoder layers of the result, 1 … depth.
         decoder_unique_layers: stored decoder layers of the result, 1 … depth.
         layer_sharing: how steps are mapped to unique layers, see `layer_map`.
+        encoder_layer_sharing, decoder_layer_sharing: the same for one side, where it differs.
+        step_layer_norms: each step keeps the parent's LayerNorms of that step, whatever the method, and only the rest
+            is shared; default: as the parent has it. A parent's step embeddings always come along.
         method: what a unique layer starts from. `"first"` or `"last"`: the first or last of the parent layers that
             are mapped onto it. A number: that parent layer, counted from 0, on both sides and for each unique layer
             (the paper's way). `"average"`: the mean of the parent layers that are mapped onto it. `"stepwise"`:
@@ -139,7 +151,15 @@ def collapse(
     _check_marian(model)
     if (method == "calibrated") != (calibration is not None):
         raise ValueError("method 'calibrated' and calibration batches go together; give both or neither")
-    config = collapsed_config(model.config, encoder_unique_layers, decoder_unique_layers, layer_sharing)
+    config = collapsed_config(
+        model.config,
+        encoder_unique_layers=encoder_unique_layers,
+        decoder_unique_layers=decoder_unique_layers,
+        layer_sharing=layer_sharing,
+        encoder_layer_sharing=encoder_layer_sharing,
+        decoder_layer_sharing=decoder_layer_sharing,
+        step_layer_norms=step_layer_norms,
+    )
     plan = plan_collapse(model, config, method)
     parent_state = model.state_dict()
     state = {name: _mean([parent_state[source] for source in sources]) for name, sources in plan.sources.items()}
@@ -151,18 +171,17 @@ def collapse(
     return child.to(model.dtype)
 
 
-def collapsed_config(
-    config: MarianConfig, encoder_unique_layers: int, decoder_unique_layers: int, layer_sharing: str
-) -> RSMarianConfig:
-    """The configuration of a Marian or RSMarian model with other unique layers and sharing."""
-    return RSMarianConfig(
-        **_fields(config)
-        | {
-            "encoder_unique_layers": encoder_unique_layers,
-            "decoder_unique_layers": decoder_unique_layers,
-            "layer_sharing": layer_sharing,
-        }
-    )
+def collapsed_config(config: MarianConfig, *, step_layer_norms: bool | None = None, **sharing: Any) -> RSMarianConfig:
+    """The configuration of a Marian or RSMarian model with other unique layers and sharing.
+
+    Args:
+        config: of the parent.
+        step_layer_norms: default: as the parent has it.
+        sharing: fields of `RSMarianConfig`.
+    """
+    if step_layer_norms is not None:
+        sharing["step_layer_norms"] = step_layer_norms
+    return RSMarianConfig(**_fields(config) | sharing)
 
 
 def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
@@ -170,6 +189,7 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
 
     DeepNet's residual scale goes into the weights: LayerNorm is scale-free, LN(alpha x + f(x)) = LN(x + f(x) / alpha),
     but for its epsilon (1e-5 beside the variance of its input), so there equality is to rounding and that epsilon.
+    A step embedding goes into the bias of the LayerNorm before it.
 
     Raises:
         TypeError: not an RSMarian.
@@ -177,18 +197,25 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     check_rs_marian(model)
     rs_only = {f.name for f in dataclasses.fields(RSMarianConfig)} - {f.name for f in dataclasses.fields(MarianConfig)}
     fields = {name: value for name, value in _fields(model.config).items() if name not in rs_only}
-    scales = {side: getattr(model.config, f"{side}_residual_scale") for side in SIDES}
+    stored = model.state_dict()
+    embeddings = {name: tensor for name, tensor in stored.items() if STEP_EMBEDDING.fullmatch(name)}
     state = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in stored.items():
         match = LAYER_TENSOR.fullmatch(name)
         if match is None:
-            state[name] = tensor
+            if name not in embeddings:
+                state[name] = tensor
             continue
-        side, layer, rest = match.groups()
-        folded = tensor / scales[side] if BRANCH_OUTPUT.search(rest) else tensor
-        for step, unique_layer in enumerate(_layer_map(model.config, side)):
-            if unique_layer == int(layer):
-                state[f"model.{side}.layers.{step}.{rest}"] = folded
+        side, index, rest = match.groups()
+        if index != "0":
+            continue
+        for step in range(getattr(model.config, f"{side}_layers")):
+            copy_of = stored[_tensor_of_step(model.config, side, step, rest)]
+            if BRANCH_OUTPUT.search(rest):
+                copy_of = copy_of / getattr(model.config, f"{side}_residual_scale")
+            elif rest == "final_layer_norm.bias":
+                copy_of = copy_of + embeddings.get(f"model.{side}.step_embeddings.{step}", 0)
+            state[f"model.{side}.layers.{step}.{rest}"] = copy_of
     return _build(MarianMTModel, MarianConfig(**fields), state, like=model)
 
 
@@ -197,6 +224,8 @@ def with_depth(
 ) -> RSMarianForConditionalGeneration:
     """Make a copy that applies its layers more or fewer times, as `from_pretrained(…, decoder_layers=k)` does.
 
+    Steps that the model does not have start from step embeddings of zero.
+
     Args:
         model: an RSMarian.
         encoder_layers: depth of the copy's encoder, at least its unique layers; default: as it is.
@@ -204,17 +233,31 @@ def with_depth(
 
     Raises:
         TypeError: not an RSMarian.
-        ValueError: less depth than unique layers, or than 1.
+        ValueError: less depth than unique layers, or than 1; or more than there are LayerNorms of the steps' own.
     """
     check_rs_marian(model)
     config = depth_config(model.config, encoder_layers, decoder_layers)
-    return _build(RSMarianForConditionalGeneration, config, model.state_dict(), like=model)
+    with torch.device("meta"):
+        wanted = RSMarianForConditionalGeneration(config).state_dict()
+    stored = model.state_dict()
+    state = {name: stored[name] if name in stored else torch.zeros(like.shape) for name, like in wanted.items()}
+    return _build(RSMarianForConditionalGeneration, config, state, like=model)
 
 
 def depth_config(config: RSMarianConfig, encoder_layers: int | None, decoder_layers: int | None) -> RSMarianConfig:
-    """The configuration of an RSMarian at other depths; None: as it is."""
+    """The configuration of an RSMarian at other depths; None: as it is.
+
+    Raises:
+        ValueError: as for `with_depth`.
+    """
     depths = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     given = {name: depth for name, depth in depths.items() if depth is not None}
+    for name, depth in given.items():
+        if config.step_layer_norms and depth > getattr(config, name):
+            raise ValueError(
+                f"{name} must be at most {getattr(config, name)}, got {depth}: each step has LayerNorms of its own "
+                "(step_layer_norms), and there are no more of them"
+            )
     return RSMarianConfig(**_fields(config) | given)
 
 
@@ -242,6 +285,18 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def _layer_map(config: PretrainedConfig, side: str) -> list[int]:
     """For each step the index of the layer that it applies; of stock Marian 0, 1, 2 …"""
     return getattr(config, f"{side}_layer_map", None) or list(range(getattr(config, f"{side}_layers")))
+
+
+def _is_of_step(config: PretrainedConfig, tensor: str) -> bool:
+    """Whether a tensor of a layer belongs to the step and not to the stored layer."""
+    return getattr(config, "step_layer_norms", False) and "layer_norm." in tensor
+
+
+def _tensor_of_step(config: PretrainedConfig, side: str, step: int, tensor: str) -> str:
+    """The full name of a layer's tensor, as a step of the model applies it."""
+    if _is_of_step(config, tensor):
+        return f"model.{side}.step_norms.{step}.{tensor}"
+    return f"model.{side}.layers.{_layer_map(config, side)[step]}.{tensor}"
 
 
 def _fields(config: PretrainedConfig) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
+from .layer_transfer import depth_config
 from .modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
 
 logger = logging.get_logger(__name__)
@@ -36,7 +37,17 @@ class ModelArguments:
     layer_sharing: str | None = field(
         default=None, metadata={"help": "How steps are mapped to layers.", "choices": list(LAYER_SHARINGS)}
     )
+    encoder_layer_sharing: str | None = field(
+        default=None, metadata={"help": "The same for the encoder alone.", "choices": list(LAYER_SHARINGS)}
+    )
+    decoder_layer_sharing: str | None = field(
+        default=None, metadata={"help": "The same for the decoder alone.", "choices": list(LAYER_SHARINGS)}
+    )
     deepnorm: bool | None = field(default=None, metadata={"help": "DeepNet's residual scale and initialisation."})
+    step_embeddings: bool | None = field(
+        default=None, metadata={"help": "A learned vector for each step, added to what the step starts from."}
+    )
+    step_layer_norms: bool | None = field(default=None, metadata={"help": "LayerNorms of its own for each step."})
     encoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of the encoder's feed-forward part."})
     decoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of the decoder's feed-forward part."})
     encoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the encoder."})
@@ -71,6 +82,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         unknown = [name for name in args.config_fields() if not hasattr(config, name)]
         if unknown:
             raise ValueError(f"{args.model_name_or_path} is a {config.model_type} model, which has no {unknown[0]}")
+        check_step_layer_norms(args, config)
         # In half precision, as OPUS-MT stores its models, Adam would lose most updates; `bf16` and `fp16` of the
         # training arguments cast where it is safe.
         options = args.config_fields() | {"attn_implementation": args.attn_implementation, "dtype": torch.float32}
@@ -80,6 +92,18 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     trainable = model.num_parameters(only_trainable=True)
     logger.info(f"{type(model).__name__}: {trainable:,} trainable parameters")
     return model
+
+
+def check_step_layer_norms(args: ModelArguments, config: PretrainedConfig) -> None:
+    """Raise `ValueError` if steps would need LayerNorms that the checkpoint does not have: new ones spoil a model."""
+    stored = getattr(config, "step_layer_norms", False)
+    if args.step_layer_norms and not stored:
+        raise ValueError(
+            f"{args.model_name_or_path} has no LayerNorms of the steps' own; training/collapse.py with "
+            "--step_layer_norms true makes a model of it that has"
+        )
+    if stored:
+        depth_config(config, args.encoder_layers, args.decoder_layers)
 
 
 def load_checkpoint(name_or_path: str, **options: Any) -> Any:

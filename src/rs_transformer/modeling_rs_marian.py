@@ -21,6 +21,7 @@ model. Self-contained: this file travels to the Hub beside the weights, as remot
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -115,9 +116,19 @@ class RSMarianAttention(MarianAttention):
 
 
 class RSMarianLayerMixin:
-    """The two parts of a post-norm layer, with DeepNet's scale on the residual branch."""
+    """The two parts of a post-norm layer, with DeepNet's scale on the residual branch.
+
+    `norms` of its `forward` has the LayerNorms where the step has its own; by default it is the layer itself.
+    `next_step_embedding` is added to the output, which the next step starts from.
+    """
 
     residual_scale: float
+    norm_names: tuple[str, ...]
+
+    def remove_norms(self) -> None:
+        """Leave the LayerNorms to the steps; unused parameters would stay behind in files and optimisers."""
+        for name in self.norm_names:
+            delattr(self, name)
 
     def mark_deepnorm(self, gain: float) -> None:
         """Note at each projection how it is initialised: by beta, but queries and keys without it.
@@ -139,19 +150,34 @@ class RSMarianLayerMixin:
 
 
 class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
+    norm_names = ("self_attn_layer_norm", "final_layer_norm")
+
     def __init__(self, config: RSMarianConfig):
         super().__init__(config)
         self.residual_scale = config.encoder_residual_scale
         if config.deepnorm:
             self.mark_deepnorm(config.encoder_init_gain)
+        if config.step_layer_norms:
+            self.remove_norms()
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        norms: nn.Module | None = None,
+        next_step_embedding: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        norms = self if norms is None else norms
         attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
-        hidden_states = self.add_and_norm(hidden_states, attn_output, self.self_attn_layer_norm)
-        return self.add_and_norm(hidden_states, self.feed_forward(hidden_states), self.final_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
+        return hidden_states if next_step_embedding is None else hidden_states + next_step_embedding
 
 
 class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
+    norm_names = ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
+
     def __init__(self, config: RSMarianConfig, layer_idx: int):
         super().__init__(config, layer_idx=layer_idx)
         self.residual_scale = config.decoder_residual_scale
@@ -168,6 +194,8 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
         self.encoder_attn = attention()
         if config.deepnorm:
             self.mark_deepnorm(config.decoder_init_gain)
+        if config.step_layer_norms:
+            self.remove_norms()
 
     def forward(
         self,
@@ -178,12 +206,15 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
         past_key_values: Cache | None = None,
         use_cache: bool | None = True,
         step: int = 0,
+        norms: nn.Module | None = None,
+        next_step_embedding: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
+        norms = self if norms is None else norms
         attn_output, _ = self.self_attn(
             hidden_states, past_key_values=past_key_values, attention_mask=attention_mask, step=step, **kwargs
         )
-        hidden_states = self.add_and_norm(hidden_states, attn_output, self.self_attn_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
         if encoder_hidden_states is not None:
             attn_output, _ = self.encoder_attn(
                 hidden_states,
@@ -193,12 +224,15 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
                 step=step,
                 **kwargs,
             )
-            hidden_states = self.add_and_norm(hidden_states, attn_output, self.encoder_attn_layer_norm)
-        return self.add_and_norm(hidden_states, self.feed_forward(hidden_states), self.final_layer_norm)
+            hidden_states = self.add_and_norm(hidden_states, attn_output, norms.encoder_attn_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
+        return hidden_states if next_step_embedding is None else hidden_states + next_step_embedding
 
 
 class RSMarianPreTrainedModel(MarianPreTrainedModel):
     config: RSMarianConfig
+    # Left over when a model with parameters of its steps' own is loaded at less depth.
+    _keys_to_ignore_on_load_unexpected = (r"\.step_norms\.\d+\.", r"\.step_embeddings\.\d+$")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -207,11 +241,60 @@ class RSMarianPreTrainedModel(MarianPreTrainedModel):
             module.weight.requires_grad_(False)  # loading makes a new parameter, and forgets
         elif isinstance(module, RSMarianForConditionalGeneration):
             init.constant_(module.final_logits_bias[:, self.config.pad_token_id], PAD_LOGIT_BIAS)
+        elif isinstance(module, nn.ParameterList):
+            for parameter in module:  # step embeddings
+                init.zeros_(parameter)
         elif hasattr(module, "init_gain"):
             init.xavier_normal_(module.weight, gain=module.init_gain)
 
 
-class RSMarianEncoder(RSMarianPreTrainedModel, MarianEncoder):
+class RSMarianStackMixin:
+    """What tells the steps of a stack apart, if the configuration asks for it."""
+
+    def add_step_parameters(self, config: RSMarianConfig, side: str, norm_names: tuple[str, ...]) -> None:
+        depth = getattr(config, f"{side}_layers")
+        self.step_norms = self.step_embeddings = None
+        if config.step_layer_norms:
+            self.step_norms = nn.ModuleList(
+                nn.ModuleDict({name: nn.LayerNorm(config.d_model) for name in norm_names}) for _ in range(depth)
+            )
+        if config.step_embeddings:
+            self.step_embeddings = nn.ParameterList(torch.zeros(config.d_model) for _ in range(depth - 1))
+
+    def steps(self, side: str, depth: int | None) -> list[tuple[nn.Module, dict[str, Any]]]:
+        """The layer of each step, and what `forward` of the layer takes of the step's own.
+
+        Args:
+            side: `"encoder"` or `"decoder"`.
+            depth: other than the configuration's, if not None.
+
+        Raises:
+            ValueError: less depth than unique layers or than 1, or more than the configuration's.
+        """
+        layer_map = self.layer_map
+        if depth is not None and depth != len(layer_map):
+            if depth > len(layer_map):
+                raise ValueError(
+                    f"{side}_depth must be at most {side}_layers ({len(layer_map)}), got {depth}; "
+                    f"load the model deeper: from_pretrained(…, {side}_layers={depth})"
+                )
+            layer_map = self.config.layer_map(side, depth)
+        last = len(layer_map) - 1
+        return [
+            (
+                self.layers[unique_layer],
+                {
+                    "norms": None if self.step_norms is None else self.step_norms[step],
+                    "next_step_embedding": self.step_embeddings[step]
+                    if self.step_embeddings is not None and step < last
+                    else None,
+                },
+            )
+            for step, unique_layer in enumerate(layer_map)
+        ]
+
+
+class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder):
     """Encoder of `config.encoder_layers` steps over `config.encoder_unique_layers` stored layers."""
 
     def __init__(self, config: RSMarianConfig):
@@ -228,6 +311,7 @@ class RSMarianEncoder(RSMarianPreTrainedModel, MarianEncoder):
         )
         self.layer_map = config.encoder_layer_map
         self.layers = nn.ModuleList([RSMarianEncoderLayer(config) for _ in range(config.encoder_unique_layers)])
+        self.add_step_parameters(config, "encoder", RSMarianEncoderLayer.norm_names)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -238,6 +322,8 @@ class RSMarianEncoder(RSMarianPreTrainedModel, MarianEncoder):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        encoder_depth: int | None = None,
+        decoder_depth: int | None = None,  # `MarianModel` gives both sides the same arguments
         **kwargs,
     ) -> BaseModelOutput:
         if (input_ids is None) ^ (inputs_embeds is not None):
@@ -250,14 +336,14 @@ class RSMarianEncoder(RSMarianPreTrainedModel, MarianEncoder):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
         )
-        for unique_layer in self.layer_map:
+        for layer, of_step in self.steps("encoder", encoder_depth):
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
-            hidden_states = self.layers[unique_layer](hidden_states, attention_mask, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, **of_step, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
-class RSMarianDecoder(RSMarianPreTrainedModel, MarianDecoder):
+class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder):
     """Decoder of `config.decoder_layers` steps over `config.decoder_unique_layers` stored layers."""
 
     def __init__(self, config: RSMarianConfig):
@@ -275,6 +361,7 @@ class RSMarianDecoder(RSMarianPreTrainedModel, MarianDecoder):
         self.layers = nn.ModuleList(
             [RSMarianDecoderLayer(config, layer_idx=index) for index in range(config.decoder_unique_layers)]
         )
+        self.add_step_parameters(config, "decoder", RSMarianDecoderLayer.norm_names)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -289,6 +376,8 @@ class RSMarianDecoder(RSMarianPreTrainedModel, MarianDecoder):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        encoder_depth: int | None = None,
+        decoder_depth: int | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         if (input_ids is None) ^ (inputs_embeds is not None):
@@ -324,10 +413,10 @@ class RSMarianDecoder(RSMarianPreTrainedModel, MarianDecoder):
         position_ids = torch.arange(seq_length, device=inputs_embeds.device) + past_length
         hidden_states = inputs_embeds + self.embed_positions((batch_size, seq_length), position_ids=position_ids)
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
-        for step, unique_layer in enumerate(self.layer_map):
+        for step, (layer, of_step) in enumerate(self.steps("decoder", decoder_depth)):
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
-            hidden_states = self.layers[unique_layer](
+            hidden_states = layer(
                 hidden_states,
                 causal_mask,
                 encoder_hidden_states,  # positional, as reentrant gradient checkpointing needs it
@@ -335,6 +424,7 @@ class RSMarianDecoder(RSMarianPreTrainedModel, MarianDecoder):
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 step=step,
+                **of_step,
                 **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
@@ -396,6 +486,8 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        encoder_depth: int | None = None,
+        decoder_depth: int | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """See `MarianMTModel.forward`.
@@ -407,6 +499,9 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 What to divide the summed loss by: the number of target tokens in the whole accumulated batch.
                 Without it the loss is the mean over the target tokens of this batch.
+            encoder_depth (`int`, *optional*), decoder_depth (`int`, *optional*):
+                Run at less depth than the configuration's, as if the model had been loaded with that
+                `encoder_layers` or `decoder_layers`; at least the unique layers. `generate` takes them too.
         """
         if labels is not None:
             if use_cache:
@@ -426,6 +521,8 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
+            encoder_depth=encoder_depth,
+            decoder_depth=decoder_depth,
             **kwargs,
         )
         if labels is None:

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, ro
 from transformers.utils import logging
 
 from .decoding import DecodingArguments, translate
+from .depth_schedule import DepthSchedule
 from .metrics import corpus_scores
 from .run_folder import mark_complete
 
@@ -51,6 +52,22 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         metadata={"help": "Leave embeddings, and an output projection tied to them, alone for the first updates."},
     )
     eval_num_beams: int = field(default=1, metadata={"help": "Beam size of the validation translations in training."})
+    growing_depths: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Depths to train at before the model's own, as 1 2 4. For RSMarian.", "nargs": "+"},
+    )
+    growing_updates: list[int] = field(
+        default_factory=list,
+        metadata={"help": "For each of growing_depths, the update that the next depth begins with.", "nargs": "+"},
+    )
+    elastic_encoder_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Draw the encoder's depth for each update, from this to its own, so that one model works at all "
+            "of them. For RSMarian."
+        },
+    )
+    elastic_decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoder."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +77,15 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"average_checkpoints must be at least 0, got {self.average_checkpoints}")
         if self.frozen_embedding_updates < 0:
             raise ValueError(f"frozen_embedding_updates must be at least 0, got {self.frozen_embedding_updates}")
+        if len(self.growing_depths) != len(self.growing_updates):
+            raise ValueError(
+                f"growing_depths and growing_updates go together, one for one; got {self.growing_depths} and "
+                f"{self.growing_updates}"
+            )
+        for name in ("growing_depths", "growing_updates"):
+            values = getattr(self, name)
+            if values and (values[0] < 1 or sorted(set(values)) != values):
+                raise ValueError(f"{name} must start at 1 at least and grow, got {values}")
         kept = self.save_total_limit
         needed = self.average_checkpoints + int(self.load_best_model_at_end)
         if self.average_checkpoints and kept is not None and kept < needed:
@@ -238,6 +264,10 @@ class TranslationTrainer(Seq2SeqTrainer):
         self.max_length = max_length
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, model=model))
         kwargs.setdefault("compute_loss_func", self.translation_loss)
+        self.depth_schedule = DepthSchedule.from_args(args, model.config)
+        if self.depth_schedule is not None and args.ddp_find_unused_parameters is None:
+            # What belongs to a deeper step alone gets no gradient in a shallower update.
+            args.ddp_find_unused_parameters = model.config.step_embeddings or model.config.step_layer_norms or None
         use_cache = model.config.use_cache
         super().__init__(
             model=model,
@@ -248,6 +278,8 @@ class TranslationTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self.label_smoother = None  # `translation_loss` smooths
+        if self.depth_schedule is not None:
+            self.add_callback(self.depth_schedule)
         model.config.use_cache = use_cache  # the base class switches it off for good: the saved model would be slow
         if args.frozen_embedding_updates:
             self.add_callback(FrozenEmbeddingsCallback(args.frozen_embedding_updates))
@@ -278,7 +310,10 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The labels stay here, so the model cannot know that it need not fill a cache.
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+        inputs = {**inputs, "use_cache": False}
+        if self.depth_schedule is not None and model.training:
+            inputs |= self.depth_schedule.depths(self.state.global_step)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     # Batches
 

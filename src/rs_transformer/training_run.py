@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
 from .decoding import DecodingArguments
+from .depth_schedule import DepthSchedule
 from .launching import PatientGroup
 from .metrics import corpus_scores
 from .model_building import ModelArguments, build_model
@@ -68,6 +69,7 @@ def run_training(
             tokenizer_args, model_args, corpus_args, train, training_args.output_dir, resuming=checkpoint is not None
         )
     model = build_model(model_args, tokenizer)
+    DepthSchedule.from_args(training_args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
     model.generation_config.update(max_length=positions, **decoding_args.search_kwargs())
     with PatientGroup().main_process_first(local=True):
