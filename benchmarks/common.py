@@ -19,7 +19,13 @@ VOCABULARY = 8000
 SYSTEMS = ("RS 1x6", "Marian 6")
 
 
-def parse_args(description: str, **defaults: Any) -> argparse.Namespace:
+def parse_args(description: str, **options: Any) -> argparse.Namespace:
+    """The common options and a benchmark's own.
+
+    Args:
+        options: for an option of its own type, default (a list for several values) and help; for a common one another
+            default.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
@@ -28,13 +34,18 @@ def parse_args(description: str, **defaults: Any) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="Measured rounds, each system once a round.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", help="Where to write the figures as JSON.")
-    for name, (kind, default, text) in defaults.items():
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    for name, option in options.items():
+        if isinstance(option, tuple):
+            kind, default, text = option
+            several = "+" if isinstance(default, list) else None
+            parser.add_argument(f"--{name}", type=kind, default=default, nargs=several, help=text)
+        else:
+            parser.set_defaults(**{name: option})
     return parser.parse_args()
 
 
-def build(system: str, d_model: int, seed: int) -> PreTrainedModel:
-    """A random model: recurrently stacked, or stock Marian with as many layers as the other has steps."""
+def build(system: str, d_model: int, seed: int, depth: int = 6) -> PreTrainedModel:
+    """A random model: recurrently stacked ("RS …"), or stock Marian with as many layers as the other has steps."""
     fields = {
         "vocab_size": VOCABULARY,
         "pad_token_id": VOCABULARY - 1,
@@ -44,14 +55,14 @@ def build(system: str, d_model: int, seed: int) -> PreTrainedModel:
         "decoder_ffn_dim": 4 * d_model,
         "encoder_attention_heads": 8,
         "decoder_attention_heads": 8,
-        "encoder_layers": 6,
-        "decoder_layers": 6,
+        "encoder_layers": depth,
+        "decoder_layers": depth,
         "max_position_embeddings": 512,
         "activation_function": "swish",
         "scale_embedding": True,
     }
     torch.manual_seed(seed)
-    if system == "RS 1x6":
+    if system.startswith("RS"):
         return RSMarianForConditionalGeneration(RSMarianConfig(**fields))
     return MarianMTModel(MarianConfig(**fields))
 

@@ -156,6 +156,33 @@ def test_calibrated_model_is_nearer_to_its_parent_and_fine_tunes(parent, task, t
     assert json.loads((tmp_path / "tuned" / "results.json").read_text())["test"]["bleu"] > bleu["calibrated"]
 
 
+def test_steps_that_keep_their_layer_norms_go_through_calibration_training_and_pipeline(parent, task, tmp_path):
+    options = ["--step_layer_norms", "true", "--method", "calibrated", "--calibration_updates", 30, *LANGUAGES]
+    options += ["--model_name_or_path", parent, "--output_dir", tmp_path / "rs", "--train_file", task["train"]]
+    script("collapse")(*options)
+    record = json.loads((tmp_path / "rs" / "collapse.json").read_text())
+    assert record["step_layer_norms"] is True
+    norm, theirs = (f"model.decoder.{owner}.1.final_layer_norm.weight" for owner in ("step_norms", "layers"))
+    assert record["made_from"][norm] == [theirs]
+    trained_norm = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "rs").get_parameter(norm)
+    start = AutoModelForSeq2SeqLM.from_pretrained(parent).get_parameter(theirs)
+    assert not torch.equal(trained_norm, start)  # calibrated too
+    # Five LayerNorms of 64 weights and biases for each of two steps, where a shared layer has them once.
+    before, after = (record["parameters"][name]["layers"] for name in ("parent", "collapsed"))
+    assert after == before // 2 + 5 * 2 * 64
+    options = [RECIPE, *task_options(task), "--max_steps", 3, "--model_name_or_path", tmp_path / "rs"]
+    script("train")(*options, "--output_dir", tmp_path / "tuned")
+    assert pipeline("translation", model=str(tmp_path / "tuned"))("a b c")[0]["translation_text"]
+    with pytest.raises(ValueError, match=r"decoder_layers must be at most 2, got 3: each step has LayerNorms"):
+        script("train")(*options, "--decoder_layers", 3, "--output_dir", tmp_path / "deeper")
+
+
+def test_training_does_not_give_a_checkpoint_new_layer_norms(trained, task, tmp_path):
+    options = ["--model_name_or_path", trained, "--step_layer_norms", "true", "--output_dir", tmp_path]
+    with pytest.raises(ValueError, match=r"training/collapse.py with --step_layer_norms true makes a model"):
+        script("train")(RECIPE, *task_options(task), *options)
+
+
 def test_layers_that_calibration_changes_are_not_called_copies(parent, task, tmp_path):
     options = ["--method", "calibrated", "--calibration_updates", 1, "--encoder_unique_layers", 2, *LANGUAGES]
     command = ["--model_name_or_path", parent, "--output_dir", tmp_path / "rs", "--train_file", task["train"]]

@@ -544,6 +544,11 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
         (["--word_weight", 0.5, "--max_source_length", 64], r"has 32 positions: lower max_source_length .* \(64\)"),
         (["--new_tokenizer", "true", "--word_weight", 0.5], "need the teacher's tokenizer, not a new one"),
         (["--teacher_target_code", "xx"], "is not multilingual: leave teacher_source_code"),
+        (
+            ["--hidden_weight", 1, "--elastic_decoder_layers", 1],
+            "need every step in each update: leave growing_depths",
+        ),
+        (["--elastic_decoder_layers", 7], r"elastic_decoder_layers must lie between .* got 7"),
         (["--teachers", "nowhere"], "the teacher nowhere cannot be loaded"),
     ],
 )

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, write_hub_cache
+from oracle import batch, rs_model
 
 WITHOUT_PACKAGE = "import sys; sys.modules['rs_transformer'] = None\n"
 WITH_PACKAGE = "import rs_transformer\n"
@@ -99,3 +101,32 @@ def test_hub_name_loads_from_the_cache_with_the_network_off(hub_cache, tmp_path,
     assert printed == expected(origin)
     assert (tmp_path / "saved" / "pipeline_rs_marian.py").is_file()
     assert "org/rs-marian-fw-bw" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_every_option_of_depth_computes_the_same_where_the_package_cannot_be_imported(tmp_path):
+    options = {"encoder_unique_layers": 3, "encoder_layer_sharing": "sandwich", "decoder_layer_sharing": "cycle_rev"}
+    steps = {"step_embeddings": True, "step_layer_norms": True, "deepnorm": True, "decoder_unique_layers": 2}
+    model = rs_model(**options, **steps)
+    model.save_pretrained(tmp_path / "model")
+    inputs = batch()
+    torch.save(inputs, tmp_path / "inputs.pt")
+    snippet = """
+import sys, torch
+from transformers import AutoModelForSeq2SeqLM
+model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1] + "/model", trust_remote_code=True)
+inputs = torch.load(sys.argv[1] + "/inputs.pt")
+outputs = [model(**inputs).logits, model(**inputs, encoder_depth=4, decoder_depth=3).logits]
+del inputs["labels"]
+outputs += [model.generate(**inputs, max_new_tokens=12, decoder_depth=depth) for depth in (None, 3)]
+torch.save([output.detach() for output in outputs], sys.argv[1] + "/outputs.pt")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGE + snippet, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert not done.returncode, done.stderr
+    with torch.no_grad():
+        expected_outputs = [model(**inputs).logits, model(**inputs, encoder_depth=4, decoder_depth=3).logits]
+    del inputs["labels"]
+    expected_outputs += [model.generate(**inputs, max_new_tokens=12, decoder_depth=depth) for depth in (None, 3)]
+    for output, wanted in zip(torch.load(tmp_path / "outputs.pt"), expected_outputs, strict=True):
+        torch.testing.assert_close(output, wanted, rtol=0, atol=1e-6)

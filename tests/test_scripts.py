@@ -204,6 +204,9 @@ def test_unknown_options_are_refused_with_the_nearest_known_one(tmp_path, capsys
         (["--early_stopping_patience", "2"], "early_stopping_patience needs load_best_model_at_end"),
         (["--max_source_length", "1"], "no training pair is left of 4000"),
         (["--num_beams", "0"], "num_beams must be at least 1, got 0"),
+        (["--growing_depths", "1"], "growing_depths and growing_updates go together"),
+        (["--elastic_decoder_layers", "3"], "decoder_layers (2), got 3"),
+        (["--encoder_layer_sharing", "cycle", "--encoder_unique_layers", "3"], "encoder_layers (2), got 3"),
     ],
     ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) else "",
 )
