@@ -1,6 +1,7 @@
 """Learning curves of training runs side by side: validation BLEU and loss by epoch, as a table and a plot.
 
     python benchmarks/curves.py runs/tanaka_vanilla6 runs/tanaka_rs6 --plot curves.png
+    python benchmarks/curves.py runs/depth48 runs/depth96 --training_loss 20    # by update, each the mean of 20
 
 The plot needs matplotlib (the extra `plots`).
 """
@@ -14,6 +15,22 @@ def evaluations(run: str) -> dict[float, dict[str, float]]:
     """The validation figures of a run by epoch."""
     state = json.loads(Path(run, "trainer_state.json").read_text())
     return {round(entry["epoch"], 2): entry for entry in state["log_history"] if "eval_bleu" in entry}
+
+
+def print_training_loss(runs: list[str], updates: int) -> None:
+    """The training loss, averaged over so many updates, beside each other."""
+    columns = {}
+    for run in runs:
+        means: dict[int, list[float]] = {}
+        for entry in json.loads(Path(run, "trainer_state.json").read_text())["log_history"]:
+            if "loss" in entry:
+                means.setdefault(-(-entry["step"] // updates) * updates, []).append(entry["loss"])
+        columns[Path(run).name] = {step: sum(losses) / len(losses) for step, losses in means.items()}
+    print("| updates | " + " | ".join(columns) + " |")
+    print("|---" * (1 + len(columns)) + "|")
+    for step in sorted(set().union(*columns.values())):
+        cells = [f"{column[step]:.3f}" if step in column else "" for column in columns.values()]
+        print(f"| {step} | " + " | ".join(cells) + " |")
 
 
 def print_table(curves: dict[str, dict[float, dict[str, float]]]) -> None:
@@ -56,7 +73,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="Run folders of training/train.py.")
     parser.add_argument("--plot", help="Where to draw the curves.")
+    parser.add_argument(
+        "--training_loss", type=int, metavar="N", help="Print the training loss by N updates instead, and no more."
+    )
     args = parser.parse_args()
+    if args.training_loss:
+        print_training_loss(args.runs, args.training_loss)
+        return
     curves = {Path(run).name: evaluations(run) for run in args.runs}
     print_table(curves)
     print()

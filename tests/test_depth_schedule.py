@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE, launch, script, task_options
+from conftest import RECIPE, script, task_options
 from oracle import batch, marian, rs_config, rs_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, pipeline
@@ -108,14 +108,6 @@ def test_training_at_changing_depth_goes_on_to_the_same_losses_and_weights(task,
     assert losses(tmp_path) == whole
     again = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(again[name], weights[name]) for name in weights)
-
-
-def test_two_processes_train_steps_of_their_own_at_changing_depth_as_one_does(task, tmp_path):
-    options = [RECIPE, *task_options(task), *SHORT, *CHANGING, "--save_strategy", "no"]
-    options += ["--step_layer_norms", "true", "--step_embeddings", "true", "--gradient_checkpointing", "true"]
-    launch("train.py", *options, "--max_tokens", 256, "--output_dir", tmp_path / "two", processes=2)
-    script("train")(*options, "--output_dir", tmp_path / "one")
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
 
 
 def test_an_update_trains_the_first_steps_alone():

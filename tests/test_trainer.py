@@ -205,8 +205,13 @@ def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, 
     assert len(complete_checkpoints(tmp_path)) == 2
 
 
+# Steps with parameters of their own, of which a shallow update leaves some without a gradient.
+CHANGING_DEPTH = ["--encoder_layers", 3, "--growing_depths", 1, "--growing_updates", 30, "--elastic_decoder_layers", 1]
+CHANGING_DEPTH += ["--step_layer_norms", "true", "--step_embeddings", "true", "--gradient_checkpointing", "true"]
+
+
 def test_resuming_two_processes_in_the_middle_of_an_epoch_gives_the_same_losses(task, tmp_path):
-    options = [RECIPE, *task_options(task), *RESUMABLE, "--max_tokens", 256, "--dropout", 0]
+    options = [RECIPE, *task_options(task), *RESUMABLE, "--max_tokens", 256, "--dropout", 0, *CHANGING_DEPTH]
     folder = tmp_path / "run"
     launch("train.py", *options, "--max_steps", 100, "--output_dir", folder, processes=2)
     whole = losses(folder)
