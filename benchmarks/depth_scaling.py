@@ -4,10 +4,11 @@
 
 A step is forward, backward and AdamW on one batch of random sentences. Encoder and decoder are equally deep, RS has
 one unique layer on each side. The systems of one depth take turns; the time is the median over rounds. Memory is what
-the peak of a fresh process grows by while it does two steps, the model included. The plot needs matplotlib (the extra
-`plots`).
+the peak of a fresh process grows by while it does two steps, the model included, with a malloc that returns at once
+what is freed (glibc's by default keeps far more than is in use). The plot needs matplotlib (the extra `plots`).
 """
 
+import os
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from common import build, interleave, parse_args, peak_memory, report, source_batch
 
 SYSTEMS = ("RS 1xN", "RS 1xN, checkpointing", "Marian N")
+# Read by glibc when a process starts: those that measure memory.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 Shape = tuple[int, int, int, int, int]  # depth, d_model, sentences, length, seed
 
 
@@ -39,6 +42,18 @@ def two_steps(threads: int, system: str, shape: Shape) -> None:
     step = make_step(system, *shape)
     step()
     step()
+
+
+def print_growth(rows: list[dict[str, Any]], tokens: int) -> None:
+    """How much memory a step costs, from the least to the greatest depth, in hidden states of the batch."""
+    for d_model in dict.fromkeys(row["d_model"] for row in rows):
+        for system in SYSTEMS:
+            line = [row for row in rows if (row["d_model"], row["system"]) == (d_model, system)]
+            steps = 2 * (line[-1]["depth"] - line[0]["depth"])
+            if steps:
+                mib = (line[-1]["peak MiB"] - line[0]["peak MiB"]) / steps
+                states = mib * 2**20 / (tokens * d_model * 4)
+                print(f"d_model {d_model}, {system}: {mib:.2f} MiB a step, {states:.2f} hidden states")
 
 
 def plot(rows: list[dict[str, Any]], file: str) -> None:
@@ -69,6 +84,7 @@ def main() -> None:
         plot=(str, None, "Where to draw the figures."),
     )
     torch.set_num_threads(args.threads)
+    os.environ |= MALLOC
     rows = []
     for d_model in args.d_model:
         for depth in args.depths:
@@ -87,8 +103,8 @@ def main() -> None:
                         "parameters": build(system, d_model, args.seed, depth).num_parameters(only_trainable=True),
                     }
                 )
-    hidden_state = args.sentences * args.length * 4 / 2**20
-    report(rows, args, f"a hidden state of the batch is d_model x {hidden_state:.6f} MiB")
+    report(rows, args, "RS has one unique layer a side")
+    print_growth(rows, args.sentences * args.length)
     if args.plot:
         plot(rows, args.plot)
 
