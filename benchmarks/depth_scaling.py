@@ -62,10 +62,10 @@ def plot(rows: list[dict[str, Any]], file: str) -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     panels = {"ms": "training step, ms", "peak MiB": "peak memory, MiB", "parameters": "parameters"}
     for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for system in SYSTEMS:
-            line = [row for row in rows if row["system"] == system]
+        for system, d_model in dict.fromkeys((row["system"], row["d_model"]) for row in rows):
+            line = [row for row in rows if (row["system"], row["d_model"]) == (system, d_model)]
             points = [[row[axis] for row in line] for axis in ("depth", key)]
-            axes.plot(*points, marker="o", markersize=3, label=system)
+            axes.plot(*points, marker="o", markersize=3, label=f"{system}, d_model {d_model}")
         axes.set(xlabel="depth (encoder and decoder each)", ylabel=title)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

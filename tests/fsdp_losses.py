@@ -10,7 +10,9 @@ from torch.distributed.fsdp import fully_shard
 
 
 def losses(sharded: bool) -> list[float]:
-    model = rs_model(encoder_unique_layers=2, decoder_unique_layers=2).train()
+    own = {"step_embeddings": True, "step_layer_norms": True}
+    model = rs_model(encoder_unique_layers=2, decoder_unique_layers=2, **own).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
     if sharded:
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         for layer in [*model.model.encoder.layers, *model.model.decoder.layers]:
@@ -19,7 +21,7 @@ def losses(sharded: bool) -> list[float]:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     curve = []
     for seed in range(4):
-        loss = model(**batch(seed)).loss
+        loss = model(**batch(seed), decoder_depth=6 - seed).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -60,7 +60,7 @@ def unrolled_marian(model: RSMarianForConditionalGeneration) -> MarianMTModel:
 
 def stack_tensor(name: str) -> re.Match | None:
     """Side, kind, index and rest of the name of a tensor of the stacks."""
-    return re.fullmatch(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings)\.(\d+)\.?(.*)", name)
+    return re.fullmatch(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings)\.(\d+)\.(.+)", name)
 
 
 def names_by_step(name: str, config: RSMarianConfig) -> list[str]:
@@ -71,7 +71,8 @@ def names_by_step(name: str, config: RSMarianConfig) -> list[str]:
     steps = [int(index)]
     if kind == "layers":
         steps = [step for step, layer in enumerate(getattr(config, f"{side}_layer_map")) if layer == int(index)]
-    return [f"model.{side}.layers.{step}.{rest or 'final_layer_norm.bias'}" for step in steps]
+    rest = "final_layer_norm.bias" if kind == "step_embeddings" else rest
+    return [f"model.{side}.layers.{step}.{rest}" for step in steps]
 
 
 def marian(seed: int = 0, **fields) -> MarianMTModel:

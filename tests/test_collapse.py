@@ -173,6 +173,8 @@ def test_steps_that_keep_their_layer_norms_go_through_calibration_training_and_p
     options = [RECIPE, *task_options(task), "--max_steps", 3, "--model_name_or_path", tmp_path / "rs"]
     script("train")(*options, "--output_dir", tmp_path / "tuned")
     assert pipeline("translation", model=str(tmp_path / "tuned"))("a b c")[0]["translation_text"]
+    with pytest.raises(ValueError, match=r"none to share; training/collapse.py with --step_layer_norms false"):
+        script("train")(*options, "--step_layer_norms", "false", "--output_dir", tmp_path / "shared")
     with pytest.raises(ValueError, match=r"decoder_layers must be at most 2, got 3: each step has LayerNorms"):
         script("train")(*options, "--decoder_layers", 3, "--output_dir", tmp_path / "deeper")
 

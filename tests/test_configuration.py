@@ -47,6 +47,8 @@ def test_defaults_are_the_papers_model_at_opus_mt_size():
         ({"encoder_layers": 0}, "encoder_layers must be at least 1, got 0"),
         ({"decoder_layers": -1}, "decoder_layers must be at least 1, got -1"),
         ({"layer_sharing": "random"}, "layer_sharing must be one of cycle, sequence, cycle_rev, sandwich"),
+        ({"encoder_layer_sharing": "random"}, "encoder_layer_sharing must be one of cycle, sequence"),
+        ({"step_embeddings": True, "decoder_layerdrop": 0.1}, "step_embeddings need every step"),
         ({"decoder_attention_heads": 5}, r"decoder_attention_heads must .* divide d_model \(32\), got 5"),
     ],
 )

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import RECIPE, script, task_options
+from datasets import Dataset
 from oracle import batch, marian, rs_config, rs_model
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, pipeline
+from transformers import AutoModelForSeq2SeqLM, TrainerControl, TrainerState, pipeline
 
 from rs_transformer.decoding import DecodingArguments, load_translator, translate
-from rs_transformer.depth_schedule import DepthSchedule
+from rs_transformer.depth_schedule import DepthSchedule, GrownEarlyStopping
+from rs_transformer.distillation import DistillationLossArguments, DistillationTrainer
 from rs_transformer.layer_transfer import expand, with_depth
-from rs_transformer.trainer import TranslationTrainingArguments
+from rs_transformer.trainer import TranslationTrainer, TranslationTrainingArguments
 
 # The loss of each update tells at which depth it ran.
 SHORT = ["--max_steps", 24, "--eval_strategy", "no", "--logging_steps", 1, "--warmup_steps", 4]
@@ -110,12 +112,74 @@ def test_training_at_changing_depth_goes_on_to_the_same_losses_and_weights(task,
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize("distilled", [False, True], ids=["plain", "distilled"])
+def test_updates_run_at_their_depth_and_evaluation_at_the_models_own(tmp_path, tokenizer, distilled):
+    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "encoder_layers": 3}
+    start = {"decoder_start_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model, teacher = (rs_model(seed=seed, **size, **start) for seed in (0, 1))
+    growing = {"growing_depths": [1, 2], "growing_updates": [2, 4], "elastic_decoder_layers": 2}
+    args = TranslationTrainingArguments(
+        output_dir=tmp_path,
+        max_steps=8,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="no",
+        report_to="none",
+        seed=5,
+        **growing,
+    )
+    text = {"source": ["a b c"] * 80, "target": ["c b a"] * 80}
+    ids = tokenizer(text["source"])["input_ids"]
+    options = {
+        "train_dataset": Dataset.from_dict({"input_ids": ids, "labels": ids}),
+        "eval_dataset": Dataset.from_dict(text).select(range(4)),
+        "processing_class": tokenizer,
+        "decoding": DecodingArguments(num_beams=1, max_new_tokens=4),
+    }
+    if distilled:
+        loss = DistillationLossArguments(word_weight=0.5)
+        trainer = DistillationTrainer(model, args, **options, teacher=teacher, distillation=loss)
+    else:
+        trainer = TranslationTrainer(model, args, **options)
+    seen: dict[bool, list] = {True: [], False: []}
+
+    def look(module, _, inputs):
+        seen[module.training].append((inputs.get("encoder_depth"), inputs.get("decoder_depth")))
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    trainer.train()
+    schedule = DepthSchedule(model.config, [1, 2], [2, 4], {"decoder": 2}, seed=5)
+    expected = [tuple(schedule.depths(update).values()) for update in range(8) for _ in range(2)]
+    assert seen[True] == expected
+    assert expected[0] == (1, 1)
+    assert len(set(expected[8:])) > 1
+    assert set(seen[False]) == {(None, None)}
+
+
+def test_early_stopping_counts_from_the_grown_model_on(tmp_path):
+    args = TranslationTrainingArguments(
+        output_dir=tmp_path,
+        early_stopping_patience=1,
+        load_best_model_at_end=True,
+        save_strategy="no",
+        metric_for_best_model="bleu",
+        greater_is_better=True,
+    )
+    state, callback = TrainerState(best_metric=5.0), GrownEarlyStopping(1, grown=100)
+    for update, stopped in ((90, False), (100, False), (110, True)):
+        state.global_step, control = update, TrainerControl()
+        callback.on_evaluate(args, state, control, metrics={"eval_bleu": 0.0})
+        assert control.should_training_stop == stopped
+
+
 def test_an_update_trains_the_first_steps_alone():
     model = rs_model(step_embeddings=True, step_layer_norms=True).train()
     model(**batch(), encoder_depth=2, decoder_depth=3).loss.backward()
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert {name for name in reached if ".decoder.step_embeddings." in name} == {
-        f"model.decoder.step_embeddings.{step}" for step in (0, 1)
+        f"model.decoder.step_embeddings.{step}.weight" for step in (0, 1)
     }
     assert {name.split(".")[3] for name in reached if ".encoder.step_norms." in name} == {"0", "1"}
 

@@ -548,6 +548,7 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
             ["--hidden_weight", 1, "--elastic_decoder_layers", 1],
             "need every step in each update: leave growing_depths",
         ),
+        (["--growing_depths", 1, "--growing_updates", 999], "growing_updates must end before the last update"),
         (["--elastic_decoder_layers", 7], r"elastic_decoder_layers must lie between .* got 7"),
         (["--teachers", "nowhere"], "the teacher nowhere cannot be loaded"),
     ],

@@ -364,7 +364,7 @@ def test_with_depth_keeps_what_belongs_to_the_steps_that_stay(tmp_path):
     with pytest.raises(ValueError, match=r"decoder_layers must be at most 6, got 7: each step has LayerNorms of its"):
         with_depth(model, decoder_layers=7)
     deeper = with_depth(rs_model(step_embeddings=True), decoder_layers=8)
-    assert not deeper.model.decoder.step_embeddings[6].any()
+    assert not deeper.model.decoder.step_embeddings[6].weight.any()
 
 
 def test_with_depth_keeps_the_residual_scale_that_the_weights_were_trained_with():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import run
 from oracle import PAD, batch, names_by_step, rs_config, rs_model, unrolled_marian
 from peft import LoraConfig, get_peft_model
@@ -229,7 +230,7 @@ def test_layerdrop_skips_steps_in_training_alone():
 
 
 def test_forward_compiles_to_one_graph():
-    model = rs_model()
+    model = rs_model(**MODELS["both-of-steps"])
     inputs = batch()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
@@ -278,12 +279,40 @@ def test_depth_of_a_call_equals_that_of_loading(tmp_path, overrides, kwargs):
 
 def test_impossible_depths_of_a_call_are_named():
     model = rs_model(decoder_unique_layers=2)
-    with pytest.raises(ValueError, match=r"decoder_depth must be at most decoder_layers \(6\), got 7"):
+    limits = r"decoder_depth must lie in decoder_unique_layers \(2\)..decoder_layers \(6\), got"
+    with pytest.raises(ValueError, match=f"{limits} 7; for more, load the model with more decoder_layers"):
         model(**batch(), decoder_depth=7)
-    with pytest.raises(ValueError, match=r"decoder_unique_layers must lie in 1..decoder_layers \(1\), got 2"):
-        model(**batch(), decoder_depth=1)
-    with pytest.raises(ValueError, match="encoder_layers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{limits} 1"):
+        model.generate(batch()["input_ids"], decoder_depth=1)
+    with pytest.raises(ValueError, match=r"encoder_depth must lie in encoder_unique_layers \(1\)..*, got 0"):
         model(**batch(), encoder_depth=0)
+
+
+def test_a_cache_is_not_used_at_more_depth_than_it_was_filled_at():
+    model = rs_model()
+    inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
+    start = torch.full((3, 1), PAD)
+    cache = model(**inputs, decoder_input_ids=start, decoder_depth=3, use_cache=True).past_key_values
+    model(**inputs, decoder_input_ids=start, past_key_values=cache, decoder_depth=3)
+    with pytest.raises(ValueError, match=r"filled at less depth than this call's \(6\): give the same decoder_depth"):
+        model(**inputs, decoder_input_ids=start, past_key_values=cache)
+
+
+@pytest.mark.parametrize("draft", [rs_model(decoder_layers=2), unrolled_marian(rs_model(decoder_layers=2))])
+def test_draft_of_assisted_generation_keeps_its_own_depth(draft):
+    model = rs_model()
+    inputs = {name: tensor[:1] for name, tensor in batch().items() if name != "labels"}
+    bounds = {"decoder_depth": 4, "encoder_depth": 5, "min_new_tokens": 12, "max_new_tokens": 20}
+    assert torch.equal(model.generate(**inputs, **bounds, assistant_model=draft), model.generate(**inputs, **bounds))
+
+
+def test_accelerate_offloads_steps_of_their_own():
+    model = rs_model(**MODELS["both-of-steps"])
+    with torch.no_grad():
+        expected = model(**batch()).logits
+        offloaded = cpu_offload(model, execution_device="cpu")
+        assert offloaded.model.encoder.step_embeddings[0].weight.device.type == "meta"
+        torch.testing.assert_close(offloaded(**batch()).logits, expected)
 
 
 # What is stored
@@ -354,6 +383,14 @@ def test_steps_are_told_apart_by_few_parameters():
     }
     for option, number in added.items():
         assert rs_model(**{option: True}).num_parameters(only_trainable=True) == plain + number
+
+
+def test_what_loading_leaves_out_is_said_but_for_the_steps_of_more_depth(tmp_path):
+    rs_model(step_embeddings=True, step_layer_norms=True).save_pretrained(tmp_path)
+    for options, left_out in (({"decoder_layers": 3}, 0), ({"step_embeddings": False}, 2 * 5)):
+        _, info = RSMarianForConditionalGeneration.from_pretrained(tmp_path, **options, output_loading_info=True)
+        assert len(info["unexpected_keys"]) == left_out
+        assert not info["missing_keys"]
 
 
 def test_new_step_embeddings_change_nothing(tmp_path):

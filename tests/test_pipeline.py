@@ -38,6 +38,12 @@ def test_a_string_gives_a_list_of_one(translator):
     assert translator("a b c d") == [{"translation_text": "d c b a"}]
 
 
+def test_depth_of_a_call_is_passed_on(translator):
+    shallow = AutoModelForSeq2SeqLM.from_pretrained(translator.model.name_or_path, decoder_layers=1)
+    expected = pipeline("translation", model=shallow, tokenizer=translator.tokenizer)(SENTENCES)
+    assert translator(SENTENCES, decoder_depth=1) == expected != translator(SENTENCES)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_lists_generators_and_datasets_are_translated_in_order(translator, batch_size):
     assert texts(translator(SENTENCES, batch_size=batch_size)) == BACKWARDS

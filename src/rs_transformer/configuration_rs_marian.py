@@ -171,6 +171,12 @@ class RSMarianConfig(MarianConfig):
         # and transformers would ask for `trust_remote_code` as soon as it saw it.
         if custom_pipelines and __name__.startswith("transformers_modules."):
             self.custom_pipelines = TranslationTasks(custom_pipelines)
+        for name in ("layer_sharing", "encoder_layer_sharing", "decoder_layer_sharing"):
+            sharing = getattr(self, name)
+            if sharing not in LAYER_SHARINGS and (sharing is not None or name == "layer_sharing"):
+                raise ValueError(f"{name} must be one of {', '.join(LAYER_SHARINGS)}, got {sharing!r}")
+        if self.step_embeddings and (self.encoder_layerdrop or self.decoder_layerdrop):
+            raise ValueError("step_embeddings need every step: set encoder_layerdrop and decoder_layerdrop to 0")
         self.encoder_layer_map, self.decoder_layer_map  # noqa: B018 (raises on an impossible combination)
         for side in SIDES:
             heads = getattr(self, f"{side}_attention_heads")

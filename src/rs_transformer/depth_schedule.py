@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig, TrainerCallback
+from transformers import EarlyStoppingCallback, PretrainedConfig, TrainerCallback
 
 from .configuration_rs_marian import SIDES, RSMarianConfig
 
@@ -85,8 +85,29 @@ class DepthSchedule(TrainerCallback):
         return depths
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.growing_updates and self.growing_updates[-1] >= state.max_steps:
-            raise ValueError(
-                f"growing_updates must end before the last update ({state.max_steps}), got {self.growing_updates}: "
-                "the model would never be trained at its own depth"
-            )
+        check_updates(self.growing_updates, state.max_steps)  # known by now if the run is counted in epochs
+
+
+class GrownEarlyStopping(EarlyStoppingCallback):
+    """Early stopping that counts no evaluation of a model that is still growing.
+
+    Args:
+        grown: the update from which on the model is trained at its own depth.
+    """
+
+    def __init__(self, early_stopping_patience: int, grown: int = 0):
+        super().__init__(early_stopping_patience)
+        self.grown = grown
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        if state.global_step > self.grown:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+def check_updates(growing_updates: Sequence[int], updates: int) -> None:
+    """Raise `ValueError` if a run of so many updates ends before its model has grown."""
+    if growing_updates and growing_updates[-1] >= updates:
+        raise ValueError(
+            f"growing_updates must end before the last update ({updates}), got {list(growing_updates)}: the model "
+            "would never be trained at its own depth"
+        )

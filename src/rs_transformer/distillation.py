@@ -19,6 +19,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedConfig, PreTrainedMod
 
 from .configuration_rs_marian import SIDES
 from .decoding import length_batches
+from .depth_schedule import DepthSchedule
 from .launching import PatientGroup
 from .sharding import Rows, map_shards
 from .trainer import TranslationTrainer, label_smoothed_nll, number_of_items
@@ -172,6 +173,15 @@ def top_k_word_level_loss(
         teacher_log_probs: of the same shape, at temperature 1.
     """
     return word_level_loss(log_probs.gather(-1, teacher_ids), teacher_log_probs, labels, temperature)
+
+
+def check_depths(schedule: DepthSchedule | None, args: DistillationLossArguments) -> None:
+    """Raise `ValueError` if depth is to change in training and the student's every step is to match a teacher's."""
+    if schedule is not None and (args.hidden_weight or args.attention_weight):
+        raise ValueError(
+            "hidden_weight and attention_weight need every step in each update: leave growing_depths and "
+            "elastic_*_layers out"
+        )
 
 
 def hidden_state_loss(
@@ -335,6 +345,7 @@ class DistillationTrainer(TranslationTrainer):
         self._wanted: dict[str, Any] | None = None
         kwargs.setdefault("data_collator", DistillationCollator(processing_class, model=model))
         super().__init__(model, *args, processing_class=processing_class, **kwargs)
+        check_depths(self.depth_schedule, distillation)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

@@ -21,7 +21,7 @@ from .configuration_rs_marian import RSMarianConfig
 from .corpus import CorpusArguments, load_split
 from .decoding import DecodingArguments
 from .depth_schedule import DepthSchedule
-from .distillation import DistillationLossArguments, DistillationTrainer, cache_top_k, check_match
+from .distillation import DistillationLossArguments, DistillationTrainer, cache_top_k, check_depths, check_match
 from .distilled_targets import TargetArguments, load_targets, write_targets
 from .evaluation import EvaluateArguments, evaluate_systems
 from .launching import PatientGroup
@@ -176,7 +176,7 @@ def distill(
         check_output_dir(training_args)
         check_validation(training_args, splits)
         student = check_student(model_args, tokenizer, teacher_args, loss_args, corpus_args, teachers)
-        check_depths(training_args, student, loss_args)
+        check_depths(DepthSchedule.from_args(training_args, student), loss_args)
 
     if "generate" in args.stages and translating:
         generate_corpus(train, teachers, teacher_args, corpus_args, corpus_file)
@@ -344,14 +344,3 @@ def check_student(
     if loss_args.word_top_k > sizes[0]:
         raise ValueError(f"word_top_k must be at most the vocabulary ({sizes[0]}), got {loss_args.word_top_k}")
     return student.config
-
-
-def check_depths(
-    training_args: TranslationTrainingArguments, student: PretrainedConfig, loss_args: DistillationLossArguments
-) -> None:
-    """Raise `ValueError` if depth is to change in training and the student's every step is to match a teacher's."""
-    if DepthSchedule.from_args(training_args, student) and (loss_args.hidden_weight or loss_args.attention_weight):
-        raise ValueError(
-            "hidden_weight and attention_weight need every step in each update: leave growing_depths and "
-            "elastic_*_layers out"
-        )

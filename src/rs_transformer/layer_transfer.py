@@ -21,7 +21,7 @@ from .modeling_rs_marian import RSMarianForConditionalGeneration
 METHODS = ("first", "last", "average", "stepwise", "calibrated")
 # A tensor that some step applies: of a stored layer, or the step's own LayerNorm.
 LAYER_TENSOR = re.compile(r"model\.(encoder|decoder)\.(?:layers|step_norms)\.(\d+)\.(.+)")
-STEP_EMBEDDING = re.compile(r"model\.(encoder|decoder)\.step_embeddings\.(\d+)")
+STEP_EMBEDDING = re.compile(r"model\.(encoder|decoder)\.step_embeddings\.(\d+)\.weight")
 # What a residual branch ends in: scaling it scales the branch.
 BRANCH_OUTPUT = re.compile(r"(out_proj|fc2)\.(weight|bias)$")
 # Belongs to a saved checkpoint or to one model class, and is made anew.
@@ -189,7 +189,8 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
 
     DeepNet's residual scale goes into the weights: LayerNorm is scale-free, LN(alpha x + f(x)) = LN(x + f(x) / alpha),
     but for its epsilon (1e-5 beside the variance of its input), so there equality is to rounding and that epsilon.
-    A step embedding goes into the bias of the LayerNorm before it.
+    A step embedding goes into the bias of the LayerNorm before it, to rounding, which is coarse in half precision:
+    `expand(model.float())`.
 
     Raises:
         TypeError: not an RSMarian.
@@ -214,7 +215,7 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
             if BRANCH_OUTPUT.search(rest):
                 copy_of = copy_of / getattr(model.config, f"{side}_residual_scale")
             elif rest == "final_layer_norm.bias":
-                copy_of = copy_of + embeddings.get(f"model.{side}.step_embeddings.{step}", 0)
+                copy_of = copy_of + embeddings.get(f"model.{side}.step_embeddings.{step}.weight", 0)
             state[f"model.{side}.layers.{step}.{rest}"] = copy_of
     return _build(MarianMTModel, MarianConfig(**fields), state, like=model)
 

@@ -102,6 +102,11 @@ def check_step_layer_norms(args: ModelArguments, config: PretrainedConfig) -> No
             f"{args.model_name_or_path} has no LayerNorms of the steps' own; training/collapse.py with "
             "--step_layer_norms true makes a model of it that has"
         )
+    if stored and args.step_layer_norms is False:
+        raise ValueError(
+            f"{args.model_name_or_path} has LayerNorms of the steps' own and none to share; training/collapse.py with "
+            "--step_layer_norms false makes a model of it that shares them"
+        )
     if stored:
         depth_config(config, args.encoder_layers, args.decoder_layers)
 

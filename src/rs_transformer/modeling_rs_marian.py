@@ -20,6 +20,7 @@ model. Self-contained: this file travels to the Hub beside the weights, as remot
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.loss.loss_utils import ForMaskedLMLoss
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import (
@@ -115,12 +117,34 @@ class RSMarianAttention(MarianAttention):
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
-class RSMarianLayerMixin:
-    """The two parts of a post-norm layer, with DeepNet's scale on the residual branch.
+class StepEmbedding(nn.Module):
+    """Adds a learned vector, at first zero, to every position: what a step starts from."""
 
-    `norms` of its `forward` has the LayerNorms where the step has its own; by default it is the layer itself.
-    `next_step_embedding` is added to the output, which the next step starts from.
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.weight
+
+
+@dataclass(frozen=True)
+class StepModules:
+    """What belongs to a step and not to its layer, for the layer's `forward`.
+
+    No module, tuple or mapping: accelerate would move what is in it to the layer's device.
+
+    Args:
+        norms: has the LayerNorms of the step under the layer's names; None: they are the layer's.
+        next_embedding: for the step that follows; added to the output, which that one starts from.
     """
+
+    norms: nn.Module | None = None
+    next_embedding: StepEmbedding | None = None
+
+
+class RSMarianLayerMixin:
+    """The two parts of a post-norm layer, with DeepNet's scale on the residual branch."""
 
     residual_scale: float
     norm_names: tuple[str, ...]
@@ -164,15 +188,14 @@ class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
-        norms: nn.Module | None = None,
-        next_step_embedding: torch.Tensor | None = None,
+        own: StepModules = StepModules(),
         **kwargs,
     ) -> torch.Tensor:
-        norms = self if norms is None else norms
+        norms = self if own.norms is None else own.norms
         attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
         hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
         hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
-        return hidden_states if next_step_embedding is None else hidden_states + next_step_embedding
+        return hidden_states if own.next_embedding is None else own.next_embedding(hidden_states)
 
 
 class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
@@ -206,11 +229,10 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
         past_key_values: Cache | None = None,
         use_cache: bool | None = True,
         step: int = 0,
-        norms: nn.Module | None = None,
-        next_step_embedding: torch.Tensor | None = None,
+        own: StepModules = StepModules(),
         **kwargs,
     ) -> torch.Tensor:
-        norms = self if norms is None else norms
+        norms = self if own.norms is None else own.norms
         attn_output, _ = self.self_attn(
             hidden_states, past_key_values=past_key_values, attention_mask=attention_mask, step=step, **kwargs
         )
@@ -226,13 +248,11 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
             )
             hidden_states = self.add_and_norm(hidden_states, attn_output, norms.encoder_attn_layer_norm)
         hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
-        return hidden_states if next_step_embedding is None else hidden_states + next_step_embedding
+        return hidden_states if own.next_embedding is None else own.next_embedding(hidden_states)
 
 
 class RSMarianPreTrainedModel(MarianPreTrainedModel):
     config: RSMarianConfig
-    # Left over when a model with parameters of its steps' own is loaded at less depth.
-    _keys_to_ignore_on_load_unexpected = (r"\.step_norms\.\d+\.", r"\.step_embeddings\.\d+$")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -241,9 +261,8 @@ class RSMarianPreTrainedModel(MarianPreTrainedModel):
             module.weight.requires_grad_(False)  # loading makes a new parameter, and forgets
         elif isinstance(module, RSMarianForConditionalGeneration):
             init.constant_(module.final_logits_bias[:, self.config.pad_token_id], PAD_LOGIT_BIAS)
-        elif isinstance(module, nn.ParameterList):
-            for parameter in module:  # step embeddings
-                init.zeros_(parameter)
+        elif isinstance(module, StepEmbedding):
+            init.zeros_(module.weight)
         elif hasattr(module, "init_gain"):
             init.xavier_normal_(module.weight, gain=module.init_gain)
 
@@ -254,42 +273,41 @@ class RSMarianStackMixin:
     def add_step_parameters(self, config: RSMarianConfig, side: str, norm_names: tuple[str, ...]) -> None:
         depth = getattr(config, f"{side}_layers")
         self.step_norms = self.step_embeddings = None
+        left_over = []  # in the file of a model that is loaded at less depth
         if config.step_layer_norms:
             self.step_norms = nn.ModuleList(
                 nn.ModuleDict({name: nn.LayerNorm(config.d_model) for name in norm_names}) for _ in range(depth)
             )
+            left_over.append(r"\.step_norms\.\d+\.")
         if config.step_embeddings:
-            self.step_embeddings = nn.ParameterList(torch.zeros(config.d_model) for _ in range(depth - 1))
+            self.step_embeddings = nn.ModuleList(StepEmbedding(config.d_model) for _ in range(depth - 1))
+            left_over.append(r"\.step_embeddings\.\d+\.")
+        self._keys_to_ignore_on_load_unexpected = left_over
 
-    def steps(self, side: str, depth: int | None) -> list[tuple[nn.Module, dict[str, Any]]]:
-        """The layer of each step, and what `forward` of the layer takes of the step's own.
+    def steps(self, side: str, depth: int | None) -> list[tuple[nn.Module, StepModules]]:
+        """The layer of each step, and what the step has of its own.
 
         Args:
             side: `"encoder"` or `"decoder"`.
             depth: other than the configuration's, if not None.
 
         Raises:
-            ValueError: less depth than unique layers or than 1, or more than the configuration's.
+            ValueError: less depth than unique layers, or more than the configuration's.
         """
         layer_map = self.layer_map
         if depth is not None and depth != len(layer_map):
-            if depth > len(layer_map):
+            if not len(self.layers) <= depth < len(layer_map):
                 raise ValueError(
-                    f"{side}_depth must be at most {side}_layers ({len(layer_map)}), got {depth}; "
-                    f"load the model deeper: from_pretrained(…, {side}_layers={depth})"
+                    f"{side}_depth must lie in {side}_unique_layers ({len(self.layers)})..{side}_layers "
+                    f"({len(layer_map)}), got {depth}; for more, load the model with more {side}_layers"
                 )
             layer_map = self.config.layer_map(side, depth)
-        last = len(layer_map) - 1
+        norms = [None] * len(layer_map) if self.step_norms is None else self.step_norms
+        embeddings = [None] * len(layer_map)
+        if self.step_embeddings is not None:
+            embeddings[:-1] = self.step_embeddings[: len(layer_map) - 1]  # nothing follows the last step
         return [
-            (
-                self.layers[unique_layer],
-                {
-                    "norms": None if self.step_norms is None else self.step_norms[step],
-                    "next_step_embedding": self.step_embeddings[step]
-                    if self.step_embeddings is not None and step < last
-                    else None,
-                },
-            )
+            (self.layers[unique_layer], StepModules(norms[step], embeddings[step]))
             for step, unique_layer in enumerate(layer_map)
         ]
 
@@ -336,11 +354,21 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
         )
-        for layer, of_step in self.steps("encoder", encoder_depth):
+        for layer, own in self.steps("encoder", encoder_depth):
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
-            hidden_states = layer(hidden_states, attention_mask, **of_step, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, own=own, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def check_cache_depth(cache: Cache, length: int, depth: int) -> None:
+    """Raise `ValueError` if a growing cache was filled at less depth than it is to be used at."""
+    cache = getattr(cache, "self_attention_cache", cache)
+    if isinstance(cache, DynamicCache) and cache.get_seq_length(depth - 1) != length:
+        raise ValueError(
+            f"past_key_values were filled at less depth than this call's ({depth}): give the same decoder_depth to "
+            "all calls that share a cache"
+        )
 
 
 class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder):
@@ -394,6 +422,9 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
 
         batch_size, seq_length = inputs_embeds.shape[:-1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        steps = self.steps("decoder", decoder_depth)
+        if past_length and not is_torchdynamo_compiling():
+            check_cache_depth(past_key_values, past_length, len(steps))
         if attention_mask is None and not is_torchdynamo_compiling():
             attention_mask = torch.ones(batch_size, past_length + seq_length, device=inputs_embeds.device)
         is_encoder_decoder_cache = isinstance(past_key_values, EncoderDecoderCache)
@@ -413,7 +444,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         position_ids = torch.arange(seq_length, device=inputs_embeds.device) + past_length
         hidden_states = inputs_embeds + self.embed_positions((batch_size, seq_length), position_ids=position_ids)
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
-        for step, (layer, of_step) in enumerate(self.steps("decoder", decoder_depth)):
+        for step, (layer, own) in enumerate(steps):
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
             hidden_states = layer(
@@ -424,7 +455,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 step=step,
-                **of_step,
+                own=own,
                 **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
@@ -501,7 +532,9 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
                 Without it the loss is the mean over the target tokens of this batch.
             encoder_depth (`int`, *optional*), decoder_depth (`int`, *optional*):
                 Run at less depth than the configuration's, as if the model had been loaded with that
-                `encoder_layers` or `decoder_layers`; at least the unique layers. `generate` takes them too.
+                `encoder_layers` or `decoder_layers`; at least the unique layers. `generate` takes them too; the draft
+                of assisted generation keeps to its own. `past_key_values` belong to one `decoder_depth`, and
+                `encoder_outputs` have an encoder depth already.
         """
         if labels is not None:
             if use_cache:
@@ -530,6 +563,11 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
         vocab_size = outputs.logits.shape[-1]
         loss = ForMaskedLMLoss(outputs.logits, labels, vocab_size, num_items_in_batch=num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, **outputs)
+
+    def _get_candidate_generator(self, *args, model_kwargs: dict[str, Any], **kwargs) -> CandidateGenerator:
+        # transformers hands everything to the draft model, whose depth is its own and which may be of another kind.
+        own = {name: value for name, value in model_kwargs.items() if name not in ("encoder_depth", "decoder_depth")}
+        return super()._get_candidate_generator(*args, model_kwargs=own, **kwargs)
 
 
 __all__ = [

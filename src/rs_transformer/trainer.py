@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
-    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -23,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, ro
 from transformers.utils import logging
 
 from .decoding import DecodingArguments, translate
-from .depth_schedule import DepthSchedule
+from .depth_schedule import DepthSchedule, GrownEarlyStopping, check_updates
 from .metrics import corpus_scores
 from .run_folder import mark_complete
 
@@ -86,6 +85,8 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             values = getattr(self, name)
             if values and (values[0] < 1 or sorted(set(values)) != values):
                 raise ValueError(f"{name} must start at 1 at least and grow, got {values}")
+        if self.max_steps > 0:
+            check_updates(self.growing_updates, self.max_steps)
         kept = self.save_total_limit
         needed = self.average_checkpoints + int(self.load_best_model_at_end)
         if self.average_checkpoints and kept is not None and kept < needed:
@@ -284,7 +285,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         if args.frozen_embedding_updates:
             self.add_callback(FrozenEmbeddingsCallback(args.frozen_embedding_updates))
         if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            grown = args.growing_updates[-1] if args.growing_updates else 0
+            self.add_callback(GrownEarlyStopping(args.early_stopping_patience, grown))
 
     def _encode_for_loss(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         if "input_ids" in dataset.column_names:
