@@ -74,6 +74,18 @@ def source_batch(sentences: int, length: int, seed: int) -> dict[str, torch.Tens
     return {"input_ids": ids[0], "attention_mask": torch.ones_like(ids[0]), "labels": ids[1]}
 
 
+def training_step(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """Forward, backward and AdamW on one batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        model(**inputs, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def interleave(steps: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
     """Seconds of each step in each round; the order of the systems turns from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import build, interleave, parse_args, peak_memory, report, source_batch
+from common import build, interleave, parse_args, peak_memory, report, source_batch, training_step
 
 SYSTEMS = ("RS 1xN", "RS 1xN, checkpointing", "Marian N")
 # Read by glibc when a process starts: those that measure memory.
@@ -26,15 +26,7 @@ def make_step(system: str, depth: int, d_model: int, sentences: int, length: int
     model = build(system, d_model, seed, depth).train()
     if system.endswith("checkpointing"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    inputs = source_batch(sentences, length, seed)
-
-    def step() -> None:
-        model(**inputs, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return training_step(model, source_batch(sentences, length, seed))
 
 
 def two_steps(threads: int, system: str, shape: Shape) -> None:

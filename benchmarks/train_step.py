@@ -9,20 +9,12 @@ the median of the rounds' ratios; peak memory is that of a fresh process for eac
 from collections.abc import Callable
 
 import torch
-from common import SYSTEMS, build, interleave, parse_args, peak_memory, report, row, source_batch
+from common import SYSTEMS, build, interleave, parse_args, peak_memory, report, row, source_batch, training_step
 
 
 def make_step(system: str, d_model: int, sentences: int, length: int, seed: int) -> Callable[[], None]:
     model = build(system, d_model, seed).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    inputs = source_batch(sentences, length, seed)
-
-    def step() -> None:
-        model(**inputs, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return training_step(model, source_batch(sentences, length, seed))
 
 
 def two_steps(threads: int, *args) -> None:
