@@ -86,6 +86,14 @@ def training_step(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Ca
     return step
 
 
+def run_twice(make_step: Callable[..., Callable[[], Any]], threads: int, *args: Any) -> None:
+    """Two steps of what `make_step(*args)` makes, for `peak_memory`: the first one makes the optimiser's state."""
+    torch.set_num_threads(threads)
+    step = make_step(*args)
+    step()
+    step()
+
+
 def interleave(steps: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
     """Seconds of each step in each round; the order of the systems turns from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}

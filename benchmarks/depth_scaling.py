@@ -14,12 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import build, interleave, parse_args, peak_memory, report, source_batch, training_step
+from common import build, interleave, parse_args, peak_memory, report, run_twice, source_batch, training_step
 
 SYSTEMS = ("RS 1xN", "RS 1xN, checkpointing", "Marian N")
 # Read by glibc when a process starts: those that measure memory.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-Shape = tuple[int, int, int, int, int]  # depth, d_model, sentences, length, seed
 
 
 def make_step(system: str, depth: int, d_model: int, sentences: int, length: int, seed: int) -> Callable[[], None]:
@@ -27,13 +26,6 @@ def make_step(system: str, depth: int, d_model: int, sentences: int, length: int
     if system.endswith("checkpointing"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return training_step(model, source_batch(sentences, length, seed))
-
-
-def two_steps(threads: int, system: str, shape: Shape) -> None:
-    torch.set_num_threads(threads)
-    step = make_step(system, *shape)
-    step()
-    step()
 
 
 def print_growth(rows: list[dict[str, Any]], tokens: int) -> None:
@@ -91,7 +83,7 @@ def main() -> None:
                         "depth": depth,
                         "system": system,
                         "ms": round(1000 * statistics.median(seconds[system]), 1),
-                        "peak MiB": round(peak_memory(two_steps, args.threads, system, shape), 1),
+                        "peak MiB": round(peak_memory(run_twice, make_step, args.threads, system, *shape), 1),
                         "parameters": build(system, d_model, args.seed, depth).num_parameters(only_trainable=True),
                     }
                 )

@@ -9,19 +9,23 @@ the median of the rounds' ratios; peak memory is that of a fresh process for eac
 from collections.abc import Callable
 
 import torch
-from common import SYSTEMS, build, interleave, parse_args, peak_memory, report, row, source_batch, training_step
+from common import (
+    SYSTEMS,
+    build,
+    interleave,
+    parse_args,
+    peak_memory,
+    report,
+    row,
+    run_twice,
+    source_batch,
+    training_step,
+)
 
 
 def make_step(system: str, d_model: int, sentences: int, length: int, seed: int) -> Callable[[], None]:
     model = build(system, d_model, seed).train()
     return training_step(model, source_batch(sentences, length, seed))
-
-
-def two_steps(threads: int, *args) -> None:
-    torch.set_num_threads(threads)
-    step = make_step(*args)
-    step()
-    step()
 
 
 def main() -> None:
@@ -32,7 +36,9 @@ def main() -> None:
         shape = (args.sentences, args.length, args.seed)
         steps = {system: make_step(system, d_model, *shape) for system in SYSTEMS}
         seconds = interleave(steps, args.rounds)
-        memory = {system: peak_memory(two_steps, args.threads, system, d_model, *shape) for system in SYSTEMS}
+        memory = {
+            system: peak_memory(run_twice, make_step, args.threads, system, d_model, *shape) for system in SYSTEMS
+        }
         rows.append(row(d_model, "training step", seconds, memory))
     report(rows, args)
 

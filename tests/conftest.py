@@ -1,6 +1,7 @@
 """Shared by all tests: no network, one thread a process, and one model trained on the reverse task."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -62,6 +63,12 @@ def script(name: str) -> Callable[..., None]:
 def task_options(task: dict[str, Path]) -> list[object]:
     """The options that name a task's files."""
     return [part for split, file in task.items() for part in (f"--{split}_file", file)]
+
+
+def losses(folder: Path) -> list[float]:
+    """The training losses that a run has logged."""
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

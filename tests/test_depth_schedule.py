@@ -3,11 +3,10 @@
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE, script, task_options
+from conftest import RECIPE, losses, script, task_options
 from datasets import Dataset
 from oracle import batch, marian, rs_config, rs_model
 from safetensors.torch import load_file
@@ -22,11 +21,6 @@ from rs_transformer.trainer import TranslationTrainer, TranslationTrainingArgume
 # The loss of each update tells at which depth it ran.
 SHORT = ["--max_steps", 24, "--eval_strategy", "no", "--logging_steps", 1, "--warmup_steps", 4]
 CHANGING = ["--encoder_layers", 3, "--growing_depths", 1, 2, "--growing_updates", 6, 14, "--elastic_decoder_layers", 1]
-
-
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def test_growing_depths_are_those_of_the_recipe_and_at_most_the_sides_own():

@@ -126,6 +126,7 @@ SHARED = """
 import sys
 from pathlib import Path
 import pyarrow as pa
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rs_transformer.launching import processes
@@ -139,6 +140,8 @@ with processes():
     dataset = Dataset.from_dict({"text": [f"row {number}" for number in range(25)]})
     schema = pa.schema({"text": pa.string(), "twice": pa.string()})
     map_shards(dataset, twice, folder / "out.parquet", schema=schema, settings={"beam": 5}, shard_size=4)
+    assert torch.distributed.is_initialized()
+assert not torch.distributed.is_initialized()  # a process that is still connected may be aborted when it ends
 """
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import RECIPE, launch, run, script, task_options
+from conftest import RECIPE, launch, losses, run, script, task_options
 from oracle import PAD, batch, rs_model
 from safetensors.torch import load_file
 from torch import nn
@@ -86,12 +86,6 @@ def test_label_smoothing_leaves_the_start_embedding_at_zero():
         optimizer.step()
         optimizer.zero_grad()
     assert torch.count_nonzero(model.model.shared.weight[PAD]) == 0
-
-
-def losses(folder) -> list[float]:
-    """The training losses that a run has logged."""
-    state = json.loads((folder / "trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
 SHORT = ["--num_train_epochs", 2, "--eval_strategy", "no", "--save_strategy", "no", "--logging_steps", 1]

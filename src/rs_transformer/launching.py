@@ -30,14 +30,13 @@ def processes() -> Iterator[None]:
     Raises:
         RuntimeError: accelerate was asked for several processes, and its command line cannot be read.
     """
-    start_processes()
+    _start_processes()
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def start_processes() -> None:
-    """The first half of `processes`."""
+def _start_processes() -> None:
     if any(int(os.environ.get(name, 1)) > 1 for name in MPI_SIZES):
         if not torch.accelerator.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -21,7 +21,6 @@ from .modeling_rs_marian import RSMarianForConditionalGeneration
 METHODS = ("first", "last", "average", "stepwise", "calibrated")
 # A tensor that some step applies: of a stored layer, or the step's own LayerNorm.
 LAYER_TENSOR = re.compile(r"model\.(encoder|decoder)\.(?:layers|step_norms)\.(\d+)\.(.+)")
-STEP_EMBEDDING = re.compile(r"model\.(encoder|decoder)\.step_embeddings\.(\d+)\.weight")
 # What a residual branch ends in: scaling it scales the branch.
 BRANCH_OUTPUT = re.compile(r"(out_proj|fc2)\.(weight|bias)$")
 # Belongs to a saved checkpoint or to one model class, and is made anew.
@@ -199,12 +198,11 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     rs_only = {f.name for f in dataclasses.fields(RSMarianConfig)} - {f.name for f in dataclasses.fields(MarianConfig)}
     fields = {name: value for name, value in _fields(model.config).items() if name not in rs_only}
     stored = model.state_dict()
-    embeddings = {name: tensor for name, tensor in stored.items() if STEP_EMBEDDING.fullmatch(name)}
     state = {}
     for name, tensor in stored.items():
         match = LAYER_TENSOR.fullmatch(name)
         if match is None:
-            if name not in embeddings:
+            if ".step_embeddings." not in name:
                 state[name] = tensor
             continue
         side, index, rest = match.groups()
@@ -215,7 +213,7 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
             if BRANCH_OUTPUT.search(rest):
                 copy_of = copy_of / getattr(model.config, f"{side}_residual_scale")
             elif rest == "final_layer_norm.bias":
-                copy_of = copy_of + embeddings.get(f"model.{side}.step_embeddings.{step}.weight", 0)
+                copy_of = copy_of + stored.get(f"model.{side}.step_embeddings.{step}.weight", 0)
             state[f"model.{side}.layers.{step}.{rest}"] = copy_of
     return _build(MarianMTModel, MarianConfig(**fields), state, like=model)
 
