@@ -134,7 +134,7 @@ def sharing(config) -> dict:
     return {name: getattr(config, name) for name in (*sides, "layer_sharing", "step_layer_norms")}
 
 
-@pytest.mark.parametrize("name", MODELS.keys() - {"step-embeddings"})
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"step-embeddings"}))
 @pytest.mark.parametrize("method", ["first", "last", "average"])
 def test_collapsing_an_expanded_model_gives_it_back(name, method):
     model = rs_model(**MODELS[name])

@@ -16,10 +16,14 @@ class RecipeParser(HfArgumentParser):
 
     A recipe holds options by name. An unknown name, there or on the command line, is an error that suggests the
     nearest known ones.
+
+    Args:
+        positional: the option that bare arguments at the beginning are for, if not None.
     """
 
-    def __init__(self, dataclass_types: Iterable[type], **kwargs):
+    def __init__(self, dataclass_types: Iterable[type], positional: str | None = None, **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.positional = positional
         self.add_argument("--recipe", default=None, metavar="FILE.yaml", help="Options from a YAML file; others win.")
 
     def parse_recipe(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -27,6 +31,8 @@ class RecipeParser(HfArgumentParser):
         argv = list(sys.argv[1:] if argv is None else argv)
         if argv and argv[0].endswith((".yaml", ".yml")):
             argv.insert(0, "--recipe")
+        elif argv and self.positional is not None and not argv[0].startswith("-"):
+            argv.insert(0, f"--{self.positional}")
         for position, argument in enumerate(argv):
             if argument == "--recipe" and position + 1 < len(argv):
                 self._set_recipe(argv[position + 1])

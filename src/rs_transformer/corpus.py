@@ -28,7 +28,8 @@ class CorpusArguments:
     source_lang: str = field(metadata={"help": "Source language, as the corpus names it (for example ja)."})
     target_lang: str = field(metadata={"help": "Target language, as the corpus names it (for example en)."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A dataset on the Hub or in a folder. Or give files, below."}
+        default=None,
+        metadata={"help": "A dataset on the Hub or in a folder. Or give files, below.", "aliases": ["--dataset"]},
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}

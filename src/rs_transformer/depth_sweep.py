@@ -1,6 +1,5 @@
 """One checkpoint at many depths, quality against speed: what `training/depth_sweep.py` does."""
 
-import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from .corpus import SPLITS, CorpusArguments, load_split
 from .decoding import DecodingArguments, load_translator, timed_translate, translate
 from .layer_transfer import check_rs_marian, depth_config, with_depth
 from .metrics import corpus_scores
+from .plotting import check_plot_file
 from .run_folder import write_json
 from .tokenization import check_language_pair
 
@@ -53,17 +53,6 @@ class DepthSweepArguments:
             file = getattr(self, name)
             if file is not None and not Path(file).resolve().parent.is_dir():
                 raise ValueError(f"{name}: there is no folder {str(Path(file).parent)!r}")
-
-
-def check_plot_file(file: str) -> None:
-    """Raise `ValueError` if matplotlib is not there, or cannot draw such a file."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('plot_file needs matplotlib: pip install "rs-transformer[plots]"')
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if Path(file).suffix.removeprefix(".") not in formats:
-        raise ValueError(f"plot_file: the suffix of {file!r} must be one of {', '.join(formats)}")
 
 
 def sweep_depths(

@@ -1,0 +1,529 @@
+"""What each recurrence attends to: collected as arrays, measured, and averaged over a corpus.
+
+Not for pictures (`attention_figures.py`) nor for the page in which one looks around (`attention_page.py`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .decoding import DecodingArguments, length_batches, source_limit
+
+# The names of the fields of `Seq2SeqLMOutput`.
+KINDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
+STATES = ("encoder_hidden_states", "decoder_hidden_states")
+
+BATCH_BYTES = 256 * 2**20  # of attention weights; they grow with the square of the length
+BOOTSTRAP_SAMPLES = 1000
+BOOTSTRAP_SEED = 12345  # sacreBLEU's
+CKA_POSITIONS = 1000
+JACKKNIFE_GROUPS = 20
+STUDENT_T = 2.093  # two-sided 95% with one degree of freedom less than there are groups
+
+
+@dataclass(frozen=True)
+class SentenceAttention:
+    """The attention of every step and head for one sentence pair, without padding.
+
+    S source tokens, T target tokens, each with the end of sentence. Arrays are float32; a row is a query, and the
+    weights of each row sum to 1.
+
+    Attributes:
+        encoder_tokens: the S source tokens.
+        decoder_tokens: the T tokens that the decoder reads, the start token first.
+        output_tokens: the T tokens that it is to say there: `decoder_tokens` one place on, the end of sentence last.
+        encoder_attentions: `(encoder steps, heads, S, S)`.
+        decoder_attentions: `(decoder steps, heads, T, T)`; zero above the diagonal.
+        cross_attentions: `(decoder steps, heads, T, S)`.
+        encoder_hidden_states: `(encoder steps + 1, S, d_model)`; the first is the embedding, with positions.
+        decoder_hidden_states: `(decoder steps + 1, T, d_model)`.
+    """
+
+    encoder_tokens: list[str]
+    decoder_tokens: list[str]
+    output_tokens: list[str]
+    encoder_attentions: np.ndarray
+    decoder_attentions: np.ndarray
+    cross_attentions: np.ndarray
+    encoder_hidden_states: np.ndarray = field(repr=False)
+    decoder_hidden_states: np.ndarray = field(repr=False)
+
+    def tokens(self, kind: str) -> tuple[list[str], list[str]]:
+        """The tokens at the rows and the columns of a kind of attention.
+
+        A row of the cross-attention stands for the token that is said there, as is usual for alignments.
+        """
+        return {
+            "encoder_attentions": (self.encoder_tokens, self.encoder_tokens),
+            "decoder_attentions": (self.decoder_tokens, self.decoder_tokens),
+            "cross_attentions": (self.output_tokens, self.encoder_tokens),
+        }[kind]
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute attention so that its weights can be read, in evaluation mode; then as before."""
+    before, was_training = model.config._attn_implementation, model.training
+    model.set_attn_implementation("eager")
+    model.eval()
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        model.train(was_training)
+
+
+def collect_attention(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    targets: Sequence[str] | None = None,
+    decoding: DecodingArguments | None = None,
+) -> list[SentenceAttention]:
+    """The attention of every step and head, and the hidden states, in one forced pass over each sentence pair.
+
+    Args:
+        model: RSMarian, `MarianMTModel` or another sequence-to-sequence model of transformers, on the device where
+            it is to run. Its attention is switched to eager for the call, as sdpa gives no weights.
+        tokenizer: encodes the targets by `text_target=`.
+        sources: sentences.
+        targets: the translations that the decoder is forced to, one a sentence; without them it is forced to the
+            model's own.
+        decoding: how the model translates, where it does.
+
+    Returns:
+        One `SentenceAttention` a sentence, in the order of `sources`.
+
+    Raises:
+        ValueError: no sentences, an empty one, one that is longer than the model takes, another number of targets
+            than of sources, or a model that gives no attention weights.
+    """
+    batches = _batches(model, tokenizer, sources, targets, decoding or DecodingArguments())
+    found = {}
+    for indices, attend in batches:
+        found |= dict(zip(indices, attend(), strict=True))
+    return [found[index] for index in range(len(sources))]
+
+
+def _batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    targets: Sequence[str] | None,
+    decoding: DecodingArguments,
+) -> list[tuple[list[int], Callable[[], list[SentenceAttention]]]]:
+    """Check and encode sentences; batches of indices, each with what computes their attention."""
+    source_ids, target_ids = encode_sentences(model, tokenizer, sources, targets)
+    config = model.config
+    lengths = [len(ids) for ids in source_ids]
+    if target_ids is not None:
+        lengths = [max(pair) for pair in zip(lengths, map(len, target_ids), strict=True)]
+    weights = sum(
+        getattr(config, f"{side}_layers", 6) * getattr(config, f"{side}_attention_heads", 8) * kinds
+        for side, kinds in (("encoder", 1), ("decoder", 2))
+    )
+    budget = BATCH_BYTES // (4 * weights * max(lengths))
+
+    def attend(indices: list[int]) -> list[SentenceAttention]:
+        inputs = [source_ids[index] for index in indices]
+        if target_ids is None:
+            labels = _translate_ids(model, tokenizer, inputs, decoding)
+        else:
+            labels = [target_ids[index] for index in indices]
+        return _forced_pass(model, tokenizer, inputs, labels)
+
+    return [
+        (indices, lambda indices=indices: attend(indices))
+        for indices in length_batches(lengths, min(budget, decoding.decoding_max_tokens // decoding.num_beams))
+    ]
+
+
+def encode_sentences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    targets: Sequence[str] | None,
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    """The token ids of sentence pairs, or a `ValueError` that names the sentence that cannot be looked into."""
+    if not len(sources):
+        raise ValueError("there is no sentence to look into")
+    if targets is not None and len(targets) != len(sources):
+        raise ValueError(f"{len(sources)} sentences have {len(targets)} references; give one for each, or none")
+    limit = source_limit(model, tokenizer)
+    encoded: list[list[list[int]] | None] = []
+    for what, texts, argument in (("sentence", sources, "text"), ("reference", targets, "text_target")):
+        if texts is None:
+            encoded.append(None)
+            continue
+        for number, text in enumerate(texts, start=1):
+            if not (text and text.strip()):
+                raise ValueError(f"{what} {number} is empty; leave it out")
+        ids = tokenizer(**{argument: list(texts)}, verbose=False)["input_ids"]
+        for number, (text, its_ids) in enumerate(zip(texts, ids, strict=True), start=1):
+            if len(its_ids) > limit:
+                raise ValueError(
+                    f"{what} {number} has {len(its_ids)} tokens, the model takes {limit}: split it or leave it out: "
+                    f"{text[:80]!r}"
+                )
+        encoded.append(ids)
+    return encoded[0], encoded[1]
+
+
+@torch.inference_mode()
+def _translate_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], args: DecodingArguments
+) -> list[list[int]]:
+    """The model's own translations as token ids, up to and with the end of sentence."""
+    inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
+    translations = []
+    for ids in model.generate(**inputs, **args.generate_kwargs(model))[:, 1:].tolist():
+        end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
+        translations.append(ids[:end])
+    return translations
+
+
+@torch.inference_mode()
+def _forced_pass(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], labels: list[list[int]]
+) -> list[SentenceAttention]:
+    inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(ids) for ids in labels], batch_first=True, padding_value=-100
+    ).to(model.device)
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=padded)
+    with eager_attention(model):
+        outputs = model(
+            **inputs,
+            decoder_input_ids=decoder_input_ids,
+            output_attentions=True,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+    arrays = {}
+    for name in (*KINDS, *STATES):
+        tensors = outputs.get(name)
+        if not tensors or any(tensor is None for tensor in tensors):
+            raise ValueError(
+                f"{type(model).__name__} gives no {name}, even with eager attention: there is nothing to look into"
+            )
+        arrays[name] = torch.stack(tensors, dim=1).float().cpu().numpy()  # (batch, steps, …)
+    source_tokens = tokenizer.convert_ids_to_tokens
+    if getattr(tokenizer, "separate_vocabs", False):  # that method of a `MarianTokenizer` knows the target side alone
+        names = {index: token for token, index in tokenizer.encoder.items()}
+        source_tokens = partial(map, names.get)
+    sentences = []
+    for row, (source, target) in enumerate(zip(input_ids, labels, strict=True)):
+        encoder, decoder = slice(len(source)), slice(len(target))
+        # Copies: a view would keep the padded batch in memory.
+        sentences.append(
+            SentenceAttention(
+                encoder_tokens=list(source_tokens(source)),
+                decoder_tokens=tokenizer.convert_ids_to_tokens(decoder_input_ids[row, decoder].tolist()),
+                output_tokens=tokenizer.convert_ids_to_tokens(target),
+                encoder_attentions=arrays["encoder_attentions"][row, :, :, encoder, encoder].copy(),
+                decoder_attentions=arrays["decoder_attentions"][row, :, :, decoder, decoder].copy(),
+                cross_attentions=arrays["cross_attentions"][row, :, :, decoder, encoder].copy(),
+                encoder_hidden_states=arrays["encoder_hidden_states"][row, :, encoder].copy(),
+                decoder_hidden_states=arrays["decoder_hidden_states"][row, :, decoder].copy(),
+            )
+        )
+    return sentences
+
+
+def entropy(attention: np.ndarray) -> np.ndarray:
+    """Shannon entropy of distributions over the last axis, in bits: `(…, keys)` to `(…)`."""
+    return -(attention * np.log2(np.where(attention > 0, attention, 1))).sum(-1)
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine similarity over the last axis: twice `(…, d)` to `(…)`."""
+    norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    return (first * second).sum(-1) / norms
+
+
+def attention_measures(attention: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+    """What one sentence's attention is like, as means over its query positions.
+
+    The decoder's first position sees one token and has no choice: it counts in no measure of `decoder_attentions`,
+    which are NaN if there is no other.
+
+    Args:
+        attention: `(steps, heads, queries, keys)`, of a `SentenceAttention`.
+        kind: one of `KINDS`.
+
+    Returns:
+        Arrays `(steps, heads)`:
+
+        - `entropy`: in bits.
+        - `normalized_entropy`: each position's entropy by that of the uniform distribution over the keys that it
+          sees: 0 is one token, 1 is all alike.
+        - `diagonal_distance`: the mean distance of the attention from the diagonal, in keys. The diagonal of
+          cross-attention goes from the first to the last token of both sides.
+        - `eos_mass`: what goes to the last source token, the end of sentence; for `decoder_attentions`, which see
+          none, `start_mass`: what goes to the start token.
+        - `same_position_mass`: what goes to the query's own position; not for `cross_attentions`.
+
+        and, between each step and the next, `step_cosine` `(steps - 1, heads)`, the cosine of the two distributions
+        of the same head, and `mean_head_cosine` `(steps - 1,)`, that of the means over the heads. Only the latter
+        compares steps whose heads were trained apart, as those of a vanilla model.
+    """
+    queries, keys = attention.shape[-2:]
+    causal = kind == "decoder_attentions"
+    rows = slice(1, None) if causal else slice(None)
+    seen = np.arange(1, queries + 1) if causal else np.full(queries, keys)
+    diagonal = np.linspace(0, keys - 1, queries)
+    distances = np.abs(np.arange(keys) - diagonal[:, None])
+    bits = entropy(attention)
+    by_position = {
+        "entropy": bits,
+        # log2(1) is left out for the decoder; elsewhere a single key is all that there is.
+        "normalized_entropy": bits / np.log2(np.maximum(seen, 2)),
+        "diagonal_distance": (attention * distances).sum(-1),
+        "start_mass" if causal else "eos_mass": attention[..., 0 if causal else -1],
+    }
+    if kind != "cross_attentions":
+        by_position["same_position_mass"] = np.diagonal(attention, axis1=-2, axis2=-1)
+    by_position["step_cosine"] = cosine(attention[:-1], attention[1:])
+    heads_mean = attention.mean(1)
+    by_position["mean_head_cosine"] = cosine(heads_mean[:-1], heads_mean[1:])
+    return {name: _mean(values[..., rows]) for name, values in by_position.items()}
+
+
+def hidden_state_measures(hidden_states: np.ndarray) -> dict[str, np.ndarray]:
+    """How much each step changes one sentence's hidden states, as means over the positions.
+
+    Args:
+        hidden_states: `(steps + 1, positions, d_model)`, of a `SentenceAttention`.
+
+    Returns:
+        Arrays `(steps,)`: `cosine` between what the step starts from and what it makes of it, and `relative_change`,
+        the norm of the difference by the norm of what it starts from. At a fixed point they are 1 and 0.
+    """
+    before, after = hidden_states[:-1], hidden_states[1:]
+    change = np.linalg.norm(after - before, axis=-1) / np.linalg.norm(before, axis=-1)
+    return {"cosine": _mean(cosine(before, after)), "relative_change": _mean(change)}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis in double precision; NaN, without numpy's warning, if it is empty."""
+    if not values.shape[-1]:
+        return np.full(values.shape[:-1], np.nan)
+    return values.mean(-1, dtype=np.float64)
+
+
+def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
+    """Linear centred kernel alignment of two representations of the same n positions, debiased.
+
+    1 if they are equal up to rotation and scale, about 0 if they have nothing in common (Kornblith et al. 2019); by
+    the unbiased estimator of HSIC (Song et al. 2012), since the usual one nears 1 where n is not much larger than the
+    width.
+
+    Args:
+        first: `(n, d)`.
+        second: `(n, e)`.
+
+    Raises:
+        ValueError: other numbers of positions, or fewer than 4.
+    """
+    if len(first) != len(second) or len(first) < 4:
+        raise ValueError(f"CKA needs the same positions on both sides, at least 4; got {len(first)} and {len(second)}")
+    return _alignment(*(_gram(states) for states in (first, second)))
+
+
+def _gram(states: np.ndarray) -> np.ndarray:
+    states = states.astype(np.float64)
+    states -= states.mean(0)  # for precision; the centring below does not need it
+    return states @ states.T
+
+
+def _alignment(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = _centre(first), _centre(second)
+    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
+
+
+def _centre(gram: np.ndarray) -> np.ndarray:
+    """Gram matrix with zero diagonal whose rows sum to zero: the U-centring of the unbiased HSIC."""
+    n = len(gram)
+    gram = gram - np.diag(np.diag(gram))
+    means = gram.sum(0) / (n - 2)
+    gram += means.sum() / (n - 1) - means[:, None] - means
+    np.fill_diagonal(gram, 0)
+    return gram
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Means over a corpus with the bounds of their 95% confidence intervals, three arrays of one shape."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested lists, `None` where there is no number."""
+        return {name: _plain(getattr(self, name)) for name in ("mean", "low", "high")}
+
+
+def _plain(values: np.ndarray) -> Any:
+    if values.ndim:
+        return [_plain(value) for value in values]
+    return None if np.isnan(values) else float(values)
+
+
+@dataclass(frozen=True)
+class AttentionStatistics:
+    """What the attention of a model is like over a corpus.
+
+    Attributes:
+        sentences: how many.
+        by_head: for each of `KINDS` the measures of `attention_measures` that heads have, `(steps, heads)`;
+            `step_cosine` is `(steps - 1, heads)`.
+        by_step: the same as means over the heads, `(steps,)`, with `mean_head_cosine`, `(steps - 1,)`; and for each
+            of `STATES` `cosine` and `relative_change` of `hidden_state_measures` and `cka`, the `linear_cka` of what a
+            step starts from and what it makes of it, `(steps,)`.
+    """
+
+    sentences: int
+    by_head: dict[str, dict[str, Estimate]]
+    by_step: dict[str, dict[str, Estimate]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, for JSON."""
+        tables = {
+            table: {
+                group: {name: estimate.to_dict() for name, estimate in measures.items()}
+                for group, measures in getattr(self, table).items()
+            }
+            for table in ("by_head", "by_step")
+        }
+        return {"sentences": self.sentences, **tables}
+
+
+def attention_statistics(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    targets: Sequence[str] | None = None,
+    decoding: DecodingArguments | None = None,
+    *,
+    progress: bool = True,
+) -> AttentionStatistics:
+    """Measure the attention of every step and head over a corpus.
+
+    Means are over the sentences, each with the mean over its positions; intervals are percentiles of 1,000 bootstrap
+    resamplings of the sentences (seed 12345). CKA takes up to 1,000 positions, spread evenly over the sentences and
+    drawn with a seed; its interval is a jackknife's that leaves out one of 20 groups of sentences at a time. Where
+    there are too few sentences for an interval (2; 20 for CKA) its bounds are NaN. Under `accelerate launch` each
+    process takes a share and all get the whole result.
+
+    Arguments and errors are those of `collect_attention`; `progress` shows a bar where standard error is a terminal.
+    """
+    state = PartialState()
+    batches = _batches(model, tokenizer, sources, targets, decoding or DecodingArguments())
+    stride = -(-len(sources) // CKA_POSITIONS)
+    share = max(1, CKA_POSITIONS * stride // len(sources))
+    rows: list[tuple[int, dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]] = []
+    disable = None if progress and state.is_main_process else True
+    with tqdm(total=len(sources), unit=" sentences", desc="Attending", disable=disable, leave=False) as bar:
+        for indices, attend in batches[state.process_index :: state.num_processes]:
+            for index, sentence in zip(indices, attend(), strict=True):
+                drawn = _draw(sentence, index, share) if index % stride == 0 else {}
+                rows.append((index, _sentence_measures(sentence), drawn))
+            bar.update(min(len(indices) * state.num_processes, bar.total - bar.n))
+    if state.num_processes > 1:
+        rows = gather_object(rows)
+    rows.sort(key=lambda row: row[0])
+    by_head: dict[str, dict[str, Estimate]] = {kind: {} for kind in KINDS}
+    by_step: dict[str, dict[str, Estimate]] = {group: {} for group in (*KINDS, *STATES)}
+    for group in by_step:
+        for name in rows[0][1][group]:
+            values = np.stack([measures[group][name] for _, measures, _ in rows])
+            if values.ndim == 3:
+                by_head[group][name] = bootstrap_mean(values)
+                values = values.mean(-1)
+            by_step[group][name] = bootstrap_mean(values)
+    for name in STATES:
+        drawn = [states[name] for _, _, states in rows if states]
+        groups = np.repeat(np.arange(len(drawn)) % JACKKNIFE_GROUPS, [states.shape[1] for states in drawn])
+        by_step[name]["cka"] = jackknife_cka(np.concatenate(drawn, axis=1), groups)
+    return AttentionStatistics(len(rows), by_head, by_step)
+
+
+def _sentence_measures(sentence: SentenceAttention) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        **{kind: attention_measures(getattr(sentence, kind), kind) for kind in KINDS},
+        **{name: hidden_state_measures(getattr(sentence, name)) for name in STATES},
+    }
+
+
+def _draw(sentence: SentenceAttention, index: int, share: int) -> dict[str, np.ndarray]:
+    """Hidden states at `share` positions at most of a sentence, the same whichever process looks at it."""
+    drawn = {}
+    for name in STATES:
+        states = getattr(sentence, name)
+        order = np.random.default_rng([BOOTSTRAP_SEED, index]).permutation(states.shape[1])
+        drawn[name] = states[:, order[:share]]
+    return drawn
+
+
+def bootstrap_mean(values: np.ndarray) -> Estimate:
+    """The mean over the first axis, the sentences, with a percentile bootstrap; NaN in `values` do not count.
+
+    Args:
+        values: `(sentences, …)`.
+
+    Returns:
+        Arrays of the other axes' shape; the bounds are NaN for a single sentence.
+    """
+    flat = values.reshape(len(values), -1)
+    valid = ~np.isnan(flat)
+    filled = np.where(valid, flat, 0)
+    draws = np.random.default_rng(BOOTSTRAP_SEED).multinomial(
+        len(values), np.full(len(values), 1 / len(values)), BOOTSTRAP_SAMPLES
+    )
+    with np.errstate(invalid="ignore"):
+        mean = filled.sum(0) / valid.sum(0)
+        low, high = np.percentile((draws @ filled) / (draws @ valid), [2.5, 97.5], axis=0)
+    if len(values) < 2:
+        low = high = np.full_like(mean, np.nan)
+    return Estimate(*(bound.reshape(values.shape[1:]) for bound in (mean, low, high)))
+
+
+def jackknife_cka(states: np.ndarray, groups: np.ndarray) -> Estimate:
+    """`linear_cka` of each entry of `states` and the next, with the interval of a delete-a-group jackknife.
+
+    Args:
+        states: `(steps + 1, n, d)`.
+        groups: `(n,)`, of which of `JACKKNIFE_GROUPS` groups each position is.
+
+    Returns:
+        Arrays `(steps,)`; NaN for fewer than 4 positions, bounds also if a group is missing.
+    """
+    steps, n = len(states) - 1, states.shape[1]
+    estimates = np.full((3, steps), np.nan)
+    if n < 4:
+        return Estimate(*estimates)
+    complete = len(set(groups.tolist())) == JACKKNIFE_GROUPS
+    gram = _gram(states[0])
+    for step in range(steps):
+        following = _gram(states[step + 1])
+        estimates[:, step] = _alignment(gram, following)
+        half_width = np.nan
+        if complete:
+            without = []
+            for group in range(JACKKNIFE_GROUPS):
+                kept = np.flatnonzero(groups != group)
+                without.append(_alignment(*(matrix[np.ix_(kept, kept)] for matrix in (gram, following))))
+            half_width = STUDENT_T * np.sqrt((JACKKNIFE_GROUPS - 1) * np.var(without))
+        estimates[1:, step] += [-half_width, half_width]
+        gram = following
+    return Estimate(*estimates)

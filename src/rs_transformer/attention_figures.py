@@ -1,0 +1,156 @@
+"""Pictures of attention, with matplotlib: heat-maps of sentences, and what a corpus shows by step and head."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .attention_analysis import KINDS, STATES, AttentionStatistics, SentenceAttention
+from .plotting import font_families
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "encoder_attentions": "encoder self-attention",
+    "decoder_attentions": "decoder self-attention",
+    "cross_attentions": "cross-attention",
+    "encoder_hidden_states": "encoder hidden states",
+    "decoder_hidden_states": "decoder hidden states",
+}
+STEPS_A_ROW = 6
+
+
+def draw_heads_mean(sentences: Mapping[str, SentenceAttention], kind: str) -> "Figure":
+    """Heat-maps of one sentence, a panel for each step, the attention averaged over the heads, with the tokens.
+
+    Args:
+        sentences: name of the model -> its attention; models stand one below the other, on one colour scale.
+        kind: one of `attention_analysis.KINDS`.
+    """
+    attentions = {name: getattr(sentence, kind).mean(1) for name, sentence in sentences.items()}
+    rows = [-(-len(attention) // STEPS_A_ROW) for attention in attentions.values()]
+    tokens = [sentence.tokens(kind) for sentence in sentences.values()]
+    families = font_families([token for sides in tokens for side in sides for token in side])
+    height, width = (1.1 + 0.24 * max(4, *(len(side) for side in sides)) for sides in zip(*tokens, strict=True))
+    columns = min(STEPS_A_ROW, max(map(len, attentions.values())))
+    figure = _figure(width * columns + 0.8, (height + 0.7) * sum(rows) + 0.4)
+    parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=rows))
+    for part, count, (name, attention) in zip(parts, rows, attentions.items(), strict=True):
+        part.suptitle(f"{name}: {TITLES[kind]}, mean of {getattr(sentences[name], kind).shape[1]} heads")
+        panels = part.subplots(count, columns, squeeze=False)
+        for step, axes in enumerate(panels.flat):
+            if step >= len(attention):
+                axes.set_axis_off()
+                continue
+            image = axes.imshow(attention[step], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+            axes.set_title(f"step {step + 1}", fontsize=10)
+            queries, keys = sentences[name].tokens(kind)
+            axes.set_xticks(range(len(keys)), keys, rotation=90, fontsize=8, family=families)
+            axes.set_yticks(range(len(queries)), queries if step % columns == 0 else [], fontsize=8, family=families)
+        part.colorbar(image, ax=panels, label="attention", fraction=0.03, aspect=30)
+    return figure
+
+
+def draw_heads(sentences: Mapping[str, SentenceAttention], kind: str) -> "Figure":
+    """Small heat-maps of one sentence, a row for each step and a column for each head; models side by side.
+
+    Args:
+        sentences: name of the model -> its attention.
+        kind: one of `attention_analysis.KINDS`.
+    """
+    attentions = {name: getattr(sentence, kind) for name, sentence in sentences.items()}
+    heads = [attention.shape[1] for attention in attentions.values()]
+    steps = max(len(attention) for attention in attentions.values())
+    figure = _figure(0.9 * sum(heads) + 1.5, 0.9 * steps + 1)
+    parts = np.atleast_1d(figure.subfigures(1, len(heads), width_ratios=heads))
+    for part, (name, attention) in zip(parts, attentions.items(), strict=True):
+        part.suptitle(f"{name}: {TITLES[kind]}")
+        panels = part.subplots(steps, attention.shape[1], squeeze=False)
+        for (step, head), axes in np.ndenumerate(panels):
+            if step >= len(attention):
+                axes.set_axis_off()
+                continue
+            image = axes.imshow(attention[step, head], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+            axes.set(xticks=[], yticks=[])
+            if step == 0:
+                axes.set_title(f"head {head + 1}", fontsize=8)
+            if head == 0:
+                axes.set_ylabel(f"step {step + 1}", fontsize=8)
+        part.colorbar(image, ax=panels, label="attention", fraction=0.03, aspect=30)
+    return figure
+
+
+def draw_entropy_map(statistics: Mapping[str, AttentionStatistics]) -> "Figure":
+    """Normalised entropy of every step and head, a row for each kind of attention; models side by side, one scale.
+
+    Args:
+        statistics: name of the model -> its figures.
+    """
+    maps = {
+        (kind, name): its.by_head[kind]["normalized_entropy"].mean
+        for kind in KINDS
+        for name, its in statistics.items()
+    }
+    columns = len(statistics)
+    steps, heads = (max(values.shape[axis] for values in maps.values()) for axis in (0, 1))
+    figure = _figure((0.55 * heads + 1) * columns + 1.2, 3 * (0.3 * steps + 1) + 0.6)
+    panels = figure.subplots(len(KINDS), columns, squeeze=False)
+    for axes, ((kind, name), values) in zip(panels.flat, maps.items(), strict=True):
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axes.set_title(f"{name}\n{TITLES[kind]}", fontsize=10)
+        axes.set(xlabel="head", ylabel="step")
+        axes.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
+        axes.set_yticks(range(len(values)), range(1, len(values) + 1))
+        if values.size <= 256:
+            for (step, head), value in np.ndenumerate(values):
+                colour = "white" if value < 0.6 else "black"
+                axes.text(head, step, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    sentences = {its.sentences for its in statistics.values()}
+    label = f"normalised entropy (0: one token, 1: uniform), mean of {' and '.join(map(str, sentences))} sentences"
+    figure.colorbar(image, ax=panels, label=label, aspect=40)
+    return figure
+
+
+def draw_steps(statistics: Mapping[str, AttentionStatistics]) -> "Figure":
+    """Curves by step with 95% intervals: entropy of each kind of attention, and how much each step still changes.
+
+    Args:
+        statistics: name of the model -> its figures.
+    """
+    curves = [(kind, "entropy", "entropy (bits)") for kind in KINDS]
+    curves += [(kind, "mean_head_cosine", "cosine to the step before") for kind in KINDS]
+    for measure, label in (("relative_change", "relative change"), ("cka", "CKA with the step before")):
+        curves += [(states, measure, label) for states in STATES]
+    figure = _figure(12, 9)
+    panels = figure.subplot_mosaic([[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5], [6, 6, 6, 7, 7, 7], [8, 8, 8, 9, 9, 9]])
+    for panel, (group, measure, label) in enumerate(curves):
+        axes = panels[panel]
+        for name, its in statistics.items():
+            estimate = its.by_step[group][measure]
+            first = 2 if measure == "mean_head_cosine" else 1
+            steps = np.arange(first, first + len(estimate.mean))
+            (line,) = axes.plot(steps, estimate.mean, marker="o", markersize=3, label=name)
+            axes.fill_between(steps, estimate.low, estimate.high, color=line.get_color(), alpha=0.25, linewidth=0)
+        axes.set_title(TITLES[group], fontsize=10)
+        axes.set(xlabel="step", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def save_figure(figure: "Figure", stem: Path) -> list[Path]:
+    """Write a figure as PNG and SVG; glyphs are outlines in both, so that no reader needs the font."""
+    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg")]
+    for file in files:
+        figure.savefig(file, dpi=150)
+        figure.set_layout_engine("none")  # the layout is found once
+    return files
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,190 @@
+"""Pictures, a page and figures of what one or two models attend to: what `training/attention.py` does."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer
+
+from .attention_analysis import (
+    KINDS,
+    AttentionStatistics,
+    attention_statistics,
+    collect_attention,
+    encode_sentences,
+)
+from .attention_figures import (
+    TITLES,
+    draw_entropy_map,
+    draw_heads,
+    draw_heads_mean,
+    draw_steps,
+    save_figure,
+)
+from .attention_page import write_page
+from .corpus import SPLITS, CorpusArguments, load_split
+from .decoding import DecodingArguments, Translator
+from .model_building import load_checkpoint
+from .plotting import check_matplotlib
+from .run_folder import write_json
+from .tokenization import check_language_pair
+
+
+@dataclass
+class AttentionArguments:
+    """Which models to look into, and at which sentences."""
+
+    models: list[str] = field(
+        metadata={
+            "help": "One or two models, on the Hub or in folders; may stand first, without --models.",
+            "nargs": "+",
+        }
+    )
+    text: list[str] | None = field(
+        default=None, metadata={"help": "Sentences to look at, instead of a dataset's.", "nargs": "+"}
+    )
+    reference: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Translations of `text` that the decoder is forced to; without them its own are.",
+            "nargs": "+",
+        },
+    )
+    split: str = field(default="test", metadata={"help": "What to take of the dataset.", "choices": list(SPLITS)})
+    max_sentences: int | None = field(default=None, metadata={"help": "Use the first so many pairs of the dataset."})
+    own_translation: bool = field(
+        default=False, metadata={"help": "Follow each model's own translation, not the dataset's references."}
+    )
+    pictured: int = field(
+        default=3, metadata={"help": "Of how many sentences of the dataset, the first, there are pictures; 0: none."}
+    )
+    output_dir: str = field(default="attention", metadata={"help": "Where to write; made if need be."})
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.models) <= 2 or len(set(self.models)) < len(self.models):
+            raise ValueError(f"attention is shown of one model or of two different ones, got {' '.join(self.models)}")
+        if self.reference is not None and self.text is None:
+            raise ValueError("reference belongs to text; of a dataset the references are in it")
+        if self.max_sentences is not None and self.max_sentences < 1:
+            raise ValueError(f"max_sentences must be at least 1, got {self.max_sentences}")
+        if self.pictured < 0:
+            raise ValueError(f"pictured must be at least 0, got {self.pictured}")
+        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            raise ValueError(f"output_dir: {self.output_dir!r} is a file")
+
+
+@dataclass
+class AttentionCorpusArguments(CorpusArguments):
+    """Where sentence pairs come from, if not from `text`."""
+
+    source_lang: str | None = field(default=None, metadata={"help": "Source language; default: the tokenizer's."})
+    target_lang: str | None = field(default=None, metadata={"help": "Target language; default: the tokenizer's."})
+
+
+def report_attention(
+    args: AttentionArguments, corpus_args: AttentionCorpusArguments, decoding: DecodingArguments
+) -> dict[str, AttentionStatistics]:
+    """Measure the attention of one or two models on the same sentences; write figures, pictures and the page.
+
+    `output_dir` gets `statistics.json` (`AttentionStatistics.to_dict` of each model, and what was asked),
+    `entropy_map` and `steps` as PNG and SVG, `attention.html`, and for each pictured sentence and kind of attention
+    `sentence1_cross_attentions` (mean of the heads) and `…_heads` as PNG and SVG.
+
+    Returns:
+        Name of the model -> its statistics.
+
+    Raises:
+        ValueError, FileNotFoundError: data or a model that does not fit, or one that gives no attention weights;
+            before anything is measured.
+    """
+    check_matplotlib("attention")
+    if args.text is None and not corpus_args.has_split(args.split):
+        raise ValueError(f"there is nothing to look at: give text, {args.split}_file or dataset_name")
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    translators = _load_models(args, corpus_args)
+    sources, targets = _load_sentences(args, corpus_args)
+    for model, tokenizer in translators.values():
+        encode_sentences(model, tokenizer, sources, targets)
+    pictured = len(sources) if args.text is not None else min(args.pictured, len(sources))
+    first = (sources[:pictured], None if targets is None else targets[:pictured])
+    # The pictures' few sentences come first: a model that gives no attentions is found out at once.
+    sentences = {
+        name: collect_attention(*translator, *first, decoding) if pictured else []
+        for name, translator in translators.items()
+    }
+    statistics = {}
+    seconds = {}
+    for name, translator in translators.items():
+        start = time.perf_counter()
+        statistics[name] = attention_statistics(*translator, sources, targets, decoding)
+        seconds[name] = time.perf_counter() - start
+    if not PartialState().is_main_process:
+        return statistics
+
+    folder = Path(args.output_dir)
+    record = {"arguments": asdict(args), "decoder": "own translation" if targets is None else "reference"}
+    write_json(
+        {**record, "models": {name: its.to_dict() for name, its in statistics.items()}}, folder / "statistics.json"
+    )
+    print_statistics(statistics)
+    for name, spent in seconds.items():
+        print(f"{name}: {len(sources)} sentences in {spent:.1f} s", flush=True)
+    if pictured:
+        write_page(folder / "attention.html", sentences, statistics, title=f"Attention: {' and '.join(statistics)}")
+    save_figure(draw_entropy_map(statistics), folder / "entropy_map")
+    save_figure(draw_steps(statistics), folder / "steps")
+    for index in range(pictured):
+        pair = {name: its[index] for name, its in sentences.items()}
+        for kind in KINDS:
+            stem = folder / f"sentence{index + 1}_{kind}"
+            save_figure(draw_heads_mean(pair, kind), stem)
+            save_figure(draw_heads(pair, kind), stem.with_name(f"{stem.name}_heads"))
+    return statistics
+
+
+def _load_models(args: AttentionArguments, corpus_args: AttentionCorpusArguments) -> dict[str, Translator]:
+    """Models by a short name; the corpus's languages are taken from the first tokenizer where they were not given."""
+    names = [Path(name).name for name in args.models]
+    translators = {}
+    for name, short in zip(args.models, names, strict=True):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = load_checkpoint(name, dtype=torch.float32).eval().to(PartialState().device)
+        corpus_args.source_lang = corpus_args.source_lang or getattr(tokenizer, "source_lang", None)
+        corpus_args.target_lang = corpus_args.target_lang or getattr(tokenizer, "target_lang", None)
+        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+        translators[short if names.count(short) == 1 else name] = (model, tokenizer)
+    return translators
+
+
+def _load_sentences(
+    args: AttentionArguments, corpus_args: AttentionCorpusArguments
+) -> tuple[list[str], list[str] | None]:
+    if args.text is not None:
+        return args.text, args.reference
+    if corpus_args.source_lang is None or corpus_args.target_lang is None:
+        raise ValueError("the tokenizer names no languages: give source_lang and target_lang")
+    dataset = load_split(corpus_args, args.split)
+    if args.max_sentences is not None:
+        dataset = dataset.select(range(min(args.max_sentences, len(dataset))))
+    return dataset["source"][:], None if args.own_translation else dataset["target"][:]
+
+
+def print_statistics(statistics: Mapping[str, AttentionStatistics]) -> None:
+    """Print a Markdown table of every measure by step, mean and half the width of the 95% interval."""
+    steps = max(len(next(iter(group.values())).mean) for its in statistics.values() for group in its.by_step.values())
+    print(f"| | measure | model | {' | '.join(f'step {step + 1}' for step in range(steps))} |")
+    print("|---|---|---|" + "---|" * steps)
+    first = next(iter(statistics.values()))
+    for group, measures in first.by_step.items():
+        for measure in measures:
+            for name, its in statistics.items():
+                estimate = its.by_step[group][measure]
+                depth = len(its.by_step[group][next(iter(measures))].mean)
+                cells = [""] * (depth - len(estimate.mean))  # what compares to the step before starts at the second
+                for mean, low, high in zip(estimate.mean, estimate.low, estimate.high, strict=True):
+                    cells.append(f"{mean:.3f} ± {(high - low) / 2:.3f}")
+                cells += [""] * (steps - len(cells))
+                print(f"| {TITLES[group]} | {measure.replace('_', ' ')} | {name} | {' | '.join(cells)} |")

@@ -1,0 +1,25 @@
+"""What each step of a recurrently stacked model attends to, beside another model: figures, pictures, and a page.
+
+    accelerate launch training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
+        --text "彼は水泳が得意だ。" --reference "he is good at swimming." --output_dir attention
+    accelerate launch training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
+        --dataset data/tanaka --output_dir attention
+
+Open `attention.html` of the output folder in a browser.
+"""
+
+from rs_transformer.arguments import RecipeParser
+from rs_transformer.attention_report import AttentionArguments, AttentionCorpusArguments, report_attention
+from rs_transformer.decoding import DecodingArguments
+from rs_transformer.launching import processes
+
+GROUPS = (AttentionArguments, AttentionCorpusArguments, DecodingArguments)
+
+
+def main(argv: list[str] | None = None) -> None:
+    report_attention(*RecipeParser(GROUPS, positional="models", description=__doc__).parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    with processes():
+        main()
