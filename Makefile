@@ -11,7 +11,8 @@ demo: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 training/train.py training/recipes/demo.yaml
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	tests/system_packages.sh
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # transformers' own common model tests, from its source distribution.
 test-transformers: $(VENV)/installed

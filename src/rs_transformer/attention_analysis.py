@@ -135,11 +135,12 @@ def _batches(
 
     def attend(indices: list[int]) -> list[SentenceAttention]:
         inputs = [source_ids[index] for index in indices]
-        if target_ids is None:
-            labels = _translate_ids(model, tokenizer, inputs, decoding)
-        else:
-            labels = [target_ids[index] for index in indices]
-        return _forced_pass(model, tokenizer, inputs, labels)
+        with eager_attention(model):
+            if target_ids is None:
+                labels = _translate_ids(model, tokenizer, inputs, decoding)
+            else:
+                labels = [target_ids[index] for index in indices]
+            return _forced_pass(model, tokenizer, inputs, labels)
 
     return [
         (indices, lambda indices=indices: attend(indices))
@@ -200,14 +201,13 @@ def _forced_pass(
         [torch.tensor(ids) for ids in labels], batch_first=True, padding_value=-100
     ).to(model.device)
     decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=padded)
-    with eager_attention(model):
-        outputs = model(
-            **inputs,
-            decoder_input_ids=decoder_input_ids,
-            output_attentions=True,
-            output_hidden_states=True,
-            use_cache=False,
-        )
+    outputs = model(
+        **inputs,
+        decoder_input_ids=decoder_input_ids,
+        output_attentions=True,
+        output_hidden_states=True,
+        use_cache=False,
+    )
     arrays = {}
     for name in (*KINDS, *STATES):
         tensors = outputs.get(name)

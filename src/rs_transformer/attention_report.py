@@ -1,8 +1,9 @@
 """Pictures, a page and figures of what one or two models attend to: what `training/attention.py` does."""
 
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -68,6 +69,8 @@ class AttentionArguments:
             raise ValueError(f"attention is shown of one model or of two different ones, got {' '.join(self.models)}")
         if self.reference is not None and self.text is None:
             raise ValueError("reference belongs to text; of a dataset the references are in it")
+        if self.reference is not None and self.own_translation:
+            raise ValueError("the decoder follows the reference or its own translation: give one of the two options")
         if self.max_sentences is not None and self.max_sentences < 1:
             raise ValueError(f"max_sentences must be at least 1, got {self.max_sentences}")
         if self.pictured < 0:
@@ -101,10 +104,18 @@ def report_attention(
             before anything is measured.
     """
     check_matplotlib("attention")
-    if args.text is None and not corpus_args.has_split(args.split):
-        raise ValueError(f"there is nothing to look at: give text, {args.split}_file or dataset_name")
+    if (args.text is None) != corpus_args.has_split(args.split):
+        raise ValueError(f"give text to look at, or a dataset ({args.split}_file or dataset_name), and not both")
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    translators = _load_models(args, corpus_args)
+    translators = _load_models(args.models)
+    _, tokenizer = next(iter(translators.values()))
+    languages = {
+        side: getattr(corpus_args, side) or getattr(tokenizer, side, None) for side in ("source_lang", "target_lang")
+    }
+    corpus_args = replace(corpus_args, **languages)
+    if None not in languages.values():
+        for _, tokenizer in translators.values():
+            check_language_pair(tokenizer, **languages)
     sources, targets = _load_sentences(args, corpus_args)
     for model, tokenizer in translators.values():
         encode_sentences(model, tokenizer, sources, targets)
@@ -131,7 +142,7 @@ def report_attention(
     )
     print_statistics(statistics)
     for name, spent in seconds.items():
-        print(f"{name}: {len(sources)} sentences in {spent:.1f} s", flush=True)
+        print(f"{name}: {len(sources)} sentences measured in {spent:.1f} s", flush=True)
     if pictured:
         write_page(folder / "attention.html", sentences, statistics, title=f"Attention: {' and '.join(statistics)}")
     save_figure(draw_entropy_map(statistics), folder / "entropy_map")
@@ -145,17 +156,14 @@ def report_attention(
     return statistics
 
 
-def _load_models(args: AttentionArguments, corpus_args: AttentionCorpusArguments) -> dict[str, Translator]:
-    """Models by a short name; the corpus's languages are taken from the first tokenizer where they were not given."""
-    names = [Path(name).name for name in args.models]
+def _load_models(models: Sequence[str]) -> dict[str, Translator]:
+    """Models in single precision and their tokenizers, by the last part of the name if that tells them apart."""
+    short = [Path(name).name for name in models]
+    names = short if len(set(short)) == len(short) else models
     translators = {}
-    for name, short in zip(args.models, names, strict=True):
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = load_checkpoint(name, dtype=torch.float32).eval().to(PartialState().device)
-        corpus_args.source_lang = corpus_args.source_lang or getattr(tokenizer, "source_lang", None)
-        corpus_args.target_lang = corpus_args.target_lang or getattr(tokenizer, "target_lang", None)
-        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
-        translators[short if names.count(short) == 1 else name] = (model, tokenizer)
+    for name, model in zip(names, models, strict=True):
+        loaded = load_checkpoint(model, dtype=torch.float32).eval().to(PartialState().device)
+        translators[name] = (loaded, AutoTokenizer.from_pretrained(model))
     return translators
 
 
@@ -185,6 +193,6 @@ def print_statistics(statistics: Mapping[str, AttentionStatistics]) -> None:
                 depth = len(its.by_step[group][next(iter(measures))].mean)
                 cells = [""] * (depth - len(estimate.mean))  # what compares to the step before starts at the second
                 for mean, low, high in zip(estimate.mean, estimate.low, estimate.high, strict=True):
-                    cells.append(f"{mean:.3f} ± {(high - low) / 2:.3f}")
+                    cells.append(f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} ± {(high - low) / 2:.3f}")
                 cells += [""] * (steps - len(cells))
                 print(f"| {TITLES[group]} | {measure.replace('_', ' ')} | {name} | {' | '.join(cells)} |")

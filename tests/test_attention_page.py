@@ -1,0 +1,205 @@
+"""The attention page in a real browser, headless: what it shows, its keys, and what it saves."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracle import marian, rs_model
+from reverse_task import reverse_pairs
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from rs_transformer.attention_analysis import attention_measures, attention_statistics, collect_attention
+from rs_transformer.attention_page import write_page
+from rs_transformer.model_building import config_from_tokenizer
+
+SOURCES, TARGETS = (list(side) for side in zip(*reverse_pairs(3, seed=5), strict=True))
+HEADLESS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync --window-size=1400,1200"
+)
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def browser(downloads):
+    options = ChromeOptions()
+    options.binary_location = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    for argument in HEADLESS.split():
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = Chrome(options, Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    """Attention and statistics of an RS model and of a shallower vanilla one."""
+    sizes = config_from_tokenizer(tokenizer)
+    both = {
+        "rs <b>": rs_model(**sizes, encoder_layers=3, decoder_layers=3),
+        "vanilla": marian(**sizes, encoder_layers=6, decoder_layers=6, encoder_attention_heads=2),
+    }
+    sentences = {name: collect_attention(model, tokenizer, SOURCES, TARGETS) for name, model in both.items()}
+    statistics = {name: attention_statistics(model, tokenizer, SOURCES, TARGETS) for name, model in both.items()}
+    # Text that would end the script, or be taken for markup.
+    first = sentences["rs <b>"][0]
+    sentences["rs <b>"][0] = replace(first, encoder_tokens=["</script>", "<b>猫", *first.encoder_tokens[2:]])
+    return sentences, statistics
+
+
+@pytest.fixture
+def page(browser, models, tmp_path):
+    write_page(tmp_path / "page.html", *models, title="Attention <1>")
+    browser.get((tmp_path / "page.html").as_uri())
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def shown(page, panel):
+    """What a panel's heat-map says of each cell: tokens and weight."""
+    script = """return [...document.querySelectorAll("section")[arguments[0]].querySelectorAll(".map tbody tr")]
+        .map((row) => [...row.cells].slice(1).map((cell) => cell.title))"""
+    return page.execute_script(script, panel)
+
+
+def expected(sentence, kind, step, head):
+    attention = getattr(sentence, kind)[step]
+    weights = attention.mean(0) if head is None else attention[head]
+    queries, keys = sentence.tokens(kind)
+    return queries, keys, weights
+
+
+def check(page, models, number, kind, step, head):
+    for panel, sentences in enumerate(models[0].values()):
+        attention = getattr(sentences[number], kind)
+        own_head = None if head is None else min(head, attention.shape[1] - 1)
+        queries, keys, weights = expected(sentences[number], kind, min(step, len(attention) - 1), own_head)
+        cells = shown(page, panel)
+        found = np.array([[float(cell.rsplit(": ", 1)[1]) for cell in row] for row in cells])
+        np.testing.assert_allclose(found, weights, atol=6e-5)
+        assert [[cell.rsplit(": ", 1)[0] for cell in row] for row in cells] == [
+            [f"{query} → {key}" for key in keys] for query in queries
+        ]
+
+
+def choose(page, name, text):
+    Select(page.find_element(By.ID, name)).select_by_visible_text(text)
+
+
+def press(page, *keys):
+    page.find_element(By.TAG_NAME, "body").send_keys(*keys)
+
+
+def chosen(page):
+    names = ("sentence", "kind", "step", "head")
+    return [Select(page.find_element(By.ID, name)).first_selected_option.text for name in names]
+
+
+def test_sentence_kind_step_and_head_are_chosen_and_both_models_shown(page, models):
+    assert page.title == "Attention <1>"
+    headings = [heading.text for heading in page.find_elements(By.TAG_NAME, "h2")]
+    assert headings == ["rs <b>", "vanilla"]
+    check(page, models, 0, "cross_attentions", 0, None)
+    titles = {"encoder_attentions": "encoder self-attention", "decoder_attentions": "decoder self-attention"}
+    for kind, title in titles.items():
+        choose(page, "kind", title)
+        choose(page, "step", "3")
+        choose(page, "head", "2")
+        check(page, models, 0, kind, 2, 1)
+    number_three = Select(page.find_element(By.ID, "sentence")).options[2].text
+    assert number_three.replace(" ", "") == f"3:{SOURCES[2].replace(' ', '')}"
+    choose(page, "sentence", number_three)
+    check(page, models, 2, "decoder_attentions", 2, 1)
+
+
+def test_a_model_with_fewer_steps_or_heads_shows_its_last_and_says_so(page, models):
+    choose(page, "step", "6")
+    assert page.find_element(By.TAG_NAME, "h2").text == "rs <b> (step 3, its last)"
+    check(page, models, 0, "cross_attentions", 5, None)
+    choose(page, "kind", "encoder self-attention")
+    choose(page, "head", "4")
+    check(page, models, 0, "encoder_attentions", 5, 3)
+
+
+def test_everything_is_reached_from_the_keyboard(page, models):
+    press(page, Keys.ARROW_RIGHT, Keys.ARROW_DOWN, "]")
+    assert chosen(page)[1:] == ["cross-attention", "2", "1"]
+    check(page, models, 1, "cross_attentions", 1, 0)
+    press(page, "a", Keys.ARROW_LEFT, Keys.ARROW_UP, "[")
+    assert chosen(page)[1:] == ["encoder self-attention", "1", "mean of all"]
+    check(page, models, 0, "encoder_attentions", 0, None)
+    press(page, Keys.ARROW_LEFT, Keys.ARROW_UP)  # round to the last
+    assert chosen(page)[2:] == ["6", "4"]
+    assert page.find_element(By.ID, "status").text == "Sentence 1, encoder self-attention, step 6, head 4"
+    press(page, Keys.TAB)  # the first control, where the arrows are the control's own
+    assert page.switch_to.active_element.get_attribute("id") == "sentence"
+    page.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    assert chosen(page)[0].startswith("2:")
+    assert chosen(page)[2:] == ["6", "4"]
+    press(page, "p")
+    until(lambda: chosen(page)[2] == "1")
+    press(page, "p")
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_step_and_head_map_shows_normalised_entropy_and_chooses(page, models):
+    for kind in ("cross_attentions", "encoder_attentions", "decoder_attentions"):
+        for panel, sentences in zip(page.find_elements(By.TAG_NAME, "section"), models[0].values(), strict=True):
+            found = [float(button.text) for button in panel.find_elements(By.CSS_SELECTOR, ".overview button")]
+            values = attention_measures(getattr(sentences[0], kind), kind)["normalized_entropy"]
+            np.testing.assert_allclose(np.reshape(found, values.shape), values, atol=6e-3)
+        press(page, "a")
+    page.find_elements(By.CSS_SELECTOR, "section:nth-child(2) .overview button")[4 * 4 + 2].click()
+    check(page, models, 0, "cross_attentions", 4, 2)
+    pressed = page.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]")
+    assert [button.get_attribute("data-step") for button in pressed] == ["2", "4"]  # the other model has three steps
+
+
+def test_corpus_figures_stand_below(page, models):
+    for panel, statistics in zip(page.find_elements(By.TAG_NAME, "section"), models[1].values(), strict=True):
+        rows = {row.split(" ")[0]: row.split(" ")[1:] for row in panel.text.splitlines() if row.startswith("entropy ")}
+        mean = statistics.by_step["cross_attentions"]["entropy"].mean
+        assert rows["entropy"] == [f"{value:.3f}" for value in mean]
+        assert "Corpus: 3 sentences" in panel.text
+
+
+def test_what_is_shown_is_saved_as_json(page, models, downloads):
+    press(page, "]", Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_DOWN, "j")
+    file = downloads / "cross_attentions-sentence2.json"
+    until(lambda: file.is_file() and os.path.getsize(file) > 0)
+    saved = json.loads(file.read_text())
+    assert (saved["sentence"], saved["kind"], saved["step"], saved["head"]) == (2, "cross_attentions", 2, 2)
+    for model, (name, sentences) in zip(saved["models"], models[0].items(), strict=True):
+        queries, keys, weights = expected(sentences[1], "cross_attentions", 1, 1)
+        assert (model["name"], model["queries"], model["keys"]) == (name, queries, keys)
+        np.testing.assert_allclose(model["shown"], weights, atol=1e-5)
+        np.testing.assert_allclose(model["all"], sentences[1].cross_attentions, atol=1e-5)
+        assert model["statistics"] == models[1][name].to_dict()
+
+
+def test_it_asks_for_nothing_and_may_not(page, tmp_path):
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "default-src 'none'" in text
