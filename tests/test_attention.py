@@ -11,15 +11,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import ROOT, launch, script
+from matplotlib.figure import Figure
 from matplotlib.image import imread
-from oracle import unrolled_marian
+from oracle import rs_model, unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import attention_report
 from rs_transformer.attention_analysis import KINDS, attention_statistics, collect_attention
-from rs_transformer.attention_figures import draw_heads, draw_heads_mean, save_figure
+from rs_transformer.attention_figures import (
+    draw_entropy_map,
+    draw_heads,
+    draw_heads_mean,
+    draw_steps,
+    save_figure,
+)
+from rs_transformer.attention_page import write_page
+from rs_transformer.attention_report import print_statistics
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import load_translator
+from rs_transformer.model_building import config_from_tokenizer
 from rs_transformer.plotting import font_families
 
 attention = script("attention")
@@ -63,13 +73,29 @@ def test_two_models_on_a_dataset_give_figures_pictures_and_a_page(trained, expan
 
 
 def test_sentences_of_ones_own_need_no_corpus(trained, tmp_path, capsys):
-    attention(trained, "--text", "a b c", "d e", "--output_dir", tmp_path / "own", "--num_beams", 2)
-    written = json.loads((tmp_path / "own" / "statistics.json").read_text())
+    attention(trained, "--text", "a b c", "d e", "--output_dir", tmp_path, "--num_beams", 2)
+    written = json.loads((tmp_path / "statistics.json").read_text())
     assert (written["decoder"], written["models"]["trained"]["sentences"]) == ("own translation", 2)
-    assert (tmp_path / "own" / "sentence2_cross_attentions.png").is_file()
-    forced = ["--text", "a b c", "--reference", "a a a"]
-    attention(trained, *forced, "--output_dir", tmp_path / "forced")
-    assert json.loads((tmp_path / "forced" / "statistics.json").read_text())["decoder"] == "reference"
+    assert written["arguments"]["num_beams"] == 2
+    assert (tmp_path / "sentence2_cross_attentions.png").is_file()
+    # A recipe of the same folder: its text is one sentence, and there are no pictures of sentences that it has not.
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"models: {trained}\ntext: a b c\nreference: a a a\noutput_dir: {tmp_path}\n")
+    attention(recipe)
+    assert json.loads((tmp_path / "statistics.json").read_text())["decoder"] == "reference"
+    assert {file.name[:9] for file in tmp_path.glob("sentence*")} == {"sentence1"}
+    recipe.write_text(f"models: {trained}\ndataset: nowhere\n")  # the short name works in a recipe too
+    with pytest.raises(OSError, match="nowhere"):
+        attention(recipe, "--output_dir", tmp_path)
+    attention(trained, "--text", "a b c", "--output_dir", tmp_path, "--pictured", 0)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "recipe.yaml",
+        "statistics.json",
+        "entropy_map.png",
+        "entropy_map.svg",
+        "steps.png",
+        "steps.svg",
+    }
     assert "nan" not in capsys.readouterr().out
 
 
@@ -123,8 +149,50 @@ def test_japanese_is_drawn_with_a_font_that_has_it(trained, tmp_path):
     japanese = replace(sentence, encoder_tokens=tokens)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Glyph .* missing")
-        for draw in (draw_heads_mean, draw_heads):
-            save_figure(draw({"a": japanese, "b": sentence}, "cross_attentions"), tmp_path / "picture")
+        save_figure(draw_heads_mean({"a": japanese, "b": sentence}, "cross_attentions"), tmp_path / "picture")
+
+
+def images(figure):
+    """Values and colour limits of the pictures in a figure, without its colour bars."""
+    axes = [its for its in figure.axes if its.get_label() != "<colorbar>" and its.images]
+    return [(its.images[0].get_array(), its.images[0].get_clim()) for its in axes]
+
+
+def test_pictures_show_the_numbers_of_each_model_on_one_scale(tokenizer):
+    sizes = config_from_tokenizer(tokenizer)
+    models = {name: rs_model(seed, **sizes, encoder_layers=2, decoder_layers=2) for seed, name in enumerate("ab")}
+    text = ["a b c d"]
+    pair = {name: collect_attention(model, tokenizer, text, text)[0] for name, model in models.items()}
+    statistics = {name: attention_statistics(model, tokenizer, text, text) for name, model in models.items()}
+    entropies = [its.by_head[kind]["normalized_entropy"].mean for kind in KINDS for its in statistics.values()]
+    means = [step for sentence in pair.values() for step in sentence.cross_attentions.mean(1)]
+    for figure, values in (
+        (draw_entropy_map(statistics), entropies),
+        (draw_heads_mean(pair, "cross_attentions"), means),
+    ):
+        for (shown, limits), expected in zip(images(figure), values, strict=True):
+            np.testing.assert_allclose(shown, expected)
+            assert limits == (0, 1)
+    for (shown, limits), sentence in zip(images(draw_heads(pair, "cross_attentions")), pair.values(), strict=True):
+        queries, keys = sentence.cross_attentions.shape[2:]
+        for step, head in np.ndindex(2, 4):
+            down, across = step * (queries + 1), head * (keys + 1)
+            tile = shown[down : down + queries, across : across + keys]
+            np.testing.assert_allclose(tile, sentence.cross_attentions[step, head])
+        assert shown.mask.sum() == shown.size - sentence.cross_attentions.size  # between them, nothing
+        assert limits == (0, 1)
+    panels = draw_steps(statistics).axes
+    for panel, measure in ((2, "entropy"), (5, "mean_head_cosine")):
+        for line, its in zip(panels[panel].lines, statistics.values(), strict=True):
+            estimate = its.by_step["cross_attentions"][measure]
+            np.testing.assert_allclose(line.get_ydata(), estimate.mean)
+            assert line.get_xdata()[-1] == 2
+
+
+def test_tokens_are_no_formulas(trained, tmp_path):
+    (sentence,) = collect_attention(*load_translator(str(trained)), ["a b c"])
+    odd = replace(sentence, encoder_tokens=["$x_$", "$$", *sentence.encoder_tokens[2:]])
+    save_figure(draw_heads_mean({"a$_$": odd}, "cross_attentions"), tmp_path / "picture")
 
 
 def test_a_character_that_no_font_has_is_named_with_the_mend(caplog, monkeypatch):
@@ -133,13 +201,22 @@ def test_a_character_that_no_font_has_is_named_with_the_mend(caplog, monkeypatch
     assert re.search("No installed font has \U0010fffd.*apt-get install fonts-noto-cjk", caplog.text)
 
 
-def test_deep_and_shallow_models_are_drawn_together(trained, tmp_path):
-    model, tokenizer = load_translator(str(trained))
-    deep = AutoModelForSeq2SeqLM.from_pretrained(trained, decoder_layers=13).eval()
-    pair = {name: collect_attention(m, tokenizer, ["a b"], ["b a"])[0] for name, m in (("6", model), ("13", deep))}
-    for draw in (draw_heads_mean, draw_heads):
-        for file in save_figure(draw(pair, "cross_attentions"), tmp_path / draw.__name__):
-            assert file.is_file()
+def test_models_of_any_depth_and_figures_of_any_size_are_drawn(tokenizer, tmp_path):
+    sizes = {**config_from_tokenizer(tokenizer), "encoder_layers": 1}
+    models = {str(depth): rs_model(**sizes, decoder_layers=depth) for depth in (1, 13)}
+    text = [" ".join("abcdefghijkl"[:9])]
+    sentences = {name: collect_attention(model, tokenizer, text, text) for name, model in models.items()}
+    statistics = {name: attention_statistics(model, tokenizer, text, text) for name, model in models.items()}
+    print_statistics(statistics)
+    write_page(tmp_path / "page.html", sentences, statistics)
+    pair = {name: its[0] for name, its in sentences.items()}
+    drawings = [draw_entropy_map(statistics), draw_steps(statistics)]
+    drawings += [draw(pair, "cross_attentions") for draw in (draw_heads_mean, draw_heads)]
+    drawings.append(Figure(figsize=(700, 30)))  # six steps of a sentence of 480 tokens, more than a picture may have
+    for drawing in drawings:
+        png, _ = save_figure(drawing, tmp_path / "picture")
+        height, width, _ = imread(png).shape
+        assert 0 < height * width <= 100_000_000
 
 
 def test_documented_examples_run_bertviz_included(trained, tmp_path, monkeypatch):
@@ -150,5 +227,9 @@ def test_documented_examples_run_bertviz_included(trained, tmp_path, monkeypatch
         exec(block.replace("runs/demo", str(trained)), names)
     sentence = names["sentence"]
     view = (tmp_path / "head_view.html").read_text()
-    assert all(json.dumps(token.replace("▁", " ")) in view for token in sentence.output_tokens[:-1])
-    assert f"{sentence.cross_attentions[1, 0, 0, 0]:.6f}"[:6] in view
+    start = view.index("const params = ") + len("const params = ")
+    parameters, _ = json.JSONDecoder().raw_decode(view, start)
+    kinds = {part["name"]: part for part in parameters["attention"]}
+    assert kinds["Cross"]["left_text"] == [token.replace("▁", " ") for token in sentence.decoder_tokens]
+    np.testing.assert_allclose(kinds["Cross"]["attn"], sentence.cross_attentions, atol=1e-6)
+    np.testing.assert_allclose(kinds["Encoder"]["attn"], sentence.encoder_attentions, atol=1e-6)

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from oracle import rs_model, unrolled_marian
 from reverse_task import reverse_pairs
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import attention_analysis
 from rs_transformer.attention_analysis import (
@@ -122,6 +122,8 @@ def test_a_model_is_left_as_it_was(model, tokenizer):
     [
         ([], None, "there is no sentence"),
         (["abc", " "], None, "sentence 2 is empty"),
+        (["abc", None], None, "sentence 2 is empty"),
+        (["\u200b", "abc"], None, r"sentence 1 is empty; leave it out: '.u200b'"),
         (["abc", "bcd"], ["cba", ""], "reference 2 is empty"),
         (["abc"], ["cba", "dcb"], "1 sentences have 2 references"),
         (
@@ -140,6 +142,57 @@ def test_sentences_that_cannot_be_looked_into_are_named(model, tokenizer, source
 def test_a_model_that_gives_no_attentions_is_named(model, tokenizer):
     with pytest.raises(ValueError, match="EnsembleForSeq2SeqLM gives no encoder_attentions"):
         collect_attention(EnsembleForSeq2SeqLM([model]), tokenizer, SOURCES, TARGETS)
+
+
+SMALL = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
+
+
+def other_model(kind, tokenizer, **fields):
+    """A small model of another architecture for a tokenizer of ours."""
+    ids = config_from_tokenizer(tokenizer)
+    names = ("vocab_size", "pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id")
+    torch.manual_seed(0)
+    return AutoModelForSeq2SeqLM.from_config(
+        AutoConfig.for_model(kind, **{name: ids[name] for name in names}, **fields)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("bart", SMALL), ("m2m_100", SMALL), ("t5", {"d_model": 32, "num_layers": 2, "num_heads": 4})]
+)
+def test_other_architectures_are_looked_into_too(tokenizer, kind, fields):
+    model = other_model(kind, tokenizer, **fields).eval()
+    for targets in (TARGETS, None):
+        sentences = collect_attention(
+            model, tokenizer, SOURCES, targets, DecodingArguments(num_beams=2, max_new_tokens=9)
+        )
+        for sentence in sentences:
+            for kind in KINDS:
+                np.testing.assert_allclose(getattr(sentence, kind).sum(-1), 1, atol=1e-5)
+            assert sentence.decoder_tokens == ["<pad>", *sentence.output_tokens[:-1]]
+
+
+def test_weights_that_are_not_of_each_position_for_each_other_are_refused(tokenizer):
+    fields = {"attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}
+    model = other_model("led", tokenizer, **{**SMALL, **fields})
+    with pytest.raises(ValueError, match=r"the encoder_attentions of LED\w+ are no weights of each position"):
+        collect_attention(model, tokenizer, SOURCES, TARGETS)
+
+
+def test_translations_that_run_on_are_looked_into_in_smaller_batches(model, tokenizer, monkeypatch):
+    greedy = DecodingArguments(num_beams=1, max_new_tokens=30)
+    expected = collect_attention(model, tokenizer, SOURCES, decoding=greedy)
+    sizes = []
+    forced_pass = attention_analysis._forced_pass
+    monkeypatch.setattr(
+        attention_analysis, "_forced_pass", lambda *args: sizes.append(len(args[2])) or forced_pass(*args)
+    )
+    longest = max(len(sentence.output_tokens) for sentence in expected)
+    monkeypatch.setattr(attention_analysis, "BATCH_BYTES", 2 * 4 * 3 * 3 * 4 * longest**2)
+    found = collect_attention(model, tokenizer, SOURCES, decoding=greedy)
+    assert sizes == [2, 2, 1]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine.cross_attentions, theirs.cross_attentions, atol=2e-5)
 
 
 def test_entropy_is_scipys(model, tokenizer):
@@ -230,7 +283,7 @@ def test_intervals_are_as_wide_as_theory_says():
         return np.stack([first, first @ mixing + generator.normal(size=(n, 4))])
 
     truth = linear_cka(*corpus(4000))
-    estimates = [jackknife_cka(corpus(100), np.arange(100) % 20) for _ in range(200)]
+    estimates = [jackknife_cka(corpus(100)) for _ in range(200)]
     assert 0.88 < np.mean([e.low[0] < truth < e.high[0] for e in estimates]) <= 0.99
 
 
@@ -247,21 +300,41 @@ def test_statistics_are_the_means_of_the_sentences(model, tokenizer, monkeypatch
                 values = values.mean(-1)
             np.testing.assert_allclose(estimate.mean, values)
             assert np.all((estimate.low <= estimate.mean) & (estimate.mean <= estimate.high))
-    for name in STATES:
-        states = np.concatenate([getattr(sentence, name) for sentence in sentences], axis=1)
-        expected = [linear_cka(before, after) for before, after in pairwise(states)]
-        np.testing.assert_allclose(statistics.by_step[name]["cka"].mean, expected)
     assert statistics.sentences == 30
-    # With fewer positions for CKA than there are, each sentence gives its share of them.
-    monkeypatch.setattr(attention_analysis, "CKA_POSITIONS", 60)
-    sampled = attention_statistics(model, tokenizer, sources, targets).by_step["encoder_hidden_states"]["cka"]
-    np.testing.assert_allclose(sampled.mean, statistics.by_step["encoder_hidden_states"]["cka"].mean, atol=0.1)
-    assert not np.allclose(sampled.mean, statistics.by_step["encoder_hidden_states"]["cka"].mean)
+    # CKA takes a position of each sentence, of a thousand sentences at most.
+    cka = {name: statistics.by_step[name]["cka"] for name in STATES}
+    for estimate in cka.values():
+        assert np.all((estimate.low < estimate.mean) & (estimate.mean < estimate.high))
+    monkeypatch.setattr(attention_analysis, "CKA_SENTENCES", 15)
+    half = attention_statistics(model, tokenizer, sources, targets)
+    for name in STATES:
+        every_other = np.stack(
+            [attention_analysis._draw(sentences[index], index)[name] for index in range(0, 30, 2)], axis=1
+        )
+        expected = [linear_cka(before, after) for before, after in pairwise(every_other)]
+        np.testing.assert_allclose(half.by_step[name]["cka"].mean, expected, atol=1e-5)
+        assert np.isnan(half.by_step[name]["cka"].low).all()  # of 15 sentences
 
 
-def test_one_sentence_has_means_but_no_intervals(model, tokenizer):
-    statistics = attention_statistics(model, tokenizer, ["abc"], ["cba"]).to_dict()
+def test_positions_that_cka_takes_are_spread_over_the_sentence(model, tokenizer):
+    (sentence,) = collect_attention(model, tokenizer, SOURCES[:1], TARGETS[:1])
+    states = sentence.encoder_hidden_states
+    drawn = [attention_analysis._draw(sentence, index)["encoder_hidden_states"][0] for index in range(100)]
+    positions = [int(np.abs(states[0] - row).sum(-1).argmin()) for row in drawn]
+    assert set(positions) == set(range(states.shape[1]))
+
+
+def test_a_decoder_that_reads_the_start_token_alone_has_no_self_attention_to_measure():
+    measures = attention_measures(np.ones((2, 3, 1, 1), np.float32), "decoder_attentions")
+    assert all(np.isnan(values).all() for values in measures.values())
+    known = np.array([[1.0], [3.0]])
+    values = np.stack([known, np.full((2, 1), np.nan), known + 1])
+    np.testing.assert_allclose(bootstrap_mean(values).mean, known + 0.5)  # such a sentence does not count
+
+
+def test_few_sentences_have_means_but_no_intervals(model, tokenizer):
+    statistics = attention_statistics(model, tokenizer, ["abc"] * 3, ["cba"] * 3).to_dict()
     entropy = statistics["by_step"]["cross_attentions"]["entropy"]
     assert all(value is not None for value in entropy["mean"])
     assert entropy["low"] == entropy["high"] == [None, None]
-    assert statistics["by_step"]["decoder_hidden_states"]["cka"]["low"] == [None, None]
+    assert statistics["by_step"]["decoder_hidden_states"]["cka"]["mean"] == [None, None]

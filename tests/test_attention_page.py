@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from rs_transformer.attention_analysis import attention_measures, attention_stat
 from rs_transformer.attention_page import write_page
 from rs_transformer.model_building import config_from_tokenizer
 
-SOURCES, TARGETS = (list(side) for side in zip(*reverse_pairs(3, seed=5), strict=True))
+SOURCES, TARGETS = (list(side) for side in zip(*reverse_pairs(24, seed=5), strict=True))
 HEADLESS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --window-size=1400,1200"
@@ -53,7 +54,8 @@ def models(tokenizer):
         "rs <b>": rs_model(**sizes, encoder_layers=3, decoder_layers=3),
         "vanilla": marian(**sizes, encoder_layers=6, decoder_layers=6, encoder_attention_heads=2),
     }
-    sentences = {name: collect_attention(model, tokenizer, SOURCES, TARGETS) for name, model in both.items()}
+    first = (SOURCES[:3], TARGETS[:3])
+    sentences = {name: collect_attention(model, tokenizer, *first) for name, model in both.items()}
     statistics = {name: attention_statistics(model, tokenizer, SOURCES, TARGETS) for name, model in both.items()}
     # Text that would end the script, or be taken for markup.
     first = sentences["rs <b>"][0]
@@ -111,8 +113,7 @@ def chosen(page):
 
 def test_sentence_kind_step_and_head_are_chosen_and_both_models_shown(page, models):
     assert page.title == "Attention <1>"
-    headings = [heading.text for heading in page.find_elements(By.TAG_NAME, "h2")]
-    assert headings == ["rs <b>", "vanilla"]
+    assert headings(page) == ["rs <b>", "vanilla"]
     check(page, models, 0, "cross_attentions", 0, None)
     titles = {"encoder_attentions": "encoder self-attention", "decoder_attentions": "decoder self-attention"}
     for kind, title in titles.items():
@@ -128,24 +129,25 @@ def test_sentence_kind_step_and_head_are_chosen_and_both_models_shown(page, mode
 
 def test_a_model_with_fewer_steps_or_heads_shows_its_last_and_says_so(page, models):
     choose(page, "step", "6")
-    assert page.find_element(By.TAG_NAME, "h2").text == "rs <b> (step 3, its last)"
+    assert headings(page) == ["rs <b> (step 3, its last)", "vanilla"]
     check(page, models, 0, "cross_attentions", 5, None)
     choose(page, "kind", "encoder self-attention")
     choose(page, "head", "4")
+    assert headings(page) == ["rs <b> (step 3, its last)", "vanilla (head 2, its last)"]
     check(page, models, 0, "encoder_attentions", 5, 3)
 
 
 def test_everything_is_reached_from_the_keyboard(page, models):
-    press(page, Keys.ARROW_RIGHT, Keys.ARROW_DOWN, "]")
+    press(page, Keys.ARROW_RIGHT, "h", "s")
     assert chosen(page)[1:] == ["cross-attention", "2", "1"]
     check(page, models, 1, "cross_attentions", 1, 0)
-    press(page, "a", Keys.ARROW_LEFT, Keys.ARROW_UP, "[")
+    press(page, "k", Keys.ARROW_LEFT, "H", "S")
     assert chosen(page)[1:] == ["encoder self-attention", "1", "mean of all"]
     check(page, models, 0, "encoder_attentions", 0, None)
-    press(page, Keys.ARROW_LEFT, Keys.ARROW_UP)  # round to the last
+    press(page, Keys.ARROW_LEFT, "H")  # round to the last
     assert chosen(page)[2:] == ["6", "4"]
-    assert page.find_element(By.ID, "status").text == "Sentence 1, encoder self-attention, step 6, head 4"
-    press(page, Keys.TAB)  # the first control, where the arrows are the control's own
+    assert status(page) == "Sentence 1, encoder self-attention, step 6, head 4"
+    press(page, Keys.TAB)  # the first control, where the keys are the control's own
     assert page.switch_to.active_element.get_attribute("id") == "sentence"
     page.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
     assert chosen(page)[0].startswith("2:")
@@ -153,6 +155,33 @@ def test_everything_is_reached_from_the_keyboard(page, models):
     press(page, "p")
     until(lambda: chosen(page)[2] == "1")
     press(page, "p")
+
+
+def test_weights_are_read_from_the_keyboard(page, models):
+    for _ in range(7):  # four selects, two buttons, then the first heat-map
+        page.switch_to.active_element.send_keys(Keys.TAB)
+    heat_map = page.switch_to.active_element
+    assert heat_map.get_attribute("aria-label") == "rs <b>, cross-attention: weights"
+    heat_map.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    queries, keys, weights = expected(models[0]["rs <b>"][0], "cross_attentions", 0, None)
+    assert status(page) == f"{queries[2]} → {keys[1]}: {weights[2, 1]:.4f}"
+    heat_map.send_keys("h", Keys.ARROW_RIGHT)  # it keeps the focus when another head is shown
+    queries, keys, weights = expected(models[0]["rs <b>"][0], "cross_attentions", 0, 0)
+    assert status(page) == f"{queries[0]} → {keys[1]}: {weights[0, 1]:.4f}"
+
+
+def test_the_models_stand_side_by_side(page):
+    first, second = (panel.rect for panel in page.find_elements(By.TAG_NAME, "section"))
+    assert first["y"] == second["y"]
+    assert first["x"] + first["width"] <= second["x"]
+
+
+def headings(page):
+    return [heading.text for heading in page.find_elements(By.TAG_NAME, "h2")]
+
+
+def status(page):
+    return page.find_element(By.ID, "status").text
 
 
 def until(condition, seconds=10.0):
@@ -168,7 +197,7 @@ def test_step_and_head_map_shows_normalised_entropy_and_chooses(page, models):
             found = [float(button.text) for button in panel.find_elements(By.CSS_SELECTOR, ".overview button")]
             values = attention_measures(getattr(sentences[0], kind), kind)["normalized_entropy"]
             np.testing.assert_allclose(np.reshape(found, values.shape), values, atol=6e-3)
-        press(page, "a")
+        press(page, "k")
     page.find_elements(By.CSS_SELECTOR, "section:nth-child(2) .overview button")[4 * 4 + 2].click()
     check(page, models, 0, "cross_attentions", 4, 2)
     pressed = page.find_elements(By.CSS_SELECTOR, "[aria-pressed=true]")
@@ -176,25 +205,53 @@ def test_step_and_head_map_shows_normalised_entropy_and_chooses(page, models):
 
 
 def test_corpus_figures_stand_below(page, models):
-    for panel, statistics in zip(page.find_elements(By.TAG_NAME, "section"), models[1].values(), strict=True):
-        rows = {row.split(" ")[0]: row.split(" ")[1:] for row in panel.text.splitlines() if row.startswith("entropy ")}
-        mean = statistics.by_step["cross_attentions"]["entropy"].mean
-        assert rows["entropy"] == [f"{value:.3f}" for value in mean]
-        assert "Corpus: 3 sentences" in panel.text
+    rows = """return [...document.querySelectorAll("section")[arguments[0]].querySelectorAll(".figures tbody tr")]
+        .map((row) => [...row.cells].map((cell) => cell.textContent))"""
+    for kind, side in (("cross_attentions", "decoder"), ("encoder_attentions", "encoder")):
+        for panel, statistics in enumerate(models[1].values()):
+            found = {name: cells for name, *cells in page.execute_script(rows, panel)}
+            estimate = statistics.by_step[kind]["entropy"]
+            half_widths = (estimate.high - estimate.low) / 2
+            expected = [f"{mean:.3f} ±{half:.3f}" for mean, half in zip(estimate.mean, half_widths, strict=True)]
+            assert found["entropy"] == expected
+            change = statistics.by_step[f"{side}_hidden_states"]["relative_change"].mean
+            assert [cell.split()[0] for cell in found["hidden states: relative change"]] == [
+                f"{value:.3f}" for value in change
+            ]
+            assert [cell.split()[:1] for cell in found["mean head cosine"]][:2] == [
+                [],
+                [f"{statistics.by_step[kind]['mean_head_cosine'].mean[0]:.3f}"],
+            ]
+        press(page, "k")
 
 
 def test_what_is_shown_is_saved_as_json(page, models, downloads):
-    press(page, "]", Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_DOWN, "j")
+    choose(page, "step", "5")
+    press(page, "s", "h", "h", "j")
     file = downloads / "cross_attentions-sentence2.json"
     until(lambda: file.is_file() and os.path.getsize(file) > 0)
     saved = json.loads(file.read_text())
-    assert (saved["sentence"], saved["kind"], saved["step"], saved["head"]) == (2, "cross_attentions", 2, 2)
-    for model, (name, sentences) in zip(saved["models"], models[0].items(), strict=True):
-        queries, keys, weights = expected(sentences[1], "cross_attentions", 1, 1)
+    assert (saved["sentence"], saved["kind"]) == (2, "cross_attentions")
+    for model, step, (name, sentences) in zip(saved["models"], (3, 5), models[0].items(), strict=True):
+        queries, keys, weights = expected(sentences[1], "cross_attentions", step - 1, 1)
         assert (model["name"], model["queries"], model["keys"]) == (name, queries, keys)
+        assert (model["step"], model["head"]) == (step, 2)  # what is shown of the model, not what was chosen
         np.testing.assert_allclose(model["shown"], weights, atol=1e-5)
         np.testing.assert_allclose(model["all"], sentences[1].cross_attentions, atol=1e-5)
         assert model["statistics"] == models[1][name].to_dict()
+
+
+def test_a_translation_of_one_token_is_shown(page, models):
+    one = np.ones((1, 2, 1, 1), np.float32)
+    lone = {"decoder_attentions": one, "decoder_tokens": ["<pad>"], "output_tokens": ["</s>"]}
+    sentence = replace(models[0]["vanilla"][0], **lone)
+    sentence = replace(sentence, cross_attentions=sentence.cross_attentions[:1, :2, :1])
+    file = unquote(page.current_url.removeprefix("file://"))
+    write_page(file, {"vanilla": [sentence]}, models[1])
+    page.refresh()
+    press(page, "K")
+    assert status(page) == "Sentence 1, decoder self-attention, step 1, mean of all heads"
+    assert [button.text for button in page.find_elements(By.CSS_SELECTOR, ".overview button")] == ["–", "–"]
 
 
 def test_it_asks_for_nothing_and_may_not(page, tmp_path):

@@ -17,7 +17,8 @@ GROUPS = (AttentionArguments, AttentionCorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    report_attention(*RecipeParser(GROUPS, positional="models", description=__doc__).parse_recipe(argv))
+    parser = RecipeParser(GROUPS, positional="models", sentences=("text", "reference"), description=__doc__)
+    report_attention(*parser.parse_recipe(argv))
 
 
 if __name__ == "__main__":

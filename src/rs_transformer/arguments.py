@@ -19,11 +19,19 @@ class RecipeParser(HfArgumentParser):
 
     Args:
         positional: the option that bare arguments at the beginning are for, if not None.
+        sentences: list options whose items have spaces in them, so that text in a recipe is one item.
     """
 
-    def __init__(self, dataclass_types: Iterable[type], positional: str | None = None, **kwargs):
+    def __init__(
+        self,
+        dataclass_types: Iterable[type],
+        positional: str | None = None,
+        sentences: Sequence[str] = (),
+        **kwargs,
+    ):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.positional = positional
+        self.sentences = sentences
         self.add_argument("--recipe", default=None, metavar="FILE.yaml", help="Options from a YAML file; others win.")
 
     def parse_recipe(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -53,6 +61,8 @@ class RecipeParser(HfArgumentParser):
         if not isinstance(options, dict):
             self.error(f"{file} must hold options as `name: value`")
         actions = {action.dest: action for action in self._actions}
+        aliases = {alias.lstrip("-"): action.dest for action in actions.values() for alias in action.option_strings}
+        options = {aliases.get(name, name): value for name, value in options.items()}
         for name, value in options.items():
             if name not in actions or name in ("help", "recipe"):
                 self._refuse(name, file)
@@ -69,7 +79,9 @@ class RecipeParser(HfArgumentParser):
 
     def _list(self, action: Action, value: Any, file: str) -> list[Any]:
         """A list option's value, which may stand in the file as one item or as text with spaces between the items."""
-        items = value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
+        if isinstance(value, str) and action.dest not in self.sentences:
+            value = value.split()
+        items = value if isinstance(value, list) else [value]
         try:
             return [action.type(item) for item in items]
         except (TypeError, ValueError):

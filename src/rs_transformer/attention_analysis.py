@@ -25,9 +25,10 @@ STATES = ("encoder_hidden_states", "decoder_hidden_states")
 BATCH_BYTES = 256 * 2**20  # of attention weights; they grow with the square of the length
 BOOTSTRAP_SAMPLES = 1000
 BOOTSTRAP_SEED = 12345  # sacreBLEU's
-CKA_POSITIONS = 1000
+CKA_SENTENCES = 1000
 JACKKNIFE_GROUPS = 20
 STUDENT_T = 2.093  # two-sided 95% with one degree of freedom less than there are groups
+INTERVAL_SENTENCES = 20  # of fewer, a percentile bootstrap's interval is too narrow
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SentenceAttention:
     """The attention of every step and head for one sentence pair, without padding.
 
     S source tokens, T target tokens, each with the end of sentence. Arrays are float32; a row is a query, and the
-    weights of each row sum to 1.
+    weights of each row sum to 1, to the precision of the model.
 
     Attributes:
         encoder_tokens: the S source tokens.
@@ -44,7 +45,8 @@ class SentenceAttention:
         encoder_attentions: `(encoder steps, heads, S, S)`.
         decoder_attentions: `(decoder steps, heads, T, T)`; zero above the diagonal.
         cross_attentions: `(decoder steps, heads, T, S)`.
-        encoder_hidden_states: `(encoder steps + 1, S, d_model)`; the first is the embedding, with positions.
+        encoder_hidden_states: `(encoder steps + 1, S, d_model)`; the first is the embedding, with positions. In models
+            with a LayerNorm after the last layer (T5, mBART; not Marian) the last is what that makes of it.
         decoder_hidden_states: `(decoder steps + 1, T, d_model)`.
     """
 
@@ -105,7 +107,7 @@ def collect_attention(
 
     Raises:
         ValueError: no sentences, an empty one, one that is longer than the model takes, another number of targets
-            than of sources, or a model that gives no attention weights.
+            than of sources, or a model that gives no attention weights, or none of each position for each other.
     """
     batches = _batches(model, tokenizer, sources, targets, decoding or DecodingArguments())
     found = {}
@@ -120,31 +122,23 @@ def _batches(
     sources: Sequence[str],
     targets: Sequence[str] | None,
     decoding: DecodingArguments,
-) -> list[tuple[list[int], Callable[[], list[SentenceAttention]]]]:
-    """Check and encode sentences; batches of indices, each with what computes their attention."""
+) -> list[tuple[list[int], Callable[[], Iterator[SentenceAttention]]]]:
+    """Check and encode sentences; batches of indices, each with what gives their attention, in that order."""
     source_ids, target_ids = encode_sentences(model, tokenizer, sources, targets)
-    config = model.config
-    lengths = [len(ids) for ids in source_ids]
-    if target_ids is not None:
-        lengths = [max(pair) for pair in zip(lengths, map(len, target_ids), strict=True)]
-    weights = sum(
-        getattr(config, f"{side}_layers", 6) * getattr(config, f"{side}_attention_heads", 8) * kinds
-        for side, kinds in (("encoder", 1), ("decoder", 2))
-    )
-    budget = BATCH_BYTES // (4 * weights * max(lengths))
 
-    def attend(indices: list[int]) -> list[SentenceAttention]:
+    def attend(indices: list[int]) -> Iterator[SentenceAttention]:
         inputs = [source_ids[index] for index in indices]
         with eager_attention(model):
             if target_ids is None:
-                labels = _translate_ids(model, tokenizer, inputs, decoding)
+                decoder_ids = _translate_ids(model, tokenizer, inputs, decoding)
             else:
-                labels = [target_ids[index] for index in indices]
-            return _forced_pass(model, tokenizer, inputs, labels)
+                decoder_ids = _shifted_ids(model, [target_ids[index] for index in indices])
+            yield from _forced_passes(model, tokenizer, inputs, decoder_ids)
 
+    lengths = [len(ids) for ids in source_ids]
     return [
-        (indices, lambda indices=indices: attend(indices))
-        for indices in length_batches(lengths, min(budget, decoding.decoding_max_tokens // decoding.num_beams))
+        (indices, partial(attend, indices))
+        for indices in length_batches(lengths, decoding.decoding_max_tokens // decoding.num_beams)
     ]
 
 
@@ -160,16 +154,16 @@ def encode_sentences(
     if targets is not None and len(targets) != len(sources):
         raise ValueError(f"{len(sources)} sentences have {len(targets)} references; give one for each, or none")
     limit = source_limit(model, tokenizer)
+    silent = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     encoded: list[list[list[int]] | None] = []
     for what, texts, argument in (("sentence", sources, "text"), ("reference", targets, "text_target")):
         if texts is None:
             encoded.append(None)
             continue
-        for number, text in enumerate(texts, start=1):
-            if not (text and text.strip()):
-                raise ValueError(f"{what} {number} is empty; leave it out")
-        ids = tokenizer(**{argument: list(texts)}, verbose=False)["input_ids"]
+        ids = tokenizer(**{argument: [text or "" for text in texts]}, verbose=False)["input_ids"]
         for number, (text, its_ids) in enumerate(zip(texts, ids, strict=True), start=1):
+            if silent.issuperset(its_ids):
+                raise ValueError(f"{what} {number} is empty; leave it out: {text!r}")
             if len(its_ids) > limit:
                 raise ValueError(
                     f"{what} {number} has {len(its_ids)} tokens, the model takes {limit}: split it or leave it out: "
@@ -179,28 +173,63 @@ def encode_sentences(
     return encoded[0], encoded[1]
 
 
+DecoderIds = tuple[list[int], list[int]]  # what the decoder reads, and what it is to say there
+
+
 @torch.inference_mode()
 def _translate_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], args: DecodingArguments
-) -> list[list[int]]:
-    """The model's own translations as token ids, up to and with the end of sentence."""
+) -> list[DecoderIds]:
+    """The model's own translations, up to and with the end of sentence."""
     inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
     translations = []
-    for ids in model.generate(**inputs, **args.generate_kwargs(model))[:, 1:].tolist():
-        end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
-        translations.append(ids[:end])
+    for ids in model.generate(**inputs, **args.generate_kwargs(model)).tolist():
+        # The first is the start token, which is the end of sentence in some models.
+        end = ids.index(tokenizer.eos_token_id, 1) + 1 if tokenizer.eos_token_id in ids[1:] else len(ids)
+        translations.append((ids[: end - 1], ids[1:end]))
     return translations
+
+
+def _shifted_ids(model: PreTrainedModel, labels: list[list[int]]) -> list[DecoderIds]:
+    """References, and the decoder's input that goes with each."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        shifted = model.prepare_decoder_input_ids_from_labels(labels=_padded(labels, -100)).tolist()
+    else:
+        shifted = [[model.config.decoder_start_token_id, *ids] for ids in labels]
+    return [(ids[: len(its_labels)], its_labels) for ids, its_labels in zip(shifted, labels, strict=True)]
+
+
+def _padded(ids: list[list[int]], padding: int) -> torch.Tensor:
+    rows = [torch.tensor(row) for row in ids]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+
+
+def _forced_passes(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: list[list[int]],
+    decoder_ids: list[DecoderIds],
+) -> Iterator[SentenceAttention]:
+    """Attention in the order of the sentences, in batches whose attention weights fit into `BATCH_BYTES`."""
+    sizes = ("encoder_layers", "decoder_layers", "num_hidden_layers")
+    depth = max(getattr(model.config, name, 1) for name in sizes)
+    weights = len(KINDS) * depth * getattr(model.config, "num_attention_heads", 1)
+    lengths = [max(len(source), len(say)) for source, (_, say) in zip(input_ids, decoder_ids, strict=True)]
+    size = max(1, BATCH_BYTES // (4 * weights * max(lengths) ** 2))
+    for start in range(0, len(input_ids), size):
+        batch = slice(start, start + size)
+        yield from _forced_pass(model, tokenizer, input_ids[batch], decoder_ids[batch])
 
 
 @torch.inference_mode()
 def _forced_pass(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], labels: list[list[int]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: list[list[int]],
+    decoder_ids: list[DecoderIds],
 ) -> list[SentenceAttention]:
     inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
-    padded = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(ids) for ids in labels], batch_first=True, padding_value=-100
-    ).to(model.device)
-    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=padded)
+    decoder_input_ids = _padded([read for read, _ in decoder_ids], tokenizer.pad_token_id).to(model.device)
     outputs = model(
         **inputs,
         decoder_input_ids=decoder_input_ids,
@@ -208,6 +237,12 @@ def _forced_pass(
         output_hidden_states=True,
         use_cache=False,
     )
+    source_length, target_length = inputs["input_ids"].shape[1], decoder_input_ids.shape[1]
+    sides = {
+        "encoder_attentions": (source_length, source_length),
+        "decoder_attentions": (target_length, target_length),
+        "cross_attentions": (target_length, source_length),
+    }
     arrays = {}
     for name in (*KINDS, *STATES):
         tensors = outputs.get(name)
@@ -216,19 +251,24 @@ def _forced_pass(
                 f"{type(model).__name__} gives no {name}, even with eager attention: there is nothing to look into"
             )
         arrays[name] = torch.stack(tensors, dim=1).float().cpu().numpy()  # (batch, steps, …)
+        if name in sides and arrays[name].shape[-2:] != sides[name]:
+            raise ValueError(
+                f"the {name} of {type(model).__name__} are no weights of each position for each other: their shape is "
+                f"{arrays[name].shape[-2:]} where {sides[name]} is needed"
+            )
     source_tokens = tokenizer.convert_ids_to_tokens
     if getattr(tokenizer, "separate_vocabs", False):  # that method of a `MarianTokenizer` knows the target side alone
         names = {index: token for token, index in tokenizer.encoder.items()}
         source_tokens = partial(map, names.get)
     sentences = []
-    for row, (source, target) in enumerate(zip(input_ids, labels, strict=True)):
-        encoder, decoder = slice(len(source)), slice(len(target))
+    for row, (source, (read, say)) in enumerate(zip(input_ids, decoder_ids, strict=True)):
+        encoder, decoder = slice(len(source)), slice(len(say))
         # Copies: a view would keep the padded batch in memory.
         sentences.append(
             SentenceAttention(
                 encoder_tokens=list(source_tokens(source)),
-                decoder_tokens=tokenizer.convert_ids_to_tokens(decoder_input_ids[row, decoder].tolist()),
-                output_tokens=tokenizer.convert_ids_to_tokens(target),
+                decoder_tokens=tokenizer.convert_ids_to_tokens(read),
+                output_tokens=tokenizer.convert_ids_to_tokens(say),
                 encoder_attentions=arrays["encoder_attentions"][row, :, :, encoder, encoder].copy(),
                 decoder_attentions=arrays["decoder_attentions"][row, :, :, decoder, decoder].copy(),
                 cross_attentions=arrays["cross_attentions"][row, :, :, decoder, encoder].copy(),
@@ -268,8 +308,8 @@ def attention_measures(attention: np.ndarray, kind: str) -> dict[str, np.ndarray
           sees: 0 is one token, 1 is all alike.
         - `diagonal_distance`: the mean distance of the attention from the diagonal, in keys. The diagonal of
           cross-attention goes from the first to the last token of both sides.
-        - `eos_mass`: what goes to the last source token, the end of sentence; for `decoder_attentions`, which see
-          none, `start_mass`: what goes to the start token.
+        - `eos_mass`: what goes to the last source token, in Marian the end of sentence; for `decoder_attentions`,
+          which see none, `start_mass`: what goes to the start token.
         - `same_position_mass`: what goes to the query's own position; not for `cross_attentions`.
 
         and, between each step and the next, `step_cosine` `(steps - 1, heads)`, the cosine of the two distributions
@@ -420,23 +460,22 @@ def attention_statistics(
     """Measure the attention of every step and head over a corpus.
 
     Means are over the sentences, each with the mean over its positions; intervals are percentiles of 1,000 bootstrap
-    resamplings of the sentences (seed 12345). CKA takes up to 1,000 positions, spread evenly over the sentences and
-    drawn with a seed; its interval is a jackknife's that leaves out one of 20 groups of sentences at a time. Where
-    there are too few sentences for an interval (2; 20 for CKA) its bounds are NaN. Under `accelerate launch` each
-    process takes a share and all get the whole result.
+    resamplings of the sentences (seed 12345). CKA takes one position, drawn with a seed, of each sentence, since
+    positions of one sentence are not independent, and 1,000 sentences at most; its interval is a jackknife's that
+    leaves out one of 20 groups of them at a time. Of fewer than 20 sentences the bounds are NaN, of fewer than 4 CKA
+    is too. Under `accelerate launch` each process takes a share and all get the whole result.
 
     Arguments and errors are those of `collect_attention`; `progress` shows a bar where standard error is a terminal.
     """
     state = PartialState()
     batches = _batches(model, tokenizer, sources, targets, decoding or DecodingArguments())
-    stride = -(-len(sources) // CKA_POSITIONS)
-    share = max(1, CKA_POSITIONS * stride // len(sources))
+    stride = -(-len(sources) // CKA_SENTENCES)
     rows: list[tuple[int, dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]] = []
     disable = None if progress and state.is_main_process else True
     with tqdm(total=len(sources), unit=" sentences", desc="Attending", disable=disable, leave=False) as bar:
         for indices, attend in batches[state.process_index :: state.num_processes]:
             for index, sentence in zip(indices, attend(), strict=True):
-                drawn = _draw(sentence, index, share) if index % stride == 0 else {}
+                drawn = _draw(sentence, index) if index % stride == 0 else {}
                 rows.append((index, _sentence_measures(sentence), drawn))
             bar.update(min(len(indices) * state.num_processes, bar.total - bar.n))
     if state.num_processes > 1:
@@ -452,9 +491,7 @@ def attention_statistics(
                 values = values.mean(-1)
             by_step[group][name] = bootstrap_mean(values)
     for name in STATES:
-        drawn = [states[name] for _, _, states in rows if states]
-        groups = np.repeat(np.arange(len(drawn)) % JACKKNIFE_GROUPS, [states.shape[1] for states in drawn])
-        by_step[name]["cka"] = jackknife_cka(np.concatenate(drawn, axis=1), groups)
+        by_step[name]["cka"] = jackknife_cka(np.stack([drawn[name] for _, _, drawn in rows if drawn], axis=1))
     return AttentionStatistics(len(rows), by_head, by_step)
 
 
@@ -465,13 +502,13 @@ def _sentence_measures(sentence: SentenceAttention) -> dict[str, dict[str, np.nd
     }
 
 
-def _draw(sentence: SentenceAttention, index: int, share: int) -> dict[str, np.ndarray]:
-    """Hidden states at `share` positions at most of a sentence, the same whichever process looks at it."""
+def _draw(sentence: SentenceAttention, index: int) -> dict[str, np.ndarray]:
+    """Hidden states at one position of a sentence, the same whichever process looks at it."""
     drawn = {}
     for name in STATES:
         states = getattr(sentence, name)
-        order = np.random.default_rng([BOOTSTRAP_SEED, index]).permutation(states.shape[1])
-        drawn[name] = states[:, order[:share]]
+        position = np.random.default_rng([BOOTSTRAP_SEED, index]).integers(states.shape[1])
+        drawn[name] = states[:, position]
     return drawn
 
 
@@ -482,7 +519,7 @@ def bootstrap_mean(values: np.ndarray) -> Estimate:
         values: `(sentences, …)`.
 
     Returns:
-        Arrays of the other axes' shape; the bounds are NaN for a single sentence.
+        Arrays of the other axes' shape; the bounds are NaN for fewer than 20 sentences.
     """
     flat = values.reshape(len(values), -1)
     valid = ~np.isnan(flat)
@@ -493,32 +530,31 @@ def bootstrap_mean(values: np.ndarray) -> Estimate:
     with np.errstate(invalid="ignore"):
         mean = filled.sum(0) / valid.sum(0)
         low, high = np.percentile((draws @ filled) / (draws @ valid), [2.5, 97.5], axis=0)
-    if len(values) < 2:
+    if len(values) < INTERVAL_SENTENCES:
         low = high = np.full_like(mean, np.nan)
     return Estimate(*(bound.reshape(values.shape[1:]) for bound in (mean, low, high)))
 
 
-def jackknife_cka(states: np.ndarray, groups: np.ndarray) -> Estimate:
+def jackknife_cka(states: np.ndarray) -> Estimate:
     """`linear_cka` of each entry of `states` and the next, with the interval of a delete-a-group jackknife.
 
     Args:
-        states: `(steps + 1, n, d)`.
-        groups: `(n,)`, of which of `JACKKNIFE_GROUPS` groups each position is.
+        states: `(steps + 1, n, d)`, at n positions that are independent of each other.
 
     Returns:
-        Arrays `(steps,)`; NaN for fewer than 4 positions, bounds also if a group is missing.
+        Arrays `(steps,)`; NaN for fewer than 4 positions, the bounds for fewer than 20.
     """
     steps, n = len(states) - 1, states.shape[1]
     estimates = np.full((3, steps), np.nan)
     if n < 4:
         return Estimate(*estimates)
-    complete = len(set(groups.tolist())) == JACKKNIFE_GROUPS
+    groups = np.arange(n) % JACKKNIFE_GROUPS
     gram = _gram(states[0])
     for step in range(steps):
         following = _gram(states[step + 1])
         estimates[:, step] = _alignment(gram, following)
         half_width = np.nan
-        if complete:
+        if n >= JACKKNIFE_GROUPS:
             without = []
             for group in range(JACKKNIFE_GROUPS):
                 kept = np.flatnonzero(groups != group)

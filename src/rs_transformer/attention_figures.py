@@ -20,6 +20,12 @@ TITLES = {
     "decoder_hidden_states": "decoder hidden states",
 }
 STEPS_A_ROW = 6
+CELL = 0.24  # inches a token
+DPI = 150
+# Deep models and long sentences make large figures, which get fewer dots an inch: matplotlib draws less than 2**16
+# pixels a side, and every pixel takes memory.
+LARGEST_SIDE = 60_000
+LARGEST_PICTURE = 100_000_000
 
 
 def draw_heads_mean(sentences: Mapping[str, SentenceAttention], kind: str) -> "Figure":
@@ -33,12 +39,16 @@ def draw_heads_mean(sentences: Mapping[str, SentenceAttention], kind: str) -> "F
     rows = [-(-len(attention) // STEPS_A_ROW) for attention in attentions.values()]
     tokens = [sentence.tokens(kind) for sentence in sentences.values()]
     families = font_families([token for sides in tokens for side in sides for token in side])
-    height, width = (1.1 + 0.24 * max(4, *(len(side) for side in sides)) for sides in zip(*tokens, strict=True))
+    height, width = (1.1 + CELL * max(4, *(len(side) for side in sides)) for sides in zip(*tokens, strict=True))
+    # Tokens are no formulas, whatever dollars are in them.
+    font = {"fontsize": 8, "family": families, "parse_math": False}
     columns = min(STEPS_A_ROW, max(map(len, attentions.values())))
     figure = _figure(width * columns + 0.8, (height + 0.7) * sum(rows) + 0.4)
     parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=rows))
     for part, count, (name, attention) in zip(parts, rows, attentions.items(), strict=True):
-        part.suptitle(f"{name}: {TITLES[kind]}, mean of {getattr(sentences[name], kind).shape[1]} heads")
+        part.suptitle(
+            f"{name}: {TITLES[kind]}, mean of {getattr(sentences[name], kind).shape[1]} heads", parse_math=False
+        )
         panels = part.subplots(count, columns, squeeze=False)
         for step, axes in enumerate(panels.flat):
             if step >= len(attention):
@@ -47,8 +57,8 @@ def draw_heads_mean(sentences: Mapping[str, SentenceAttention], kind: str) -> "F
             image = axes.imshow(attention[step], vmin=0, vmax=1, cmap="Blues", aspect="auto")
             axes.set_title(f"step {step + 1}", fontsize=10)
             queries, keys = sentences[name].tokens(kind)
-            axes.set_xticks(range(len(keys)), keys, rotation=90, fontsize=8, family=families)
-            axes.set_yticks(range(len(queries)), queries if step % columns == 0 else [], fontsize=8, family=families)
+            axes.set_xticks(range(len(keys)), keys, rotation=90, **font)
+            axes.set_yticks(range(len(queries)), queries if step % columns == 0 else [], **font)
         part.colorbar(image, ax=panels, label="attention", fraction=0.03, aspect=30)
     return figure
 
@@ -60,26 +70,34 @@ def draw_heads(sentences: Mapping[str, SentenceAttention], kind: str) -> "Figure
         sentences: name of the model -> its attention.
         kind: one of `attention_analysis.KINDS`.
     """
+    from matplotlib import colormaps
+
     attentions = {name: getattr(sentence, kind) for name, sentence in sentences.items()}
     heads = [attention.shape[1] for attention in attentions.values()]
     steps = max(len(attention) for attention in attentions.values())
-    figure = _figure(0.9 * sum(heads) + 1.5, 0.9 * steps + 1)
-    parts = np.atleast_1d(figure.subfigures(1, len(heads), width_ratios=heads))
-    for part, (name, attention) in zip(parts, attentions.items(), strict=True):
-        part.suptitle(f"{name}: {TITLES[kind]}")
-        panels = part.subplots(steps, attention.shape[1], squeeze=False)
-        for (step, head), axes in np.ndenumerate(panels):
-            if step >= len(attention):
-                axes.set_axis_off()
-                continue
-            image = axes.imshow(attention[step, head], vmin=0, vmax=1, cmap="Blues", aspect="auto")
-            axes.set(xticks=[], yticks=[])
-            if step == 0:
-                axes.set_title(f"head {head + 1}", fontsize=8)
-            if head == 0:
-                axes.set_ylabel(f"step {step + 1}", fontsize=8)
-        part.colorbar(image, ax=panels, label="attention", fraction=0.03, aspect=30)
+    figure = _figure(0.9 * sum(heads) + 2, 0.9 * steps + 1)
+    panels = figure.subplots(1, len(heads), squeeze=False, width_ratios=heads)
+    for axes, (name, attention) in zip(panels.flat, attentions.items(), strict=True):
+        colours = colormaps["Blues"].with_extremes(bad="0.6")
+        # One picture, as thousands of axes would take minutes.
+        image = axes.imshow(_tile(attention), vmin=0, vmax=1, cmap=colours, aspect="auto")
+        axes.set_title(f"{name}: {TITLES[kind]}", fontsize=10, parse_math=False)
+        for set_ticks, size, count, label in (
+            (axes.set_xticks, attention.shape[3], attention.shape[1], "head"),
+            (axes.set_yticks, attention.shape[2], len(attention), "step"),
+        ):
+            middles = np.arange(count) * (size + 1) + (size - 1) / 2
+            set_ticks(middles, [f"{label} {number + 1}" for number in range(count)], fontsize=8)
+        axes.tick_params(length=0)
+    figure.colorbar(image, ax=panels, label="attention", fraction=0.03, aspect=30)
     return figure
+
+
+def _tile(attention: np.ndarray) -> np.ndarray:
+    """All steps (down) and heads (across) as one matrix, NaN between them."""
+    steps, heads, queries, keys = attention.shape
+    padded = np.pad(attention, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    return padded.transpose(0, 2, 1, 3).reshape(steps * (queries + 1), heads * (keys + 1))[:-1, :-1]
 
 
 def draw_entropy_map(statistics: Mapping[str, AttentionStatistics]) -> "Figure":
@@ -99,7 +117,7 @@ def draw_entropy_map(statistics: Mapping[str, AttentionStatistics]) -> "Figure":
     panels = figure.subplots(len(KINDS), columns, squeeze=False)
     for axes, ((kind, name), values) in zip(panels.flat, maps.items(), strict=True):
         image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axes.set_title(f"{name}\n{TITLES[kind]}", fontsize=10)
+        axes.set_title(f"{name}\n{TITLES[kind]}", fontsize=10, parse_math=False)
         axes.set(xlabel="head", ylabel="step")
         axes.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
         axes.set_yticks(range(len(values)), range(1, len(values) + 1))
@@ -144,8 +162,10 @@ def draw_steps(statistics: Mapping[str, AttentionStatistics]) -> "Figure":
 def save_figure(figure: "Figure", stem: Path) -> list[Path]:
     """Write a figure as PNG and SVG; glyphs are outlines in both, so that no reader needs the font."""
     files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg")]
+    width, height = figure.get_size_inches()
+    dpi = min(DPI, LARGEST_SIDE / max(width, height), (LARGEST_PICTURE / (width * height)) ** 0.5)
     for file in files:
-        figure.savefig(file, dpi=150)
+        figure.savefig(file, dpi=dpi)
         figure.set_layout_engine("none")  # the layout is found once
     return files
 

@@ -59,8 +59,11 @@ class AttentionArguments:
     own_translation: bool = field(
         default=False, metadata={"help": "Follow each model's own translation, not the dataset's references."}
     )
-    pictured: int = field(
-        default=3, metadata={"help": "Of how many sentences of the dataset, the first, there are pictures; 0: none."}
+    pictured: int | None = field(
+        default=None,
+        metadata={
+            "help": "Of how many sentences, the first, there are pictures; default: all of text, 3 of a dataset."
+        },
     )
     output_dir: str = field(default="attention", metadata={"help": "Where to write; made if need be."})
 
@@ -73,7 +76,7 @@ class AttentionArguments:
             raise ValueError("the decoder follows the reference or its own translation: give one of the two options")
         if self.max_sentences is not None and self.max_sentences < 1:
             raise ValueError(f"max_sentences must be at least 1, got {self.max_sentences}")
-        if self.pictured < 0:
+        if self.pictured is not None and self.pictured < 0:
             raise ValueError(f"pictured must be at least 0, got {self.pictured}")
         if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             raise ValueError(f"output_dir: {self.output_dir!r} is a file")
@@ -119,7 +122,10 @@ def report_attention(
     sources, targets = _load_sentences(args, corpus_args)
     for model, tokenizer in translators.values():
         encode_sentences(model, tokenizer, sources, targets)
-    pictured = len(sources) if args.text is not None else min(args.pictured, len(sources))
+    pictured = args.pictured
+    if pictured is None:
+        pictured = len(sources) if args.text is not None else 3
+    pictured = min(pictured, len(sources))
     first = (sources[:pictured], None if targets is None else targets[:pictured])
     # The pictures' few sentences come first: a model that gives no attentions is found out at once.
     sentences = {
@@ -136,13 +142,18 @@ def report_attention(
         return statistics
 
     folder = Path(args.output_dir)
-    record = {"arguments": asdict(args), "decoder": "own translation" if targets is None else "reference"}
-    write_json(
-        {**record, "models": {name: its.to_dict() for name, its in statistics.items()}}, folder / "statistics.json"
-    )
+    record = {
+        "arguments": asdict(args) | asdict(corpus_args) | asdict(decoding),
+        "decoder": "own translation" if targets is None else "reference",
+        "models": {name: its.to_dict() for name, its in statistics.items()},
+    }
+    write_json(record, folder / "statistics.json")
     print_statistics(statistics)
     for name, spent in seconds.items():
         print(f"{name}: {len(sources)} sentences measured in {spent:.1f} s", flush=True)
+    # Those of a run before would be taken for this one's.
+    for stale in [*folder.glob("sentence[0-9]*_attentions*"), *folder.glob("attention.html")]:
+        stale.unlink()
     if pictured:
         write_page(folder / "attention.html", sentences, statistics, title=f"Attention: {' and '.join(statistics)}")
     save_figure(draw_entropy_map(statistics), folder / "entropy_map")
@@ -193,6 +204,7 @@ def print_statistics(statistics: Mapping[str, AttentionStatistics]) -> None:
                 depth = len(its.by_step[group][next(iter(measures))].mean)
                 cells = [""] * (depth - len(estimate.mean))  # what compares to the step before starts at the second
                 for mean, low, high in zip(estimate.mean, estimate.low, estimate.high, strict=True):
-                    cells.append(f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} ± {(high - low) / 2:.3f}")
+                    interval = "" if math.isnan(low) else f" ± {(high - low) / 2:.3f}"
+                    cells.append("–" if math.isnan(mean) else f"{mean:.3f}{interval}")
                 cells += [""] * (steps - len(cells))
                 print(f"| {TITLES[group]} | {measure.replace('_', ' ')} | {name} | {' | '.join(cells)} |")
