@@ -11,13 +11,10 @@ from reverse_task import reverse_pairs
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import attention_analysis
-from rs_transformer.attention_analysis import (
-    KINDS,
-    STATES,
+from rs_transformer.attention_analysis import KINDS, STATES, attention_statistics, collect_attention
+from rs_transformer.attention_measures import (
     attention_measures,
-    attention_statistics,
     bootstrap_mean,
-    collect_attention,
     entropy,
     hidden_state_measures,
     jackknife_cka,

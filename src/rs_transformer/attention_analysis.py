@@ -1,9 +1,10 @@
-"""What each recurrence attends to: collected as arrays, measured, and averaged over a corpus.
+"""What each recurrence attends to: collected as arrays, and measured over a corpus.
 
-Not for pictures (`attention_figures.py`) nor for the page in which one looks around (`attention_page.py`).
+Not for the measures themselves (`attention_measures.py`), for pictures (`attention_figures.py`) or for the page in
+which one looks around (`attention_page.py`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,19 +17,26 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .attention_measures import (
+    BOOTSTRAP_SEED,
+    Estimate,
+    attention_measures,
+    bootstrap_mean,
+    hidden_state_measures,
+    jackknife_cka,
+)
 from .decoding import DecodingArguments, length_batches, source_limit
 
 # The names of the fields of `Seq2SeqLMOutput`.
 KINDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
 STATES = ("encoder_hidden_states", "decoder_hidden_states")
 
-BATCH_BYTES = 256 * 2**20  # of attention weights; they grow with the square of the length
-BOOTSTRAP_SAMPLES = 1000
-BOOTSTRAP_SEED = 12345  # sacreBLEU's
+DecoderIds = tuple[list[int], list[int]]  # what the decoder reads, and what it is to say there
+SentenceMeasures = dict[str, dict[str, np.ndarray]]
+DrawnStates = dict[str, np.ndarray]
+
 CKA_SENTENCES = 1000
-JACKKNIFE_GROUPS = 20
-STUDENT_T = 2.093  # two-sided 95% with one degree of freedom less than there are groups
-INTERVAL_SENTENCES = 20  # of fewer, a percentile bootstrap's interval is too narrow
+BATCH_BYTES = 256 * 2**20  # of attention weights; they grow with the square of the length
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,10 @@ class SentenceAttention:
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model compute attention so that its weights can be read, in evaluation mode; then as before."""
+    """Let a model compute attention so that its weights can be read, in evaluation mode; then as before.
+
+    The model's state changes meanwhile, so no other thread may use it.
+    """
     before, was_training = model.config._attn_implementation, model.training
     model.set_attn_implementation("eager")
     model.eval()
@@ -173,9 +184,6 @@ def encode_sentences(
     return encoded[0], encoded[1]
 
 
-DecoderIds = tuple[list[int], list[int]]  # what the decoder reads, and what it is to say there
-
-
 @torch.inference_mode()
 def _translate_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], args: DecodingArguments
@@ -221,7 +229,6 @@ def _forced_passes(
         yield from _forced_pass(model, tokenizer, input_ids[batch], decoder_ids[batch])
 
 
-@torch.inference_mode()
 def _forced_pass(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -230,32 +237,7 @@ def _forced_pass(
 ) -> list[SentenceAttention]:
     inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
     decoder_input_ids = _padded([read for read, _ in decoder_ids], tokenizer.pad_token_id).to(model.device)
-    outputs = model(
-        **inputs,
-        decoder_input_ids=decoder_input_ids,
-        output_attentions=True,
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    source_length, target_length = inputs["input_ids"].shape[1], decoder_input_ids.shape[1]
-    sides = {
-        "encoder_attentions": (source_length, source_length),
-        "decoder_attentions": (target_length, target_length),
-        "cross_attentions": (target_length, source_length),
-    }
-    arrays = {}
-    for name in (*KINDS, *STATES):
-        tensors = outputs.get(name)
-        if not tensors or any(tensor is None for tensor in tensors):
-            raise ValueError(
-                f"{type(model).__name__} gives no {name}, even with eager attention: there is nothing to look into"
-            )
-        arrays[name] = torch.stack(tensors, dim=1).float().cpu().numpy()  # (batch, steps, …)
-        if name in sides and arrays[name].shape[-2:] != sides[name]:
-            raise ValueError(
-                f"the {name} of {type(model).__name__} are no weights of each position for each other: their shape is "
-                f"{arrays[name].shape[-2:]} where {sides[name]} is needed"
-            )
+    arrays = _arrays(model, inputs, decoder_input_ids)
     source_tokens = tokenizer.convert_ids_to_tokens
     if getattr(tokenizer, "separate_vocabs", False):  # that method of a `MarianTokenizer` knows the target side alone
         names = {index: token for token, index in tokenizer.encoder.items()}
@@ -279,144 +261,39 @@ def _forced_pass(
     return sentences
 
 
-def entropy(attention: np.ndarray) -> np.ndarray:
-    """Shannon entropy of distributions over the last axis, in bits: `(…, keys)` to `(…)`."""
-    return -(attention * np.log2(np.where(attention > 0, attention, 1))).sum(-1)
-
-
-def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine similarity over the last axis: twice `(…, d)` to `(…)`."""
-    norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    return (first * second).sum(-1) / norms
-
-
-def attention_measures(attention: np.ndarray, kind: str) -> dict[str, np.ndarray]:
-    """What one sentence's attention is like, as means over its query positions.
-
-    The decoder's first position sees one token and has no choice: it counts in no measure of `decoder_attentions`,
-    which are NaN if there is no other.
-
-    Args:
-        attention: `(steps, heads, queries, keys)`, of a `SentenceAttention`.
-        kind: one of `KINDS`.
-
-    Returns:
-        Arrays `(steps, heads)`:
-
-        - `entropy`: in bits.
-        - `normalized_entropy`: each position's entropy by that of the uniform distribution over the keys that it
-          sees: 0 is one token, 1 is all alike.
-        - `diagonal_distance`: the mean distance of the attention from the diagonal, in keys. The diagonal of
-          cross-attention goes from the first to the last token of both sides.
-        - `eos_mass`: what goes to the last source token, in Marian the end of sentence; for `decoder_attentions`,
-          which see none, `start_mass`: what goes to the start token.
-        - `same_position_mass`: what goes to the query's own position; not for `cross_attentions`.
-
-        and, between each step and the next, `step_cosine` `(steps - 1, heads)`, the cosine of the two distributions
-        of the same head, and `mean_head_cosine` `(steps - 1,)`, that of the means over the heads. Only the latter
-        compares steps whose heads were trained apart, as those of a vanilla model.
-    """
-    queries, keys = attention.shape[-2:]
-    causal = kind == "decoder_attentions"
-    rows = slice(1, None) if causal else slice(None)
-    seen = np.arange(1, queries + 1) if causal else np.full(queries, keys)
-    diagonal = np.linspace(0, keys - 1, queries)
-    distances = np.abs(np.arange(keys) - diagonal[:, None])
-    bits = entropy(attention)
-    by_position = {
-        "entropy": bits,
-        # log2(1) is left out for the decoder; elsewhere a single key is all that there is.
-        "normalized_entropy": bits / np.log2(np.maximum(seen, 2)),
-        "diagonal_distance": (attention * distances).sum(-1),
-        "start_mass" if causal else "eos_mass": attention[..., 0 if causal else -1],
+@torch.inference_mode()
+def _arrays(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], decoder_input_ids: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Attention and hidden states of a padded batch, `(batch, steps, …)`, or a `ValueError` if a model gives none."""
+    outputs = model(
+        **inputs,
+        decoder_input_ids=decoder_input_ids,
+        output_attentions=True,
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    source_length, target_length = inputs["input_ids"].shape[1], decoder_input_ids.shape[1]
+    needed = {
+        "encoder_attentions": (source_length, source_length),
+        "decoder_attentions": (target_length, target_length),
+        "cross_attentions": (target_length, source_length),
     }
-    if kind != "cross_attentions":
-        by_position["same_position_mass"] = np.diagonal(attention, axis1=-2, axis2=-1)
-    by_position["step_cosine"] = cosine(attention[:-1], attention[1:])
-    heads_mean = attention.mean(1)
-    by_position["mean_head_cosine"] = cosine(heads_mean[:-1], heads_mean[1:])
-    return {name: _mean(values[..., rows]) for name, values in by_position.items()}
-
-
-def hidden_state_measures(hidden_states: np.ndarray) -> dict[str, np.ndarray]:
-    """How much each step changes one sentence's hidden states, as means over the positions.
-
-    Args:
-        hidden_states: `(steps + 1, positions, d_model)`, of a `SentenceAttention`.
-
-    Returns:
-        Arrays `(steps,)`: `cosine` between what the step starts from and what it makes of it, and `relative_change`,
-        the norm of the difference by the norm of what it starts from. At a fixed point they are 1 and 0.
-    """
-    before, after = hidden_states[:-1], hidden_states[1:]
-    change = np.linalg.norm(after - before, axis=-1) / np.linalg.norm(before, axis=-1)
-    return {"cosine": _mean(cosine(before, after)), "relative_change": _mean(change)}
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """The mean over the last axis in double precision; NaN, without numpy's warning, if it is empty."""
-    if not values.shape[-1]:
-        return np.full(values.shape[:-1], np.nan)
-    return values.mean(-1, dtype=np.float64)
-
-
-def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
-    """Linear centred kernel alignment of two representations of the same n positions, debiased.
-
-    1 if they are equal up to rotation and scale, about 0 if they have nothing in common (Kornblith et al. 2019); by
-    the unbiased estimator of HSIC (Song et al. 2012), since the usual one nears 1 where n is not much larger than the
-    width.
-
-    Args:
-        first: `(n, d)`.
-        second: `(n, e)`.
-
-    Raises:
-        ValueError: other numbers of positions, or fewer than 4.
-    """
-    if len(first) != len(second) or len(first) < 4:
-        raise ValueError(f"CKA needs the same positions on both sides, at least 4; got {len(first)} and {len(second)}")
-    return _alignment(*(_gram(states) for states in (first, second)))
-
-
-def _gram(states: np.ndarray) -> np.ndarray:
-    states = states.astype(np.float64)
-    states -= states.mean(0)  # for precision; the centring below does not need it
-    return states @ states.T
-
-
-def _alignment(first: np.ndarray, second: np.ndarray) -> float:
-    first, second = _centre(first), _centre(second)
-    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
-
-
-def _centre(gram: np.ndarray) -> np.ndarray:
-    """Gram matrix with zero diagonal whose rows sum to zero: the U-centring of the unbiased HSIC."""
-    n = len(gram)
-    gram = gram - np.diag(np.diag(gram))
-    means = gram.sum(0) / (n - 2)
-    gram += means.sum() / (n - 1) - means[:, None] - means
-    np.fill_diagonal(gram, 0)
-    return gram
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Means over a corpus with the bounds of their 95% confidence intervals, three arrays of one shape."""
-
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested lists, `None` where there is no number."""
-        return {name: _plain(getattr(self, name)) for name in ("mean", "low", "high")}
-
-
-def _plain(values: np.ndarray) -> Any:
-    if values.ndim:
-        return [_plain(value) for value in values]
-    return None if np.isnan(values) else float(values)
+    arrays = {}
+    for name in (*KINDS, *STATES):
+        tensors = outputs.get(name)
+        if not tensors or any(tensor is None for tensor in tensors):
+            raise ValueError(
+                f"{type(model).__name__} gives no {name}, even with eager attention: there is nothing to look into"
+            )
+        arrays[name] = torch.stack(tensors, dim=1).float().cpu().numpy()
+        shape = arrays[name].shape[-2:]
+        if name in needed and shape != needed[name]:
+            raise ValueError(
+                f"the {name} of {type(model).__name__} are no weights of each position for each other: their shape is "
+                f"{shape} where {needed[name]} is needed"
+            )
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -470,7 +347,7 @@ def attention_statistics(
     state = PartialState()
     batches = _batches(model, tokenizer, sources, targets, decoding or DecodingArguments())
     stride = -(-len(sources) // CKA_SENTENCES)
-    rows: list[tuple[int, dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]] = []
+    rows: list[tuple[int, SentenceMeasures, DrawnStates]] = []
     disable = None if progress and state.is_main_process else True
     with tqdm(total=len(sources), unit=" sentences", desc="Attending", disable=disable, leave=False) as bar:
         for indices, attend in batches[state.process_index :: state.num_processes]:
@@ -480,29 +357,33 @@ def attention_statistics(
             bar.update(min(len(indices) * state.num_processes, bar.total - bar.n))
     if state.num_processes > 1:
         rows = gather_object(rows)
-    rows.sort(key=lambda row: row[0])
+    return _estimates([row[1:] for row in sorted(rows, key=lambda row: row[0])])
+
+
+def _estimates(rows: Sequence[tuple[SentenceMeasures, DrawnStates]]) -> AttentionStatistics:
+    """Means over the sentences, in their order."""
     by_head: dict[str, dict[str, Estimate]] = {kind: {} for kind in KINDS}
     by_step: dict[str, dict[str, Estimate]] = {group: {} for group in (*KINDS, *STATES)}
     for group in by_step:
-        for name in rows[0][1][group]:
-            values = np.stack([measures[group][name] for _, measures, _ in rows])
+        for name in rows[0][0][group]:
+            values = np.stack([measures[group][name] for measures, _ in rows])
             if values.ndim == 3:
                 by_head[group][name] = bootstrap_mean(values)
                 values = values.mean(-1)
             by_step[group][name] = bootstrap_mean(values)
     for name in STATES:
-        by_step[name]["cka"] = jackknife_cka(np.stack([drawn[name] for _, _, drawn in rows if drawn], axis=1))
+        by_step[name]["cka"] = jackknife_cka(np.stack([drawn[name] for _, drawn in rows if drawn], axis=1))
     return AttentionStatistics(len(rows), by_head, by_step)
 
 
-def _sentence_measures(sentence: SentenceAttention) -> dict[str, dict[str, np.ndarray]]:
+def _sentence_measures(sentence: SentenceAttention) -> SentenceMeasures:
     return {
         **{kind: attention_measures(getattr(sentence, kind), kind) for kind in KINDS},
         **{name: hidden_state_measures(getattr(sentence, name)) for name in STATES},
     }
 
 
-def _draw(sentence: SentenceAttention, index: int) -> dict[str, np.ndarray]:
+def _draw(sentence: SentenceAttention, index: int) -> DrawnStates:
     """Hidden states at one position of a sentence, the same whichever process looks at it."""
     drawn = {}
     for name in STATES:
@@ -510,56 +391,3 @@ def _draw(sentence: SentenceAttention, index: int) -> dict[str, np.ndarray]:
         position = np.random.default_rng([BOOTSTRAP_SEED, index]).integers(states.shape[1])
         drawn[name] = states[:, position]
     return drawn
-
-
-def bootstrap_mean(values: np.ndarray) -> Estimate:
-    """The mean over the first axis, the sentences, with a percentile bootstrap; NaN in `values` do not count.
-
-    Args:
-        values: `(sentences, …)`.
-
-    Returns:
-        Arrays of the other axes' shape; the bounds are NaN for fewer than 20 sentences.
-    """
-    flat = values.reshape(len(values), -1)
-    valid = ~np.isnan(flat)
-    filled = np.where(valid, flat, 0)
-    draws = np.random.default_rng(BOOTSTRAP_SEED).multinomial(
-        len(values), np.full(len(values), 1 / len(values)), BOOTSTRAP_SAMPLES
-    )
-    with np.errstate(invalid="ignore"):
-        mean = filled.sum(0) / valid.sum(0)
-        low, high = np.percentile((draws @ filled) / (draws @ valid), [2.5, 97.5], axis=0)
-    if len(values) < INTERVAL_SENTENCES:
-        low = high = np.full_like(mean, np.nan)
-    return Estimate(*(bound.reshape(values.shape[1:]) for bound in (mean, low, high)))
-
-
-def jackknife_cka(states: np.ndarray) -> Estimate:
-    """`linear_cka` of each entry of `states` and the next, with the interval of a delete-a-group jackknife.
-
-    Args:
-        states: `(steps + 1, n, d)`, at n positions that are independent of each other.
-
-    Returns:
-        Arrays `(steps,)`; NaN for fewer than 4 positions, the bounds for fewer than 20.
-    """
-    steps, n = len(states) - 1, states.shape[1]
-    estimates = np.full((3, steps), np.nan)
-    if n < 4:
-        return Estimate(*estimates)
-    groups = np.arange(n) % JACKKNIFE_GROUPS
-    gram = _gram(states[0])
-    for step in range(steps):
-        following = _gram(states[step + 1])
-        estimates[:, step] = _alignment(gram, following)
-        half_width = np.nan
-        if n >= JACKKNIFE_GROUPS:
-            without = []
-            for group in range(JACKKNIFE_GROUPS):
-                kept = np.flatnonzero(groups != group)
-                without.append(_alignment(*(matrix[np.ix_(kept, kept)] for matrix in (gram, following))))
-            half_width = STUDENT_T * np.sqrt((JACKKNIFE_GROUPS - 1) * np.var(without))
-        estimates[1:, step] += [-half_width, half_width]
-        gram = following
-    return Estimate(*estimates)
