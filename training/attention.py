@@ -9,11 +9,12 @@ Open `attention.html` of the output folder in a browser.
 """
 
 from rs_transformer.arguments import RecipeParser
-from rs_transformer.attention_report import AttentionArguments, AttentionCorpusArguments, report_attention
+from rs_transformer.attention_report import AttentionArguments, report_attention
+from rs_transformer.corpus import OptionalCorpusArguments
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.launching import processes
 
-GROUPS = (AttentionArguments, AttentionCorpusArguments, DecodingArguments)
+GROUPS = (AttentionArguments, OptionalCorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,8 @@ layer comes from. Fine-tune it by `training/train.py --model_name_or_path runs/c
 """
 
 from rs_transformer.arguments import RecipeParser
-from rs_transformer.collapsing import CollapseArguments, OptionalCorpusArguments, collapse_checkpoint
+from rs_transformer.collapsing import CollapseArguments, collapse_checkpoint
+from rs_transformer.corpus import OptionalCorpusArguments
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.launching import processes
 

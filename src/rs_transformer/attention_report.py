@@ -26,7 +26,7 @@ from .attention_figures import (
     save_figure,
 )
 from .attention_page import write_page
-from .corpus import SPLITS, CorpusArguments, load_split
+from .corpus import SPLITS, OptionalCorpusArguments, load_split
 from .decoding import DecodingArguments, Translator
 from .model_building import load_checkpoint
 from .plotting import check_matplotlib
@@ -82,18 +82,12 @@ class AttentionArguments:
             raise ValueError(f"output_dir: {self.output_dir!r} is a file")
 
 
-@dataclass
-class AttentionCorpusArguments(CorpusArguments):
-    """Where sentence pairs come from, if not from `text`."""
-
-    source_lang: str | None = field(default=None, metadata={"help": "Source language; default: the tokenizer's."})
-    target_lang: str | None = field(default=None, metadata={"help": "Target language; default: the tokenizer's."})
-
-
 def report_attention(
-    args: AttentionArguments, corpus_args: AttentionCorpusArguments, decoding: DecodingArguments
+    args: AttentionArguments, corpus_args: OptionalCorpusArguments, decoding: DecodingArguments
 ) -> dict[str, AttentionStatistics]:
     """Measure the attention of one or two models on the same sentences; write figures, pictures and the page.
+
+    Languages that were not given are the first tokenizer's.
 
     `output_dir` gets `statistics.json` (`AttentionStatistics.to_dict` of each model, and what was asked),
     `entropy_map` and `steps` as PNG and SVG, `attention.html`, and for each pictured sentence and kind of attention
@@ -179,7 +173,7 @@ def _load_models(models: Sequence[str]) -> dict[str, Translator]:
 
 
 def _load_sentences(
-    args: AttentionArguments, corpus_args: AttentionCorpusArguments
+    args: AttentionArguments, corpus_args: OptionalCorpusArguments
 ) -> tuple[list[str], list[str] | None]:
     if args.text is not None:
         return args.text, args.reference

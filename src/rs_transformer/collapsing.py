@@ -110,14 +110,6 @@ class CollapseArguments:
         return {name: getattr(self, f"calibration_{name}") for name in names}
 
 
-@dataclass
-class OptionalCorpusArguments(CorpusArguments):
-    """Data for `--evaluate` (test) and `--method calibrated` (train); nothing else needs any."""
-
-    source_lang: str | None = field(default=None, metadata={"help": "Source language, as the corpus names it."})
-    target_lang: str | None = field(default=None, metadata={"help": "Target language, as the corpus names it."})
-
-
 def collapse_checkpoint(
     args: CollapseArguments, corpus_args: CorpusArguments, decoding: DecodingArguments
 ) -> dict[str, Any]:

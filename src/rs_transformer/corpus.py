@@ -89,6 +89,14 @@ class CorpusArguments:
         return self.files(split) is not None or self.dataset_name is not None
 
 
+@dataclass
+class OptionalCorpusArguments(CorpusArguments):
+    """Parallel text for what can do without: the languages need not be named where there is none."""
+
+    source_lang: str | None = field(default=None, metadata={"help": "Source language, as the corpus names it."})
+    target_lang: str | None = field(default=None, metadata={"help": "Target language, as the corpus names it."})
+
+
 def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> AnyDataset:
     """Load one split as a dataset with the text columns `source` and `target`, in the corpus's order.
 
