@@ -155,7 +155,7 @@ def test_ctranslate2_gives_the_same_translations(trained, small, tmp_path):
     script("distill")("generate", *options(trained, small, tmp_path / "a", *same))
     engine = ["--engine", "ctranslate2", "--ctranslate2_models", tmp_path / "ct2"]
     other = other_vocabulary(trained, tmp_path)
-    with pytest.raises(ValueError, match=r"has another vocabulary than .*: convert that teacher"):
+    with pytest.raises(ValueError, match="has not the source vocabulary of the tokenizer"):
         script("distill")("generate", *options(other, small, tmp_path / "b", *same, *engine))
     script("distill")("generate", *options(trained, small, tmp_path / "b", *same, *engine))
     ours, theirs = (tmp_path / name / "_distillation" / "corpus.parquet" for name in "ab")

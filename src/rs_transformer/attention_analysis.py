@@ -26,6 +26,7 @@ from .attention_measures import (
     jackknife_cka,
 )
 from .decoding import DecodingArguments, length_batches, source_limit
+from .tokenization import convert_source_ids_to_tokens
 
 # The names of the fields of `Seq2SeqLMOutput`.
 KINDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
@@ -238,17 +239,13 @@ def _forced_pass(
     inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
     decoder_input_ids = _padded([read for read, _ in decoder_ids], tokenizer.pad_token_id).to(model.device)
     arrays = _arrays(model, inputs, decoder_input_ids)
-    source_tokens = tokenizer.convert_ids_to_tokens
-    if getattr(tokenizer, "separate_vocabs", False):  # that method of a `MarianTokenizer` knows the target side alone
-        names = {index: token for token, index in tokenizer.encoder.items()}
-        source_tokens = partial(map, names.get)
     sentences = []
     for row, (source, (read, say)) in enumerate(zip(input_ids, decoder_ids, strict=True)):
         encoder, decoder = slice(len(source)), slice(len(say))
         # Copies: a view would keep the padded batch in memory.
         sentences.append(
             SentenceAttention(
-                encoder_tokens=list(source_tokens(source)),
+                encoder_tokens=convert_source_ids_to_tokens(tokenizer, source),
                 decoder_tokens=tokenizer.convert_ids_to_tokens(read),
                 output_tokens=tokenizer.convert_ids_to_tokens(say),
                 encoder_attentions=arrays["encoder_attentions"][row, :, :, encoder, encoder].copy(),

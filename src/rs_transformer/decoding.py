@@ -6,6 +6,7 @@ Not for single requests (`pipeline_rs_marian.py`).
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from accelerate import PartialState
@@ -96,6 +97,39 @@ def generate_texts(
     return [texts[start : start + n_best] for start in range(0, len(texts), n_best)]
 
 
+class Engine(Protocol):
+    """Translates a batch of token ids into `n_best` hypotheses each, the best first."""
+
+    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]: ...
+
+
+@dataclass
+class TransformersEngine:
+    """Decoding in PyTorch."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    decoding: DecodingArguments
+    n_best: int = 1
+
+    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
+        return generate_texts(self.model, self.tokenizer, input_ids, self.decoding, self.n_best)
+
+
+def encode_sources(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of sentences; one that is longer than the model takes is cut, with a warning that names it."""
+    limit = source_limit(model, tokenizer)
+    encoded = [tokenizer(sentence, verbose=False)["input_ids"] for sentence in sentences]
+    for sentence, ids in zip(sentences, encoded, strict=True):
+        if len(ids) > limit and PartialState().is_main_process:
+            logger.warning(
+                f"A sentence of {len(ids)} tokens is cut to the {limit} that the model takes: {sentence[:80]!r}…"
+            )
+    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
+
+
 def translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -118,15 +152,7 @@ def translate(
     """
     args = args or DecodingArguments()
     state = PartialState()
-    limit = source_limit(model, tokenizer)
-    encoded = [tokenizer(sentence, verbose=False)["input_ids"] for sentence in sentences]
-    for sentence, ids in zip(sentences, encoded, strict=True):
-        if len(ids) > limit and state.is_main_process:
-            logger.warning(
-                f"A sentence of {len(ids)} tokens is cut to the {limit} that the model takes: {sentence[:80]!r}…"
-            )
-    encoded = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
-
+    encoded = encode_sources(model, tokenizer, sentences)
     batches = list(length_batches([len(ids) for ids in encoded], max(1, args.decoding_max_tokens // args.num_beams)))
     was_training = model.training
     model.eval()

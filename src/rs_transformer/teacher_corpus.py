@@ -4,22 +4,18 @@ The teachers themselves: `teachers.py`. Which of their translations the student 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-import torch
-from accelerate import PartialState
 from datasets import Dataset
-from transformers import MarianMTModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MarianMTModel
 from transformers.utils import logging
 
 from .corpus import CorpusArguments
-from .decoding import DecodingArguments, generate_texts, length_batches, source_limit
+from .decoding import DecodingArguments, Engine, TransformersEngine, length_batches, source_limit
 from .run_folder import RECORDED_PACKAGES
 from .sharding import Rows, check_output, map_shards
 from .teachers import Teacher, TeacherArguments, combined
@@ -31,69 +27,27 @@ CORPUS_SCHEMA = pa.schema(
 )
 
 
-class Engine(Protocol):
-    """Translates a batch of token ids into `n_best` hypotheses each, the best first."""
-
-    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]: ...
-
-
-@dataclass
-class TransformersEngine:
-    """Decoding in PyTorch."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    decoding: DecodingArguments
-    n_best: int = 1
-
-    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
-        return generate_texts(self.model, self.tokenizer, input_ids, self.decoding, self.n_best)
-
-
-class CTranslate2Engine:
+def ctranslate2_engine(folder: str, teacher: Teacher, decoding: DecodingArguments, n_best: int = 1) -> Engine:
     """Decoding by CTranslate2, from a folder that its converter has made; faster on a CPU.
 
     Raises:
         ImportError: CTranslate2 is not installed.
         ValueError: the folder holds a model of another vocabulary, or the teacher is not Marian.
     """
-
-    def __init__(self, folder: str, teacher: Teacher, decoding: DecodingArguments, n_best: int = 1):
-        try:
-            import ctranslate2
-        except ImportError as error:
-            raise ImportError("engine=ctranslate2 needs the package: pip install ctranslate2") from error
-        self.tokenizer, self.decoding, self.n_best = teacher.tokenizer, decoding, n_best
-        positions = getattr(teacher.model.config, "max_position_embeddings", decoding.max_new_tokens)
-        self.max_length = min(decoding.max_new_tokens, positions - 1)  # as `generate_kwargs` has it
-        if not isinstance(teacher.model, MarianMTModel) or getattr(teacher.tokenizer, "separate_vocabs", False):
-            raise ValueError(
-                f"engine=ctranslate2 is for Marian models with one vocabulary, which {teacher.name} is not: set "
-                "engine=transformers"
-            )
-        vocabulary = Path(folder, "shared_vocabulary.json")
-        entries = teacher.tokenizer.get_vocab()
-        # The converter leaves the padding token out: the engine starts without it.
-        wanted = [entry for entry in sorted(entries, key=entries.get) if entry != teacher.tokenizer.pad_token]
-        if not vocabulary.is_file() or json.loads(vocabulary.read_text("utf-8")) != wanted:
-            raise ValueError(f"{folder} has another vocabulary than {teacher.name}: convert that teacher")
-        device = PartialState().device
-        place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
-        if device.type == "cuda":
-            place = {"device": "cuda", "device_index": device.index or 0}
-        self.engine = ctranslate2.Translator(folder, **place)
-
-    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
-        outputs = self.engine.translate_batch(
-            [self.tokenizer.convert_ids_to_tokens(ids) for ids in input_ids],
-            beam_size=self.decoding.num_beams,
-            num_hypotheses=self.n_best,
-            length_penalty=self.decoding.length_penalty,
-            max_decoding_length=self.max_length,
-            max_input_length=0,
+    if not isinstance(teacher.model, MarianMTModel):
+        raise ValueError(
+            f"engine=ctranslate2 is for Marian models, which {teacher.name} is not: set engine=transformers"
         )
-        ids = [[self.tokenizer.convert_tokens_to_ids(tokens) for tokens in output.hypotheses] for output in outputs]
-        return [self.tokenizer.batch_decode(hypotheses, skip_special_tokens=True) for hypotheses in ids]
+    try:
+        from .export.ctranslate2 import CTranslate2Decoder
+    except ImportError as error:
+        raise ImportError('engine=ctranslate2 needs: pip install "rs-transformer[ctranslate2]"') from error
+    positions = getattr(teacher.model.config, "max_position_embeddings", decoding.max_new_tokens)
+    max_length = min(decoding.max_new_tokens, positions - 1)  # as `generate_kwargs` has it
+    try:
+        return CTranslate2Decoder(folder, teacher.tokenizer, decoding, max_length, n_best)
+    except ValueError as error:
+        raise ValueError(f"{teacher.name} does not decode with CTranslate2: {error}") from error
 
 
 def make_engines(
@@ -103,7 +57,7 @@ def make_engines(
     if args.engine == "ctranslate2":
         pairs = zip(args.ctranslate2_models or [], teachers, strict=True)
         return [
-            (CTranslate2Engine(folder, teacher, decoding, args.teacher_n_best), teacher) for folder, teacher in pairs
+            (ctranslate2_engine(folder, teacher, decoding, args.teacher_n_best), teacher) for folder, teacher in pairs
         ]
     groups = [[teacher] for teacher in teachers] if args.teacher_mode == "pool" else [list(teachers)]
     return [

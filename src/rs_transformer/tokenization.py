@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,6 +122,14 @@ def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerB
         if ours != theirs:
             return f"the SentencePiece models of the {side.removeprefix('spm_')} differ"
     return ""
+
+
+def convert_source_ids_to_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """`convert_ids_to_tokens` for sources: that of a `MarianTokenizer` with two vocabularies is for targets alone."""
+    if not getattr(tokenizer, "separate_vocabs", False):
+        return tokenizer.convert_ids_to_tokens(ids)
+    names = {index: token for token, index in tokenizer.encoder.items()}
+    return [names[index] for index in ids]
 
 
 def _chain(*sides: Iterable[str]) -> Iterable[str]:

@@ -1,0 +1,126 @@
+"""CTranslate2: a converter for RSMarian, and decoding with what it writes.
+
+Importing this file registers the loader, so that CTranslate2's own command works with it:
+
+    python -m rs_transformer.export.ctranslate2 --model runs/rs6 --output_dir rs6-ct2 --quantization int8
+
+CTranslate2 stores equal weights once: each shared layer is in the file once, and in memory. DeepNet's residual scale,
+step embeddings and the LayerNorms of steps are folded into the weights of the steps.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from ctranslate2 import Translator
+from ctranslate2.converters import transformers as converters
+from ctranslate2.specs import TransformerSpec
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..decoding import DecodingArguments
+from ..layer_transfer import expand
+from ..modeling_rs_marian import RSMarianForConditionalGeneration
+from ..tokenization import convert_source_ids_to_tokens
+
+QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float16", "int8_bfloat16", "int8_float32")
+
+
+@converters.register_loader("RSMarianConfig")
+class RSMarianLoader(converters.MarianMTLoader):
+    """Loads an RSMarian as the Marian that it equals; separate vocabularies too, which Marian's own loader refuses."""
+
+    def get_model_class(self, config: Any, model_class: type) -> type:
+        return RSMarianForConditionalGeneration
+
+    def get_model_spec(self, model: RSMarianForConditionalGeneration) -> TransformerSpec:
+        return super().get_model_spec(expand(model))
+
+    def __call__(self, model: RSMarianForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> TransformerSpec:
+        spec = self.get_model_spec(model)
+        self.set_config(spec.config, model, tokenizer)
+        spec.register_source_vocabulary(vocabulary(tokenizer, "source"))
+        spec.register_target_vocabulary(vocabulary(tokenizer, "target"))
+        return spec
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, side: str) -> list[str]:
+    """The tokens of `"source"` or `"target"` in the order of their ids, without padding: the engine has none."""
+    separate = side == "target" and getattr(tokenizer, "separate_vocabs", False)
+    entries = tokenizer.target_encoder if separate else tokenizer.get_vocab()
+    return [token for token in sorted(entries, key=entries.get) if token != tokenizer.pad_token]
+
+
+def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
+    """Write a CTranslate2 folder of an RSMarian or Marian checkpoint, the tokenizer's files beside the model.
+
+    Args:
+        model: on the Hub or in a folder.
+        output_dir: what is in it is written over.
+        quantization: of the stored weights, one of `QUANTIZATIONS`.
+    """
+    converter = converters.TransformersConverter(model, revision=revision)
+    converter.convert(str(output_dir), quantization=quantization, force=True)
+    AutoTokenizer.from_pretrained(model, revision=revision).save_pretrained(output_dir)
+
+
+class CTranslate2Decoder:
+    """Decoding by CTranslate2 on this process's device, from a folder that a converter has made.
+
+    Args:
+        folder: a Marian or RSMarian model in CTranslate2's format.
+        tokenizer: of the model that it was made from.
+        decoding: how to decode. The engine counts lengths otherwise than `generate`, so that a length penalty may
+            choose another hypothesis.
+        max_length: of a translation, in tokens, without the end of sentence.
+        n_best: hypotheses a sentence.
+
+    Raises:
+        ValueError: the folder holds no model, or one of another vocabulary.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: DecodingArguments,
+        max_length: int,
+        n_best: int = 1,
+    ):
+        for side in ("source", "target"):
+            files = [Path(folder, f"{name}_vocabulary.json") for name in ("shared", side)]
+            found = next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), None)
+            if found != vocabulary(tokenizer, side):
+                raise ValueError(f"{folder} has not the {side} vocabulary of the tokenizer: convert its model again")
+        self.tokenizer, self.decoding, self.max_length, self.n_best = tokenizer, decoding, max_length, n_best
+        device = PartialState().device
+        place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
+        if device.type == "cuda":
+            place = {"device": "cuda", "device_index": device.index or 0}
+        self.engine = Translator(str(folder), **place)
+
+    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
+        """`n_best` translations of each of a batch of source token ids, the best first."""
+        outputs = self.engine.translate_batch(
+            [convert_source_ids_to_tokens(self.tokenizer, ids) for ids in input_ids],
+            beam_size=self.decoding.num_beams,
+            num_hypotheses=self.n_best,
+            length_penalty=self.decoding.length_penalty,
+            min_decoding_length=0,  # as in `generate`; by default the engine says at least one token
+            max_decoding_length=self.max_length,
+            max_input_length=0,
+        )
+        entries = getattr(self.tokenizer, "target_encoder", None) or self.tokenizer.get_vocab()
+        ids = [[[entries[token] for token in tokens] for tokens in output.hypotheses] for output in outputs]
+        return [self.tokenizer.batch_decode(hypotheses, skip_special_tokens=True) for hypotheses in ids]
+
+
+def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> CTranslate2Decoder:
+    """A decoder whose translations are at most as long as those of `generate`, whose last token is the end."""
+    return CTranslate2Decoder(folder, tokenizer, decoding, decoding.max_new_tokens - 1)
+
+
+if __name__ == "__main__":
+    converters.main()

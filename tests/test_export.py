@@ -1,0 +1,185 @@
+"""`training/export.py` and the engines that it writes for: the same translations as PyTorch's."""
+
+import json
+import sys
+
+import pytest
+from conftest import run, script
+from oracle import rs_model, unrolled_marian
+from reverse_task import reverse_pairs
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
+
+from rs_transformer import exporting
+from rs_transformer.decoding import DecodingArguments, TransformersEngine, translate
+from rs_transformer.export import ctranslate2 as ctranslate2_export
+from rs_transformer.model_building import config_from_tokenizer
+from rs_transformer.tokenization import train_tokenizer
+
+export = script("export")
+# Padded batches: short sentences and longer ones than the model has learned.
+SENTENCES = [source for source, _ in reverse_pairs(30, seed=11)] + ["a b c d e f g h i j k l a b", "l k j i h g f e d"]
+
+
+def options(model, output, *more):
+    return [model, "--output_dir", output, "--verify", *SENTENCES, "--max_new_tokens", 31, *more]
+
+
+@pytest.mark.parametrize("decoder_layers", [1, 2, 6])
+def test_ctranslate2_gives_the_translations_of_pytorch(trained, tmp_path, decoder_layers):
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained, decoder_layers=decoder_layers)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    export(*options(tmp_path / "model", tmp_path / "ct2", "--to", "ctranslate2"))
+    # The tokenizer comes along, so the folder is all that is needed.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ct2")
+    for search in ({"num_beams": 1}, {"num_beams": 4, "length_penalty": 0.0}):
+        decoding = DecodingArguments(max_new_tokens=31, **search)
+        engine = ctranslate2_export.load(tmp_path / "ct2", tokenizer, decoding)
+        found = engine.translate_batch([tokenizer(sentence)["input_ids"] for sentence in SENTENCES])
+        assert [text for (text,) in found] == translate(model, tokenizer, SENTENCES, decoding, progress=False)
+    record = json.loads((tmp_path / "ct2" / "export.json").read_text())
+    assert [(row["num_beams"], row["same"]) for row in record["verification"]] == [(1, 1), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"deepnorm": True},
+        {"step_embeddings": True, "step_layer_norms": True},
+        {"encoder_unique_layers": 2, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"},
+    ],
+    ids=["deepnorm", "steps-told-apart", "several-layers"],
+)
+def test_ctranslate2_takes_every_kind_of_model(tokenizer, tmp_path, fields):
+    sizes = {"encoder_layers": 3, "decoder_layers": 4, "max_position_embeddings": 64}
+    for part in (rs_model(**config_from_tokenizer(tokenizer), **{**sizes, **fields}), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    export(*options(tmp_path / "model", tmp_path / "ct2", "--to", "ctranslate2"))
+
+
+def test_ctranslate2_takes_separate_vocabularies(tmp_path):
+    sides = [["a b c d e f"] * 4, ["u v w x y z"] * 4]
+    names = {"source_lang": "aa", "target_lang": "zz", "vocab_size": 11, "vocabulary": "separate"}
+    tokenizer = train_tokenizer(*sides, tmp_path / "model", **names)
+    model = rs_model(**config_from_tokenizer(tokenizer), encoder_layers=2, decoder_layers=2)
+    model.save_pretrained(tmp_path / "model")
+    texts = ["--verify", "a b f", "c", "e d c b a"]
+    export(tmp_path / "model", "--to", "ctranslate2", "--output_dir", tmp_path / "ct2", *texts, "--max_new_tokens", 20)
+    vocabulary = json.loads((tmp_path / "ct2" / "target_vocabulary.json").read_text())
+    assert "▁z" in vocabulary
+    assert "▁a" not in vocabulary
+
+
+def test_each_shared_layer_is_in_the_file_once(trained, tmp_path):
+    sizes = {}
+    for depth in (2, 12):
+        model = AutoModelForSeq2SeqLM.from_pretrained(trained, encoder_layers=depth, decoder_layers=depth)
+        for part in (model, AutoTokenizer.from_pretrained(trained)):
+            part.save_pretrained(tmp_path / f"model{depth}")
+        for quantization in ("float32", "int8"):
+            folder = tmp_path / f"{quantization}{depth}"
+            ctranslate2_export.convert(str(tmp_path / f"model{depth}"), folder, quantization)
+            sizes[depth, quantization] = (folder / "model.bin").stat().st_size
+    layer = sum(p.numel() for p in model.model.decoder.layers[0].parameters())
+    for quantization, bytes_each in (("float32", 4), ("int8", 1)):
+        growth = sizes[12, quantization] - sizes[2, quantization]
+        assert growth < layer * bytes_each  # the names of twenty more layers, and none of their weights
+    assert sizes[2, "int8"] < 0.4 * sizes[2, "float32"]
+
+
+def test_quantized_translations_are_counted_and_scored(trained, task, tmp_path, capsys):
+    data = ["--test_file", task["test"], "--source_lang", "fw", "--target_lang", "bw", "--max_new_tokens", 31]
+    export(trained, "--to", "ctranslate2", "--quantization", "int8", "--output_dir", tmp_path / "ct2", *data)
+    for row in json.loads((tmp_path / "ct2" / "export.json").read_text())["verification"]:
+        assert 0.5 <= row["same"] <= 1
+        assert abs(row["bleu"] - row["pytorch_bleu"]) < 10
+        assert row["pytorch_bleu"] > 50
+        assert row["bleu_to_pytorch"] > 80
+    printed = capsys.readouterr().out
+    assert "translations are PyTorch's; BLEU" in printed
+    assert row["bleu_signature"] in printed
+
+
+def test_ctranslate2s_own_command_converts_with_the_package(trained, tmp_path):
+    command = ["-m", "rs_transformer.export.ctranslate2", "--model", trained, "--output_dir", tmp_path / "ct2"]
+    run(sys.executable, *command, "--quantization", "int8")
+    assert (tmp_path / "ct2" / "model.bin").is_file()
+
+
+def test_export_to_transformers_is_stock_marian(trained, tmp_path):
+    export(*options(trained, tmp_path / "marian", "--to", "transformers"))
+    config = json.loads((tmp_path / "marian" / "config.json").read_text())
+    assert config["architectures"] == ["MarianMTModel"]
+    assert "auto_map" not in config
+    export(*options(trained, tmp_path / "half", "--to", "transformers", "--quantization", "bfloat16"))
+    assert MarianMTModel.from_pretrained(tmp_path / "half").dtype.itemsize == 2
+
+
+def test_a_mismatch_is_an_error_and_leaves_no_folder(trained, tmp_path, monkeypatch):
+    """The converter is given another model, one step shallower."""
+    shallow = AutoModelForSeq2SeqLM.from_pretrained(trained, decoder_layers=1)
+    for part in (shallow, AutoTokenizer.from_pretrained(trained)):
+        part.save_pretrained(tmp_path / "shallow")
+    convert = ctranslate2_export.convert
+    monkeypatch.setattr(
+        ctranslate2_export, "convert", lambda _, *arguments: convert(str(tmp_path / "shallow"), *arguments)
+    )
+    message = r"\d+ of 32 translations \(beam 1\) by ctranslate2 float32 are not PyTorch's. The first: '.+' gives"
+    with pytest.raises(ValueError, match=message):
+        export(*options(trained, tmp_path / "ct2", "--to", "ctranslate2"))
+    assert {path.name for path in tmp_path.iterdir()} == {"shallow"}
+    export(*options(trained, tmp_path / "ct2", "--to", "ctranslate2", "--min_same", 0))
+    record = json.loads((tmp_path / "ct2" / "export.json").read_text())
+    assert record["verification"][0]["same"] < 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--to", "ctranslate2", "--quantization", "int3"], "quantization must be one of float32, .*got 'int3'"),
+        (["--to", "transformers", "--quantization", "int8"], "quantization must be one of float32, float16, bfloat16"),
+        (["--to", "ctranslate2", "--min_same", 2], "min_same must lie in 0..1, got 2"),
+        (["--to", "ctranslate2", "--test_file", "x.jsonl"], "not both; or verification=false"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_written(trained, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        export(*options(trained, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_there_is_to_say_about_folders_and_models(trained, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is there already and not empty"):
+        export(*options(trained, tmp_path / "out", "--to", "ctranslate2"))
+    with pytest.raises(ValueError, match="give source sentences to verify with"):
+        export(trained, "--to", "ctranslate2", "--output_dir", tmp_path / "new")
+    unrolled_marian(AutoModelForSeq2SeqLM.from_pretrained(trained)).save_pretrained(tmp_path / "marian")
+    with pytest.raises(ValueError, match="is a marian model, which is not exported to transformers"):
+        export(*options(tmp_path / "marian", tmp_path / "new", "--to", "transformers"))
+
+
+def test_without_its_extra_the_command_says_which_to_install(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    monkeypatch.delitem(sys.modules, "rs_transformer.export.ctranslate2")
+    with pytest.raises(ValueError, match=r"to=ctranslate2 needs: pip install .rs-transformer\[ctranslate2\]"):
+        export(*options(trained, tmp_path / "ct2", "--to", "ctranslate2"))
+
+
+def test_verification_translates_long_input_as_pytorch_does(trained, tmp_path):
+    """Cut to what the model takes, on both sides."""
+    long = " ".join("abcdefghijkl" * 4)
+    arguments = exporting.ExportArguments(str(trained), "ctranslate2", str(tmp_path / "ct2"), verify=[long, "a b"])
+    corpus = exporting.OptionalCorpusArguments()
+    record = exporting.export_checkpoint(arguments, corpus, DecodingArguments(max_new_tokens=31))
+    assert [row["same"] for row in record["verification"]] == [1, 1]
+
+
+def test_engines_are_what_the_teachers_of_a_student_use(trained):
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    decoding = DecodingArguments(num_beams=2, max_new_tokens=16)
+    found = TransformersEngine(model, tokenizer, decoding, n_best=2).translate_batch([tokenizer("a b c")["input_ids"]])
+    assert found[0][0] == "c b a"
+    assert len(found[0]) == 2
