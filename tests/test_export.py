@@ -1,17 +1,23 @@
 """`training/export.py` and the engines that it writes for: the same translations as PyTorch's."""
 
 import json
+import re
 import sys
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
-from conftest import run, script
-from oracle import rs_model, unrolled_marian
+import torch
+from conftest import ROOT, run, script
+from oracle import marian, rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
 from rs_transformer import exporting
 from rs_transformer.decoding import DecodingArguments, TransformersEngine, translate
 from rs_transformer.export import ctranslate2 as ctranslate2_export
+from rs_transformer.export import onnx as onnx_export
 from rs_transformer.model_building import config_from_tokenizer
 from rs_transformer.tokenization import train_tokenizer
 
@@ -69,6 +75,82 @@ def test_ctranslate2_takes_separate_vocabularies(tmp_path):
     vocabulary = json.loads((tmp_path / "ct2" / "target_vocabulary.json").read_text())
     assert "▁z" in vocabulary
     assert "▁a" not in vocabulary
+
+
+def decoder_feed(tokenizer, model, source_states, source, tokens):
+    """Inputs of the decoder's graph for the first token, with an empty past."""
+    config = model.config
+    shape = (len(tokens), 2 * config.decoder_layers * config.decoder_attention_heads, 0)
+    past = np.zeros((*shape, config.d_model // config.decoder_attention_heads), np.float32)
+    mask = source["attention_mask"].numpy()
+    return {"input_ids": tokens, "attention_mask": mask, "source_states": source_states, "past": past}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"step_layer_norms": True, "step_embeddings": True, "decoder_unique_layers": 2, "deepnorm": True}],
+    ids=["one-layer", "every-option"],
+)
+def test_onnx_graphs_give_the_logits_of_pytorch(tokenizer, tmp_path, fields):
+    sizes = {"encoder_layers": 3, "decoder_layers": 3, "max_position_embeddings": 64}
+    model = rs_model(**config_from_tokenizer(tokenizer), **{**sizes, **fields})
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    onnx_export.convert(str(tmp_path / "model"), tmp_path / "onnx")
+    encoder, decoder = (
+        onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx") for name in onnx_export.GRAPHS
+    )
+    source = tokenizer(SENTENCES[:5] + SENTENCES[-2:], return_tensors="pt", padding=True)
+    targets = torch.randint(1, 20, (7, 6), generator=torch.Generator().manual_seed(0))
+    targets[:, 0] = model.config.decoder_start_token_id
+    with torch.inference_mode():
+        expected = model(**source, decoder_input_ids=targets, use_cache=False).logits.numpy()
+    (states,) = encoder.run(None, {name: tensor.numpy() for name, tensor in source.items()})
+    feed = decoder_feed(tokenizer, model, states, source, targets.numpy()[:, :1])
+    for position in range(6):
+        feed["input_ids"] = targets.numpy()[:, position : position + 1]
+        logits, feed["past"] = decoder.run(None, feed)
+        np.testing.assert_allclose(logits, expected[:, position], atol=1e-4)
+
+
+def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(trained, tmp_path, monkeypatch):
+    export(*options(trained, tmp_path / "rs6-onnx", "--to", "onnx"))
+    record = json.loads((tmp_path / "rs6-onnx" / "export.json").read_text())
+    assert [(row["num_beams"], row["same"]) for row in record["verification"]] == [(1, 1), (4, 1)]
+    assert not list((tmp_path / "rs6-onnx").glob("*.py"))
+    page = (ROOT / "docs" / "export.md").read_text().split("## ONNX Runtime")[1]
+    loop = re.search(r"```python\n(.+?)```", page, re.DOTALL).group(1)
+    assert loop.rstrip().endswith("skip_special_tokens=True)")
+    lines = loop.replace("彼は水泳が得意だ。", "a b c").rstrip().rsplit("\n", 1)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(f"{lines[0]}\ntranslation = {lines[1]}", names)
+    assert names["translation"] == "c b a"
+
+
+def test_onnx_holds_each_shared_layer_once_and_takes_marian(tokenizer, tmp_path):
+    fields = config_from_tokenizer(tokenizer)
+    models = {"rs": rs_model(**fields), "marian": marian(**fields)}
+    sizes = {}
+    for name, model in models.items():
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / name)
+        export(*options(tmp_path / name, tmp_path / f"{name}-onnx", "--to", "onnx"))
+        sizes[name] = sum(file.stat().st_size for file in (tmp_path / f"{name}-onnx").glob("*.onnx"))
+    layers = [part.layers for part in (models["rs"].model.encoder, models["rs"].model.decoder)]
+    layer = sum(parameter.numel() for stored in layers for parameter in stored.parameters())
+    # Marian has five more of each layer, at four bytes a weight, and their names.
+    assert 5 * layer * 4 < sizes["marian"] - sizes["rs"] < 1.2 * 5 * layer * 4
+
+
+def test_onnx_quantized_to_int8_is_smaller_and_translates_nearly_the_same(trained, tmp_path):
+    export(*options(trained, tmp_path / "int8", "--to", "onnx", "--quantization", "int8"))
+    onnx_export.convert(str(trained), tmp_path / "float32")
+    for name in onnx_export.GRAPHS:
+        small, large = (tmp_path / folder / f"{name}.onnx" for folder in ("int8", "float32"))
+        weights = [onnx.load(file).graph.initializer for file in (small, large)]
+        sizes = [sum(len(tensor.raw_data) for tensor in tensors) for tensors in weights]
+        assert sizes[0] < 0.4 * sizes[1]
 
 
 def test_each_shared_layer_is_in_the_file_once(trained, tmp_path):
@@ -161,11 +243,12 @@ def test_what_there_is_to_say_about_folders_and_models(trained, tmp_path):
         export(*options(tmp_path / "marian", tmp_path / "new", "--to", "transformers"))
 
 
-def test_without_its_extra_the_command_says_which_to_install(trained, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    monkeypatch.delitem(sys.modules, "rs_transformer.export.ctranslate2")
-    with pytest.raises(ValueError, match=r"to=ctranslate2 needs: pip install .rs-transformer\[ctranslate2\]"):
-        export(*options(trained, tmp_path / "ct2", "--to", "ctranslate2"))
+@pytest.mark.parametrize(("target", "package"), [("ctranslate2", "ctranslate2"), ("onnx", "onnxruntime")])
+def test_without_its_extra_the_command_says_which_to_install(trained, tmp_path, monkeypatch, target, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"rs_transformer.export.{target}")
+    with pytest.raises(ValueError, match=rf"to={target} needs: pip install .rs-transformer\[{target}\]"):
+        export(*options(trained, tmp_path / "out", "--to", target))
 
 
 def test_verification_translates_long_input_as_pytorch_does(trained, tmp_path):

@@ -25,7 +25,7 @@ from .evaluation import read_sentences
 from .metrics import corpus_scores
 from .run_folder import write_json
 
-TARGETS = ("ctranslate2", "transformers")
+TARGETS = ("ctranslate2", "onnx", "transformers")
 MODEL_TYPES = ("rs_marian", "marian")
 # Without a length penalty, since engines count lengths differently.
 SEARCHES = ({"num_beams": 1, "length_penalty": 0.0}, {"num_beams": 4, "length_penalty": 0.0})
