@@ -179,7 +179,7 @@ def test_quantized_translations_are_counted_and_scored(trained, task, tmp_path, 
         assert row["pytorch_bleu"] > 50
         assert row["bleu_to_pytorch"] > 80
     printed = capsys.readouterr().out
-    assert "translations are PyTorch's; BLEU" in printed
+    assert f"BLEU of all to PyTorch's {row['bleu_to_pytorch']:.2f}; to the references {row['bleu']:.2f}" in printed
     assert row["bleu_signature"] in printed
 
 

@@ -1,6 +1,7 @@
 """A checkpoint written for another engine, verified by translating on both sides; what `training/export.py` does."""
 
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -8,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sacrebleu.metrics import BLEU
 from transformers import AutoConfig
 
 from .collapsing import check_output, staged_folder
@@ -68,9 +68,9 @@ def export_checkpoint(
     """Write a checkpoint for another engine; the folder gets its name once its translations are verified.
 
     Returns:
-        What is also in `export.json` of the folder: `model`, `to`, `quantization`, `megabytes`, `versions`, and for
-        each search of the verification `num_beams`, `sentences`, `same` (share of translations that are PyTorch's),
-        `bleu_to_pytorch` with its signature, and with references `bleu` and `pytorch_bleu`.
+        What is also in `export.json` of the folder: `arguments`, `megabytes`, `versions`, and `verification`: for each
+        search `num_beams`, `sentences`, `same` (share of translations that are PyTorch's), `bleu_to_pytorch` (with
+        PyTorch's translations as references), with references `bleu` and `pytorch_bleu`, and `bleu_signature`.
 
     Raises:
         ValueError: a target, quantization or model that do not fit, nothing to verify with, or translations that
@@ -92,7 +92,7 @@ def export_checkpoint(
         engine.convert(args.model_name_or_path, folder, args.quantization, args.revision)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         record: dict[str, Any] = {
-            "arguments": asdict(args),
+            "arguments": asdict(args) | asdict(corpus_args) | asdict(decoding),
             "megabytes": size / 1e6,
             "versions": {name: version(name) for name in dict.fromkeys(("rs-transformer", "transformers", args.to))},
             "verification": [],
@@ -127,6 +127,8 @@ def _verification_data(
         if None in (corpus_args.source_lang, corpus_args.target_lang):
             raise ValueError("a dataset to verify with needs source_lang and target_lang")
         dataset = load_split(corpus_args, args.split)
+        if not len(dataset):
+            raise ValueError(f"the {args.split} split to verify with is empty")
         return dataset["source"][:], dataset["target"][:]
     if len(args.verify) == 1 and Path(args.verify[0]).is_file():
         return read_sentences(args.verify[0], corpus_args.source_column or "source"), None
@@ -164,21 +166,15 @@ def verify(
             raise ValueError(
                 f"{len(different)} of {len(ours)} translations (beam {its_decoding.num_beams}) by {args.to} "
                 f"{args.quantization} are not PyTorch's. The first: {sources[first]!r} gives {theirs[first]!r}, in "
-                f"PyTorch {ours[first]!r}. min_same={same:.3f} would accept them"
+                f"PyTorch {ours[first]!r}. min_same={math.floor(same * 1000) / 1000} would accept them"
             )
-        to_pytorch = BLEU()
-        row = {
-            "num_beams": its_decoding.num_beams,
-            "sentences": len(ours),
-            "same": same,
-            "bleu_to_pytorch": to_pytorch.corpus_score(theirs, [ours]).score,
-            "bleu_to_pytorch_signature": str(to_pytorch.get_signature()),
-        }
+        language = getattr(tokenizer, "target_lang", None)
+        scores = corpus_scores(theirs, ours, language)
+        row = {"num_beams": its_decoding.num_beams, "sentences": len(ours), "same": same}
+        row |= {"bleu_to_pytorch": scores["bleu"], "bleu_signature": scores["bleu_signature"]}
         if references is not None:
-            language = getattr(tokenizer, "target_lang", None)
-            scores = corpus_scores(theirs, references, language)
-            row |= {"bleu": scores["bleu"], "pytorch_bleu": corpus_scores(ours, references, language)["bleu"]}
-            row["bleu_signature"] = scores["bleu_signature"]
+            row["bleu"] = corpus_scores(theirs, references, language)["bleu"]
+            row["pytorch_bleu"] = corpus_scores(ours, references, language)["bleu"]
         rows.append(row)
     return rows
 
@@ -199,9 +195,12 @@ def print_export(record: dict[str, Any]) -> None:
     args = record["arguments"]
     print(f"{args['output_dir']}: {args['to']} {args['quantization']}, {record['megabytes']:.1f} MB")
     for row in record["verification"]:
-        line = f"beam {row['num_beams']}: {row['same']:.1%} of {row['sentences']} translations are PyTorch's"
+        line = (
+            f"beam {row['num_beams']}: {row['same']:.1%} of {row['sentences']} translations are PyTorch's, BLEU of "
+            f"all to PyTorch's {row['bleu_to_pytorch']:.2f}"
+        )
         if "bleu" in row:
-            line += f"; BLEU {row['bleu']:.2f}, PyTorch {row['pytorch_bleu']:.2f}"
+            line += f"; to the references {row['bleu']:.2f}, PyTorch {row['pytorch_bleu']:.2f}"
         print(line)
-    if record["verification"] and "bleu_signature" in record["verification"][0]:
+    if record["verification"]:
         print(record["verification"][0]["bleu_signature"], flush=True)
