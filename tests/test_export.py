@@ -260,7 +260,7 @@ def test_verification_translates_long_input_as_pytorch_does(trained, tmp_path):
     assert [row["same"] for row in record["verification"]] == [1, 1]
 
 
-def test_engines_are_what_the_teachers_of_a_student_use(trained):
+def test_the_engine_of_pytorch_gives_the_best_translations_in_order(trained):
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     decoding = DecodingArguments(num_beams=2, max_new_tokens=16)
     found = TransformersEngine(model, tokenizer, decoding, n_best=2).translate_batch([tokenizer("a b c")["input_ids"]])

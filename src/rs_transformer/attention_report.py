@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from .attention_analysis import (
     KINDS,
     AttentionStatistics,
+    SentenceAttention,
     attention_statistics,
     collect_attention,
     encode_sentences,
@@ -145,20 +146,31 @@ def report_attention(
     print_statistics(statistics)
     for name, spent in seconds.items():
         print(f"{name}: {len(sources)} sentences measured in {spent:.1f} s", flush=True)
-    # Those of a run before would be taken for this one's.
+    write_pictures(folder, sentences, statistics)
+    return statistics
+
+
+def write_pictures(
+    folder: Path, sentences: Mapping[str, Sequence[SentenceAttention]], statistics: Mapping[str, AttentionStatistics]
+) -> None:
+    """Write the page and all figures into a folder; those of another run go, since they would be taken for this one's.
+
+    Args:
+        folder: must exist.
+        sentences: name of the model -> its attention for the same sentences, maybe none.
+        statistics: name of the model -> its figures.
+    """
     for stale in [*folder.glob("sentence[0-9]*_attentions*"), *folder.glob("attention.html")]:
         stale.unlink()
-    if pictured:
+    pairs = [dict(zip(sentences, pair, strict=True)) for pair in zip(*sentences.values(), strict=True)]
+    if pairs:
         write_page(folder / "attention.html", sentences, statistics, title=f"Attention: {' and '.join(statistics)}")
     save_figure(draw_entropy_map(statistics), folder / "entropy_map")
     save_figure(draw_steps(statistics), folder / "steps")
-    for index in range(pictured):
-        pair = {name: its[index] for name, its in sentences.items()}
+    for number, pair in enumerate(pairs, start=1):
         for kind in KINDS:
-            stem = folder / f"sentence{index + 1}_{kind}"
-            save_figure(draw_heads_mean(pair, kind), stem)
-            save_figure(draw_heads(pair, kind), stem.with_name(f"{stem.name}_heads"))
-    return statistics
+            save_figure(draw_heads_mean(pair, kind), folder / f"sentence{number}_{kind}")
+            save_figure(draw_heads(pair, kind), folder / f"sentence{number}_{kind}_heads")
 
 
 def _load_models(models: Sequence[str]) -> dict[str, Translator]:
