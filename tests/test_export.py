@@ -243,10 +243,12 @@ def test_what_there_is_to_say_about_folders_and_models(trained, tmp_path):
         export(*options(tmp_path / "marian", tmp_path / "new", "--to", "transformers"))
 
 
-@pytest.mark.parametrize(("target", "package"), [("ctranslate2", "ctranslate2"), ("onnx", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("target", "package"), [("ctranslate2", "ctranslate2"), ("onnx", "onnxruntime"), ("marian", "pymarian")]
+)
 def test_without_its_extra_the_command_says_which_to_install(trained, tmp_path, monkeypatch, target, package):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"rs_transformer.export.{target}")
+    monkeypatch.delitem(sys.modules, f"rs_transformer.export.{target}", raising=False)
     with pytest.raises(ValueError, match=rf"to={target} needs: pip install .rs-transformer\[{target}\]"):
         export(*options(trained, tmp_path / "out", "--to", target))
 

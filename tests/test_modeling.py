@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ MODELS = {
     "separate-vocabularies": {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 48},
     "untied-output": {"tie_word_embeddings": False},
     "relu": {"activation_function": "relu", "scale_embedding": False},
+    "marian-positions": {"marian_positions": True},
 }
 every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
 few_models = pytest.mark.parametrize(
@@ -348,6 +350,7 @@ def test_file_of_a_model_of_opus_mt_size_is_under_half_of_marians(tmp_path):
         {"layer_sharing": "sandwich", "encoder_unique_layers": 3, "share_encoder_decoder_embeddings": False},
         MODELS["depth6-unique3-cycle_rev-sandwich"],
         MODELS["both-of-steps"] | {"deepnorm": True},
+        MODELS["marian-positions"],
     ],
 )
 def test_saved_and_loaded_model_is_the_same(tmp_path, overrides):
@@ -358,8 +361,20 @@ def test_saved_and_loaded_model_is_the_same(tmp_path, overrides):
     assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
 
-def test_loaded_model_trains_what_the_saved_one_did(tmp_path):
-    model = rs_model()
+def test_marian_positions_are_sines_and_cosines_down_to_the_ten_thousandth():
+    model = rs_model(marian_positions=True)
+    # As `inits::sinusoidalPositionEmbeddings` of Marian's source.
+    frequencies = [10000 ** (-wave / 15) for wave in range(16)]
+    expected = torch.tensor(
+        [[function(position * f) for function in (math.sin, math.cos) for f in frequencies] for position in range(64)]
+    )
+    for stack in (model.model.encoder, model.model.decoder):
+        torch.testing.assert_close(stack.embed_positions.weight, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("overrides", [{}, MODELS["marian-positions"]], ids=["stock-positions", "marian-positions"])
+def test_loaded_model_trains_what_the_saved_one_did(tmp_path, overrides):
+    model = rs_model(**overrides)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     # Of stock Marian the sinusoidal positions come back trainable.

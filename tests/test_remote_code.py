@@ -106,7 +106,7 @@ def test_hub_name_loads_from_the_cache_with_the_network_off(hub_cache, tmp_path,
 def test_every_option_of_depth_computes_the_same_where_the_package_cannot_be_imported(tmp_path):
     options = {"encoder_unique_layers": 3, "encoder_layer_sharing": "sandwich", "decoder_layer_sharing": "cycle_rev"}
     steps = {"step_embeddings": True, "step_layer_norms": True, "deepnorm": True, "decoder_unique_layers": 2}
-    model = rs_model(**options, **steps)
+    model = rs_model(**options, **steps, marian_positions=True)
     model.save_pretrained(tmp_path / "model")
     inputs = batch()
     torch.save(inputs, tmp_path / "inputs.pt")

@@ -135,6 +135,9 @@ class RSMarianConfig(MarianConfig):
         step_layer_norms (`bool`, *optional*, defaults to `False`):
             Give each step LayerNorms of its own (two in the encoder, three in the decoder); attention and
             feed-forward stay shared.
+        marian_positions (`bool`, *optional*, defaults to `False`):
+            Sinusoidal positions with the frequencies of Marian's own engine, exp(-i ln 10000 / (d_model / 2 - 1)),
+            and not 10000^(-2i / d_model), which transformers has: for models that come from that engine or go to it.
 
     Raises:
         ValueError: names the field, its value and the allowed range.
@@ -163,6 +166,7 @@ class RSMarianConfig(MarianConfig):
     deepnorm_decoder_layers: int | None = None
     step_embeddings: bool = False
     step_layer_norms: bool = False
+    marian_positions: bool = False
 
     def __post_init__(self, **kwargs):
         custom_pipelines = kwargs.pop("custom_pipelines", None)
@@ -177,6 +181,8 @@ class RSMarianConfig(MarianConfig):
                 raise ValueError(f"{name} must be one of {', '.join(LAYER_SHARINGS)}, got {sharing!r}")
         if self.step_embeddings and (self.encoder_layerdrop or self.decoder_layerdrop):
             raise ValueError("step_embeddings need every step: set encoder_layerdrop and decoder_layerdrop to 0")
+        if self.marian_positions and self.d_model % 2:
+            raise ValueError(f"marian_positions need an even d_model, got {self.d_model}")
         self.encoder_layer_map, self.decoder_layer_map  # noqa: B018 (raises on an impossible combination)
         for side in SIDES:
             heads = getattr(self, f"{side}_attention_heads")

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from .collapsing import check_output, staged_folder
+from .collapsing import MODEL_TYPES, check_output, staged_folder
 from .corpus import SPLITS, OptionalCorpusArguments, load_split
 from .decoding import (
     DecodingArguments,
@@ -25,8 +25,13 @@ from .evaluation import read_sentences
 from .metrics import corpus_scores
 from .run_folder import write_json
 
-TARGETS = ("ctranslate2", "onnx", "transformers")
-MODEL_TYPES = ("rs_marian", "marian")
+# Each engine, and the package that it comes in.
+TARGETS = {
+    "ctranslate2": "ctranslate2",
+    "onnx": "onnxruntime",
+    "marian": "pymarian",
+    "transformers": "transformers",
+}
 # Without a length penalty, since engines count lengths differently.
 SEARCHES = ({"num_beams": 1, "length_penalty": 0.0}, {"num_beams": 4, "length_penalty": 0.0})
 MIN_SAME_QUANTIZED = 0.5
@@ -91,10 +96,11 @@ def export_checkpoint(
     with staged_folder(output) as folder:
         engine.convert(args.model_name_or_path, folder, args.quantization, args.revision)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        packages = dict.fromkeys(("rs-transformer", "transformers", TARGETS[args.to]))
         record: dict[str, Any] = {
             "arguments": asdict(args) | asdict(corpus_args) | asdict(decoding),
             "megabytes": size / 1e6,
-            "versions": {name: version(name) for name in dict.fromkeys(("rs-transformer", "transformers", args.to))},
+            "versions": {name: version(name) for name in packages},
             "verification": [],
         }
         if args.verification:

@@ -189,7 +189,8 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     DeepNet's residual scale goes into the weights: LayerNorm is scale-free, LN(alpha x + f(x)) = LN(x + f(x) / alpha),
     but for its epsilon (1e-5 beside the variance of its input), so there equality is to rounding and that epsilon.
     A step embedding goes into the bias of the LayerNorm before it, to rounding, which is coarse in half precision:
-    `expand(model.float())`.
+    `expand(model.float())`. With `marian_positions` the result has them in memory, but does not keep them when it is
+    saved: stock Marian makes its positions anew.
 
     Raises:
         TypeError: not an RSMarian.

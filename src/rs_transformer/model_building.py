@@ -48,6 +48,9 @@ class ModelArguments:
         default=None, metadata={"help": "A learned vector for each step, added to what the step starts from."}
     )
     step_layer_norms: bool | None = field(default=None, metadata={"help": "LayerNorms of its own for each step."})
+    marian_positions: bool | None = field(
+        default=None, metadata={"help": "Positions of Marian's own engine, for a model that is to run there."}
+    )
     encoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of the encoder's feed-forward part."})
     decoder_ffn_dim: int | None = field(default=None, metadata={"help": "Width of the decoder's feed-forward part."})
     encoder_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the encoder."})

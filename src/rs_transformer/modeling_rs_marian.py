@@ -117,6 +117,23 @@ class RSMarianAttention(MarianAttention):
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
+class MarianEnginePositionalEmbedding(MarianSinusoidalPositionalEmbedding):
+    """Positions as Marian's own engine computes them: its slowest wave is 1/10000, which transformers' stay above."""
+
+    def create_weight(self) -> torch.Tensor:
+        positions, dim = self.weight.shape
+        waves = torch.arange(dim // 2, dtype=torch.float64)
+        frequencies = torch.exp(-math.log(10000) * waves / max(dim // 2 - 1, 1))
+        angles = torch.arange(positions)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.weight.dtype)
+
+
+def position_embedding(config: RSMarianConfig) -> MarianSinusoidalPositionalEmbedding:
+    """The sinusoidal positions that a configuration asks for."""
+    kind = MarianEnginePositionalEmbedding if config.marian_positions else MarianSinusoidalPositionalEmbedding
+    return kind(config.max_position_embeddings, config.d_model)
+
+
 class StepEmbedding(nn.Module):
     """Adds a learned vector, at first zero, to every position: what a step starts from."""
 
@@ -324,9 +341,7 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         self.max_source_positions = config.max_position_embeddings
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, self.padding_idx)
-        self.embed_positions = MarianSinusoidalPositionalEmbedding(
-            config.max_position_embeddings, config.d_model, self.padding_idx
-        )
+        self.embed_positions = position_embedding(config)
         self.layer_map = config.encoder_layer_map
         self.layers = nn.ModuleList([RSMarianEncoderLayer(config) for _ in range(config.encoder_unique_layers)])
         self.add_step_parameters(config, "encoder", RSMarianEncoderLayer.norm_names)
@@ -382,9 +397,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         self.max_target_positions = config.max_position_embeddings
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.embed_tokens = nn.Embedding(config.decoder_vocab_size, config.d_model, self.padding_idx)
-        self.embed_positions = MarianSinusoidalPositionalEmbedding(
-            config.max_position_embeddings, config.d_model, self.padding_idx
-        )
+        self.embed_positions = position_embedding(config)
         self.layer_map = config.decoder_layer_map
         self.layers = nn.ModuleList(
             [RSMarianDecoderLayer(config, layer_idx=index) for index in range(config.decoder_unique_layers)]

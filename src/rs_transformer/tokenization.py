@@ -124,6 +124,13 @@ def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerB
     return ""
 
 
+def vocabulary(tokenizer: PreTrainedTokenizerBase, side: str) -> dict[str, int]:
+    """The tokens of `"source"` or `"target"` and their ids, in order, without padding, which other engines lack."""
+    separate = side == "target" and getattr(tokenizer, "separate_vocabs", False)
+    entries = tokenizer.target_encoder if separate else tokenizer.get_vocab()
+    return {token: entries[token] for token in sorted(entries, key=entries.get) if token != tokenizer.pad_token}
+
+
 def convert_source_ids_to_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """`convert_ids_to_tokens` for sources: that of a `MarianTokenizer` with two vocabularies is for targets alone."""
     if not getattr(tokenizer, "separate_vocabs", False):

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
-from ..tokenization import convert_source_ids_to_tokens
+from ..tokenization import convert_source_ids_to_tokens, vocabulary
 
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float16", "int8_bfloat16", "int8_float32")
 
@@ -41,16 +41,9 @@ class RSMarianLoader(converters.MarianMTLoader):
     def __call__(self, model: RSMarianForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> TransformerSpec:
         spec = self.get_model_spec(model)
         self.set_config(spec.config, model, tokenizer)
-        spec.register_source_vocabulary(vocabulary(tokenizer, "source"))
-        spec.register_target_vocabulary(vocabulary(tokenizer, "target"))
+        spec.register_source_vocabulary(list(vocabulary(tokenizer, "source")))
+        spec.register_target_vocabulary(list(vocabulary(tokenizer, "target")))
         return spec
-
-
-def vocabulary(tokenizer: PreTrainedTokenizerBase, side: str) -> list[str]:
-    """The tokens of `"source"` or `"target"` in the order of their ids, without padding: the engine has none."""
-    separate = side == "target" and getattr(tokenizer, "separate_vocabs", False)
-    entries = tokenizer.target_encoder if separate else tokenizer.get_vocab()
-    return [token for token in sorted(entries, key=entries.get) if token != tokenizer.pad_token]
 
 
 def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
@@ -92,7 +85,7 @@ class CTranslate2Decoder:
         for side in ("source", "target"):
             files = [Path(folder, f"{name}_vocabulary.json") for name in ("shared", side)]
             found = next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), None)
-            if found != vocabulary(tokenizer, side):
+            if found != list(vocabulary(tokenizer, side)):
                 raise ValueError(f"{folder} has not the {side} vocabulary of the tokenizer: convert its model again")
         self.tokenizer, self.decoding, self.max_length, self.n_best = tokenizer, decoding, max_length, n_best
         device = PartialState().device
@@ -112,7 +105,7 @@ class CTranslate2Decoder:
             max_decoding_length=self.max_length,
             max_input_length=0,
         )
-        entries = getattr(self.tokenizer, "target_encoder", None) or self.tokenizer.get_vocab()
+        entries = vocabulary(self.tokenizer, "target")
         ids = [[[entries[token] for token in tokens] for tokens in output.hypotheses] for output in outputs]
         return [self.tokenizer.batch_decode(hypotheses, skip_special_tokens=True) for hypotheses in ids]
 

@@ -23,8 +23,14 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
         model: on the Hub or in a folder.
         output_dir: written to.
         quantization: type of the stored weights, one of `QUANTIZATIONS`.
+
+    Raises:
+        ValueError: the model has `marian_positions`.
     """
-    expanded = expand(load_checkpoint(model, revision=revision, dtype=torch.float32))
+    loaded = load_checkpoint(model, revision=revision, dtype=torch.float32)
+    if loaded.config.marian_positions:
+        raise ValueError(f"{model} has marian_positions, and a stock MarianMTModel that is loaded has transformers'")
+    expanded = expand(loaded)
     expanded.to(getattr(torch, quantization)).save_pretrained(output_dir)
     AutoTokenizer.from_pretrained(model, revision=revision).save_pretrained(output_dir)
 

@@ -1,0 +1,367 @@
+"""Marian's own format, written and read, and decoding with Marian's own engine, which the package `pymarian` carries.
+
+A shared decoder layer is in the file once (`transformer-tied-layers`). Marian has no such option for the encoder: its
+layers are written out. DeepNet's residual scale, step embeddings and the LayerNorms of steps are folded into the
+weights of the steps, which then differ and are written out in the decoder too.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pymarian
+import torch
+import yaml
+from transformers import AutoTokenizer, MarianMTModel, MarianTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, layer_map
+from ..decoding import DecodingArguments
+from ..layer_transfer import expand
+from ..model_building import load_checkpoint
+from ..modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
+from ..tokenization import convert_source_ids_to_tokens, vocabulary
+
+logger = logging.get_logger(__name__)
+
+QUANTIZATIONS = ("float32",)
+CONFIG_KEY = "special:model.yml"
+# Marian's "gelu" is x · sigmoid(1.702 x), transformers' "quick_gelu".
+ACTIVATIONS = {"swish": "swish", "silu": "swish", "relu": "relu", "quick_gelu": "gelu"}
+# What this code can read, beside sizes: a post-norm Transformer of Marian's defaults.
+ARCHITECTURE = {
+    "type": "transformer",
+    "transformer-preprocess": "",
+    "transformer-postprocess-emb": "d",
+    "transformer-postprocess": "dan",
+    "transformer-postprocess-top": "",
+    "transformer-ffn-depth": 2,
+    "transformer-decoder-ffn-depth": 0,  # as the encoder
+    "transformer-decoder-autoreg": "self-attention",
+    "transformer-train-position-embeddings": False,
+    "transformer-no-projection": False,
+    "transformer-depth-scaling": False,
+    "output-omit-bias": False,
+    "ulr": False,
+    "lemma-dim-emb": 0,
+    "input-types": [],
+}
+
+
+def _layer_names(side: str) -> dict[str, str]:
+    """Names of a layer's tensors in transformers, and in Marian after the layer's number."""
+    names = {}
+    for module, prefix in (("self_attn", "self"), ("encoder_attn", "context"))[: 1 if side == "encoder" else 2]:
+        for projection, letter in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "o")):
+            names[f"{module}.{projection}.weight"] = f"{prefix}_W{letter}"
+            names[f"{module}.{projection}.bias"] = f"{prefix}_b{letter}"
+        names[f"{module}_layer_norm.weight"] = f"{prefix}_Wo_ln_scale"
+        names[f"{module}_layer_norm.bias"] = f"{prefix}_Wo_ln_bias"
+    for number in (1, 2):
+        names[f"fc{number}.weight"], names[f"fc{number}.bias"] = f"ffn_W{number}", f"ffn_b{number}"
+    return names | {"final_layer_norm.weight": "ffn_ffn_ln_scale", "final_layer_norm.bias": "ffn_ffn_ln_bias"}
+
+
+def _distinct(layers: Sequence[Mapping[str, np.ndarray]]) -> list[int]:
+    """For each layer its number among those that differ, from 0."""
+    first: list[Mapping[str, np.ndarray]] = []
+    numbers = []
+    for layer in layers:
+        equal = (all(np.array_equal(known[name], layer[name]) for name in layer) for known in first)
+        number = next((number for number, same in enumerate(equal) if same), len(first))
+        if number == len(first):
+            first.append(layer)
+        numbers.append(number)
+    return numbers
+
+
+def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
+    """Write `model.npz`, its vocabularies and `decoder.yml` of an RSMarian or Marian checkpoint, the tokenizer beside.
+
+    `marian-decoder --config decoder.yml` takes it.
+
+    Args:
+        model: on the Hub or in a folder. Without `marian_positions` it gets a warning: Marian's engine has other
+            positions.
+        output_dir: written to.
+        quantization: `"float32"` alone.
+
+    Raises:
+        ValueError: Marian has no such model; says what it lacks.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    loaded = load_checkpoint(model, revision=revision, dtype=torch.float32)
+    if not getattr(loaded.config, "marian_positions", False):
+        logger.warning(
+            f"{model} has transformers' positions, and Marian's engine computes others, so that translations may "
+            "differ. A short training with marian_positions=true adapts a model (docs/export.md)"
+        )
+    stock = expand(loaded) if isinstance(loaded, RSMarianForConditionalGeneration) else loaded
+    _check(stock)
+    tensors, options = _to_marian(stock, tokenizer)
+    np.savez(folder / "model.npz", **tensors, **{CONFIG_KEY: _config_bytes(options)})
+    files = _write_vocabularies(tokenizer, folder)
+    decoder = {"models": ["model.npz"], "vocabs": files, "relative-paths": True, "allow-unk": True}
+    (folder / "decoder.yml").write_text(yaml.safe_dump(decoder), encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+
+
+def _check(model: MarianMTModel) -> None:
+    config = model.config
+    if config.activation_function not in ACTIVATIONS:
+        raise ValueError(
+            f"Marian has no activation_function {config.activation_function!r}, only {', '.join(ACTIVATIONS)}"
+        )
+    if config.encoder_attention_heads != config.decoder_attention_heads:
+        raise ValueError(
+            f"Marian has one number of heads, the model {config.encoder_attention_heads} in the encoder and "
+            f"{config.decoder_attention_heads} in the decoder"
+        )
+    if not config.scale_embedding:
+        raise ValueError("Marian scales embeddings by the root of d_model, the model does not (scale_embedding=false)")
+    if not torch.equal(model.lm_head.weight, model.get_decoder().embed_tokens.weight):
+        raise ValueError("the output has weights of its own (tie_word_embeddings=false); only tied ones are written")
+    start = model.get_decoder().embed_tokens.weight[config.decoder_start_token_id]
+    if start.abs().max() > 0:
+        raise ValueError(
+            "Marian starts a translation from an embedding of zeros, and the model's start token, "
+            f"{config.decoder_start_token_id}, has another"
+        )
+
+
+def _to_marian(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, np.ndarray], dict]:
+    """Tensors and options; padding is in no vocabulary of Marian's."""
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    config = model.config
+    rows = {side: list(vocabulary(tokenizer, side).values()) for side in ("source", "target")}
+    tensors = {}
+    if config.share_encoder_decoder_embeddings:
+        tensors["Wemb"] = state["model.shared.weight"][rows["target"]]
+    else:
+        tensors["encoder_Wemb"] = state["model.encoder.embed_tokens.weight"][rows["source"]]
+        tensors["decoder_Wemb"] = state["model.decoder.embed_tokens.weight"][rows["target"]]
+    tensors["decoder_ff_logit_out_b"] = state["final_logits_bias"][:, rows["target"]]
+    depths = {side: getattr(config, f"{side}_layers") for side in SIDES}
+    tied: list[int] = []
+    for side, depth in depths.items():
+        layers = [
+            {
+                marian: _to_matrix(state[f"model.{side}.layers.{layer}.{name}"])
+                for name, marian in _layer_names(side).items()
+            }
+            for layer in range(depth)
+        ]
+        numbers = _distinct(layers) if side == "decoder" else list(range(depth))
+        if side == "decoder" and len(set(numbers)) < depth:
+            tied = [number + 1 for number in numbers]
+        for number, layer in zip(numbers, layers, strict=True):
+            tensors |= {f"{side}_l{number + 1}_{name}": tensor for name, tensor in layer.items()}
+    options = ARCHITECTURE | {
+        "dim-vocabs": [len(rows[side]) for side in ("source", "target")],
+        "dim-emb": config.d_model,
+        "enc-depth": depths["encoder"],
+        "dec-depth": depths["decoder"],
+        "transformer-heads": config.encoder_attention_heads,
+        "transformer-dim-ffn": config.encoder_ffn_dim,
+        "transformer-decoder-dim-ffn": config.decoder_ffn_dim,
+        "transformer-ffn-activation": ACTIVATIONS[config.activation_function],
+        "transformer-tied-layers": tied,
+        "tied-embeddings-all": config.share_encoder_decoder_embeddings,
+        "tied-embeddings": not config.share_encoder_decoder_embeddings,
+    }
+    return tensors, options
+
+
+def _to_matrix(tensor: np.ndarray) -> np.ndarray:
+    """As Marian has it: weights (inputs, outputs), everything else (1, width)."""
+    return np.ascontiguousarray(tensor.T) if tensor.ndim == 2 else tensor[None]
+
+
+def _config_bytes(options: Mapping[str, Any]) -> np.ndarray:
+    return np.frombuffer(yaml.safe_dump(dict(options)).encode() + b"\0", dtype=np.int8)
+
+
+def _write_vocabularies(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
+    """The source's and the target's, the same file if they are one."""
+    separate = getattr(tokenizer, "separate_vocabs", False)
+    files = ["vocab.source.yml", "vocab.target.yml"] if separate else ["vocab.yml"] * 2
+    for file, side in zip(files, ("source", "target"), strict=True):
+        entries = (f"{json.dumps(name)}: {index}\n" for index, name in enumerate(vocabulary(tokenizer, side)))
+        (folder / file).write_text("".join(entries), encoding="utf-8")
+    return files
+
+
+def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> RSMarianForConditionalGeneration:
+    """Make an RSMarian of a Transformer in Marian's format: one that `convert` wrote, or that Marian trained.
+
+    Layers that are tied (decoder) or equal (encoder) are stored once if they follow one of the sharing schemes;
+    otherwise every layer is stored. The model has `marian_positions`.
+
+    Args:
+        npz: the model's file.
+        tokenizer: says where padding stands in the vocabulary; without it, padding is added as the last entry.
+
+    Raises:
+        ValueError: no model of Marian's, or another architecture than a post-norm Transformer; says which option.
+    """
+    with np.load(npz) as file:
+        tensors = dict(file)
+    if CONFIG_KEY not in tensors:
+        raise ValueError(f"{npz} is no model of Marian's: it has no {CONFIG_KEY}")
+    options = yaml.safe_load(tensors[CONFIG_KEY].tobytes().decode().rstrip("\0"))
+    for name, expected in ARCHITECTURE.items():
+        found = options.get(name, expected)
+        if found != expected and (name, found) != ("transformer-decoder-ffn-depth", 2):
+            raise ValueError(f"{npz} has {name} {found!r}; only {expected!r} can be read")
+    shared = options.get("tied-embeddings-all", False)
+    if not shared and not options.get("tied-embeddings", False):
+        raise ValueError(f"{npz} has neither tied-embeddings-all nor tied-embeddings: the output has other weights")
+    activations = {marian: ours for ours, marian in reversed(ACTIVATIONS.items())}
+    embeddings = [tensors["Wemb"]] * 2 if shared else [tensors[f"{side}_Wemb"] for side in SIDES]
+    if len(embeddings[0]) != len(embeddings[1]):
+        raise ValueError(f"{npz} has vocabularies of different sizes ({len(embeddings[0])}, {len(embeddings[1])})")
+    padding = len(embeddings[1]) if tokenizer is None else tokenizer.pad_token_id
+    end = 0 if tokenizer is None else tokenizer.eos_token_id
+    fields = {
+        "vocab_size": len(embeddings[0]) + 1,
+        "decoder_vocab_size": len(embeddings[1]) + 1,
+        "share_encoder_decoder_embeddings": shared,
+        "pad_token_id": padding,
+        "decoder_start_token_id": padding,
+        "eos_token_id": end,
+        "forced_eos_token_id": end,
+        "d_model": options["dim-emb"],
+        "activation_function": activations[options["transformer-ffn-activation"]],
+    }
+    layers = {}
+    for side, short in (("encoder", "enc"), ("decoder", "dec")):
+        depth = options[f"{short}-depth"]
+        tied = (options.get("transformer-tied-layers") if side == "decoder" else None) or range(1, depth + 1)
+        names = _layer_names(side)
+        layers[side] = [
+            {name: tensors[f"{side}_l{number}_{marian}"] for name, marian in names.items()} for number in tied
+        ]
+        fields |= {f"{side}_layers": depth, f"{side}_attention_heads": options["transformer-heads"]}
+        fields |= {f"{side}_ffn_dim": layers[side][0]["fc1.bias"].shape[-1]}
+        fields |= _sharing(layers[side], side)
+    model = RSMarianForConditionalGeneration(RSMarianConfig(**fields, marian_positions=True)).eval()
+    state = {
+        "final_logits_bias": np.insert(tensors["decoder_ff_logit_out_b"], padding, PAD_LOGIT_BIAS, axis=1),
+        "lm_head.weight": np.insert(embeddings[1], padding, 0, axis=0),
+    }
+    for side, embedding in zip(SIDES, embeddings, strict=True):
+        state[f"model.{side}.embed_tokens.weight"] = np.insert(embedding, padding, 0, axis=0)
+        for layer, weights in zip(model.config.layer_map(side, len(layers[side])), layers[side], strict=True):
+            state |= {f"model.{side}.layers.{layer}.{name}": _from_matrix(t, name) for name, t in weights.items()}
+    if shared:
+        state["model.shared.weight"] = state["lm_head.weight"]
+    positions = {name: tensor for name, tensor in model.state_dict().items() if "embed_positions" in name}
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()} | positions)
+    return model
+
+
+def _sharing(layers: Sequence[Mapping[str, np.ndarray]], side: str) -> dict[str, Any]:
+    """Unique layers and sharing of a stack; all of them if no scheme has its equal layers where they are."""
+    numbers = _distinct(layers)
+    unique_layers = max(numbers) + 1
+    for sharing in LAYER_SHARINGS:
+        if numbers == layer_map(len(layers), unique_layers, sharing, side):
+            return {f"{side}_unique_layers": unique_layers, f"{side}_layer_sharing": sharing}
+    return {f"{side}_unique_layers": len(layers)}
+
+
+def _from_matrix(tensor: np.ndarray, name: str) -> np.ndarray:
+    return np.ascontiguousarray(tensor.T) if ".weight" in name and "norm" not in name else tensor[0]
+
+
+def read_tokenizer(
+    vocabularies: Sequence[str | Path],
+    source_spm: str | Path,
+    target_spm: str | Path,
+    output_dir: str | Path,
+    *,
+    source_lang: str,
+    target_lang: str,
+) -> MarianTokenizer:
+    """Write the tokenizer's folder of a model that Marian trained on text cut by SentencePiece; padding comes last.
+
+    Args:
+        vocabularies: Marian's `.yml` files, of the source and of the target, which may be the same.
+        source_spm, target_spm: the SentencePiece models.
+        output_dir: written to, for `from_pretrained`.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    separate = Path(vocabularies[0]) != Path(vocabularies[-1])
+    files = ["vocab.json", "target_vocab.json"][: 1 + separate]
+    for source, file in zip(vocabularies, files, strict=False):
+        entries = yaml.load(Path(source).read_text("utf-8"), Loader=yaml.CSafeLoader)
+        (folder / file).write_text(json.dumps(entries | {"<pad>": len(entries)}, ensure_ascii=False, indent=1))
+    tokenizer = MarianTokenizer(
+        vocab=str(folder / "vocab.json"),
+        target_vocab_file=str(folder / "target_vocab.json") if separate else None,
+        source_spm=str(source_spm),
+        target_spm=str(target_spm),
+        source_lang=source_lang,
+        target_lang=target_lang,
+        separate_vocabs=separate,
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+class MarianDecoder:
+    """Decoding by Marian's engine on CPU threads, one batch a thread, from a folder that `convert` has written.
+
+    Args:
+        folder: with `model.npz` and vocabularies.
+        tokenizer: of the model that it was made from.
+        decoding: how to decode. An empty source has an empty translation.
+
+    Raises:
+        ValueError: the folder holds no model, or one of another vocabulary.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments):
+        folder = Path(folder)
+        settings = folder / "decoder.yml"
+        if not settings.is_file():
+            raise ValueError(f"{folder} has no decoder.yml: convert its model again")
+        files = [folder / file for file in yaml.safe_load(settings.read_text("utf-8"))["vocabs"]]
+        for side, file in zip(("source", "target"), files, strict=True):
+            if list(yaml.load(file.read_text("utf-8"), Loader=yaml.CSafeLoader)) != list(vocabulary(tokenizer, side)):
+                raise ValueError(f"{folder} has not the {side} vocabulary of the tokenizer: convert its model again")
+        self.tokenizer, self.decoding = tokenizer, decoding
+        self.engine = pymarian.Translator(
+            models=str(folder / "model.npz"),
+            vocabs=[str(file) for file in files],
+            beam_size=decoding.num_beams,
+            normalize=decoding.length_penalty,
+            allow_unk=True,
+            max_length=tokenizer.model_max_length,
+            cpu_threads=torch.get_num_threads(),
+            quiet=True,
+            quiet_translation=True,
+        )
+
+    def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
+        """The translation of each of a batch of source token ids."""
+        # The engine adds the end of sentence to the source, and limits the length by a multiple of the longest one.
+        lines = [" ".join(convert_source_ids_to_tokens(self.tokenizer, ids[:-1])) for ids in input_ids]
+        factor = (self.decoding.max_new_tokens - 1) / max(len(ids) for ids in input_ids)
+        found = self.engine.translate(
+            lines, **{"max-length-factor": factor, "mini-batch": len(lines), "maxi-batch": 1}
+        )
+        found += [""] * (len(lines) - len(found))  # empty ones at the end are not there
+        entries = vocabulary(self.tokenizer, "target")
+        ids = [[entries[token] for token in translation.split()] for translation in found]
+        return [[text] for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> MarianDecoder:
+    """The written model in Marian's engine."""
+    return MarianDecoder(folder, tokenizer, decoding)

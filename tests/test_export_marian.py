@@ -1,0 +1,202 @@
+"""Marian's format and its own engine: the same translations, and the model back from the file."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import RECIPE, ROOT, launch, script, task_options
+from oracle import batch, marian, rs_model
+from reverse_task import reverse_pairs
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+
+from rs_transformer.decoding import DecodingArguments, TransformersEngine
+from rs_transformer.model_building import config_from_tokenizer
+from rs_transformer.tokenization import train_tokenizer
+
+pytest.importorskip("pymarian", reason="there are wheels of pymarian for Linux on x86-64 and Python < 3.13 alone")
+from rs_transformer.export import marian as marian_export
+
+export = script("export")
+# Padded batches: short sentences and longer ones than the model has learned.
+SENTENCES = [source for source, _ in reverse_pairs(30, seed=11)] + ["a b c d e f g h i j k l a b", "l k j i h g f e d"]
+
+
+@pytest.fixture(scope="module")
+def adapted(trained, task, tmp_path_factory):
+    """The trained model after one more epoch, with the positions of Marian's engine."""
+    folder = tmp_path_factory.mktemp("runs") / "adapted"
+    options = ["--model_name_or_path", trained, "--marian_positions", "true", "--output_dir", folder]
+    training = ["--num_train_epochs", 1, "--warmup_steps", 5, "--lr_scheduler_type", "linear"]
+    launch("train.py", RECIPE, *task_options(task), *options, *training)
+    return folder
+
+
+def save(folder, *parts):
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
+
+
+def translations(engine, tokenizer):
+    return engine.translate_batch([tokenizer(sentence)["input_ids"] for sentence in SENTENCES])
+
+
+@pytest.mark.parametrize("decoder_layers", [1, 2, 6])
+def test_marians_engine_gives_the_translations_of_pytorch(adapted, tmp_path, decoder_layers):
+    model = AutoModelForSeq2SeqLM.from_pretrained(adapted, decoder_layers=decoder_layers)
+    tokenizer = AutoTokenizer.from_pretrained(adapted)
+    save(tmp_path / "model", model, tokenizer)
+    texts = ["--verify", *SENTENCES, "--max_new_tokens", 31]
+    export(tmp_path / "model", "--to", "marian", "--output_dir", tmp_path / "marian", *texts)
+    found = {}
+    for search in ({"num_beams": 1, "max_new_tokens": 31}, {"num_beams": 4, "max_new_tokens": 6}):
+        decoding = DecodingArguments(length_penalty=0.0, **search)
+        ours = translations(TransformersEngine(model, tokenizer, decoding), tokenizer)
+        found[search["num_beams"]] = ours
+        # The tokenizer comes along, so the folder is all that is needed.
+        engine = marian_export.load(tmp_path / "marian", AutoTokenizer.from_pretrained(tmp_path / "marian"), decoding)
+        assert translations(engine, tokenizer) == ours
+    # At the depth that it was trained at the model has learned the task, and the limit on the length shows.
+    assert decoder_layers != 2 or found[1][0] == [" ".join(reversed(SENTENCES[0].split()))]
+    assert max(len(text.split()) for (text,) in found[4]) <= 5
+
+
+def test_the_file_has_the_shared_decoder_layer_once_and_the_encoder_written_out(adapted, tmp_path):
+    marian_export.convert(str(adapted), tmp_path)
+    with np.load(tmp_path / "model.npz") as file:
+        options = yaml.safe_load(file["special:model.yml"].tobytes().decode().rstrip("\0"))
+        layers = {re.match(r"(encoder|decoder)_l(\d+)", name) for name in file.files} - {None}
+    assert {match.group() for match in layers} == {"encoder_l1", "encoder_l2", "decoder_l1"}
+    assert options["transformer-tied-layers"] == [1, 1]
+
+
+@pytest.mark.parametrize("vocabulary", ["joint", "separate"])
+@pytest.mark.parametrize(
+    ("fields", "unique_layers"),
+    [
+        ({}, [1, 1]),
+        ({"deepnorm": True}, [1, 1]),
+        # What tells the steps apart is folded into layers that differ.
+        ({"step_embeddings": True, "step_layer_norms": True}, [3, 4]),
+        ({"encoder_unique_layers": 2, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"}, [2, 3]),
+    ],
+    ids=["one-layer", "deepnorm", "steps-told-apart", "several-layers"],
+)
+def test_every_kind_of_model_translates_in_marian_and_comes_back(tmp_path, vocabulary, fields, unique_layers):
+    languages = {"source_lang": "fw", "target_lang": "bw"}
+    sides = zip(*reverse_pairs(1000, seed=1), strict=True)
+    tokenizer = train_tokenizer(*sides, tmp_path / "t", vocab_size=28, vocabulary=vocabulary, **languages)
+    sizes = {"encoder_layers": 3, "decoder_layers": 4, "marian_positions": True}
+    model = rs_model(**config_from_tokenizer(tokenizer), **{**sizes, **fields})
+    marian_export.convert(str(save(tmp_path / "model", model, tokenizer)), tmp_path / "marian")
+    back = marian_export.read(tmp_path / "marian" / "model.npz", tokenizer)
+    assert [back.config.encoder_unique_layers, back.config.decoder_unique_layers] == unique_layers
+    inputs = batch() | {"labels": batch()["labels"] % 20}
+    inputs["input_ids"] = inputs["input_ids"] % 20
+    with torch.inference_mode():
+        logits = [part(**inputs).logits for part in (model, back)]
+    torch.testing.assert_close(*logits, atol=2e-4, rtol=1e-4)
+    # Random models repeat themselves whatever the source: the scores show more than the translations do.
+    decoding = DecodingArguments(num_beams=4, length_penalty=0.0, max_new_tokens=12)
+    inputs = tokenizer(SENTENCES, return_tensors="pt", padding=True)
+    kwargs = decoding.generate_kwargs(model)
+    ours = model.generate(**inputs, **kwargs, return_dict_in_generate=True, output_scores=True).sequences_scores
+    engine = marian_export.load(tmp_path / "marian", tokenizer, decoding).engine
+    lines = [" ".join(tokenizer.tokenize(sentence)) for sentence in SENTENCES]
+    limit = {"max-length-factor": 11 / inputs["input_ids"].shape[1], "mini-batch": len(lines), "maxi-batch": 1}
+    best = {}
+    for line in engine.translate(lines, **limit, **{"n-best": True}):
+        number, *_, score = line.split(" ||| ")
+        best.setdefault(int(number), float(score))
+    assert best == pytest.approx(dict(enumerate(ours.tolist())), abs=2e-3)
+
+
+def test_a_model_that_marian_trained_becomes_a_folder_as_documented(adapted, tmp_path, monkeypatch):
+    """What Marian leaves, as `convert` writes it, without our tokenizer's files."""
+    marian_export.convert(str(adapted), tmp_path / "marian")
+    for file in (tmp_path / "marian").iterdir():
+        if file.name not in ("model.npz", "vocab.yml", "source.spm", "target.spm"):
+            file.unlink()
+    page = (ROOT / "docs" / "export.md").read_text().split("## Marian")[1]
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.+?)```", page, re.DOTALL).group(1), {})
+    translator = pipeline("translation", model="rs-marian", max_length=31)
+    original = pipeline("translation", model=str(adapted), max_length=31)
+    assert translator(SENTENCES) == original(SENTENCES)
+    assert translator.model.config.decoder_unique_layers == 1
+
+
+def test_positions_that_marian_does_not_compute_are_warned_of(trained, tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="rs_transformer"):
+        marian_export.convert(str(trained), tmp_path)
+    assert "marian_positions=true adapts a model" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"activation_function": "gelu"}, "no activation_function 'gelu', only swish, silu, relu"),
+        ({"decoder_attention_heads": 2}, "one number of heads, the model 4 in the encoder and 2 in the decoder"),
+        ({"scale_embedding": False}, "scale_embedding=false"),
+        ({"tie_word_embeddings": False}, "weights of its own"),
+    ],
+)
+def test_models_that_marian_cannot_run_are_named(tokenizer, tmp_path, fields, message):
+    folder = save(tmp_path / "model", rs_model(**config_from_tokenizer(tokenizer), **fields), tokenizer)
+    with pytest.raises(ValueError, match=message):
+        marian_export.convert(str(folder), tmp_path / "marian")
+
+
+def test_a_start_embedding_that_is_not_zero_is_named(tokenizer, tmp_path):
+    model = marian(**config_from_tokenizer(tokenizer))
+    with torch.no_grad():
+        model.model.shared.weight[model.config.decoder_start_token_id] = 1.0
+    with pytest.raises(ValueError, match="starts a translation from an embedding of zeros"):
+        marian_export.convert(str(save(tmp_path / "model", model, tokenizer)), tmp_path / "marian")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transformer-preprocess": "n"}, "has transformer-preprocess 'n'; only '' can be read"),
+        ({"type": "s2s"}, "has type 's2s'; only 'transformer' can be read"),
+        ({"tied-embeddings-all": False}, "neither tied-embeddings-all nor tied-embeddings"),
+    ],
+)
+def test_what_cannot_be_read_is_named(trained, tmp_path, options, message):
+    marian_export.convert(str(trained), tmp_path)
+    with np.load(tmp_path / "model.npz") as file:
+        tensors = dict(file)
+    known = yaml.safe_load(tensors["special:model.yml"].tobytes().decode().rstrip("\0"))
+    text = yaml.safe_dump(known | options).encode() + b"\0"
+    tensors["special:model.yml"] = np.frombuffer(text, dtype=np.int8)
+    np.savez(tmp_path / "other.npz", **tensors)
+    with pytest.raises(ValueError, match=message):
+        marian_export.read(tmp_path / "other.npz")
+    del tensors["special:model.yml"]
+    np.savez(tmp_path / "none.npz", **tensors)
+    with pytest.raises(ValueError, match="is no model of Marian's"):
+        marian_export.read(tmp_path / "none.npz")
+
+
+def test_a_folder_of_another_model_is_named(trained, tmp_path):
+    other = train_tokenizer(["a b c"], ["x y z"], tmp_path / "t", source_lang="a", target_lang="b", vocab_size=7)
+    decoding = DecodingArguments()
+    with pytest.raises(ValueError, match=r"has no decoder\.yml"):
+        marian_export.load(tmp_path, other, decoding)
+    marian_export.convert(str(trained), tmp_path / "marian")
+    with pytest.raises(ValueError, match="has not the source vocabulary of the tokenizer"):
+        marian_export.load(tmp_path / "marian", other, decoding)
+
+
+@pytest.mark.parametrize("target", ["ctranslate2", "onnx"])
+def test_other_engines_take_marians_positions(adapted, tmp_path, target):
+    export(adapted, "--to", target, "--output_dir", tmp_path / "out", "--verify", *SENTENCES, "--max_new_tokens", 31)
+
+
+def test_stock_marian_is_refused_positions_that_it_would_lose(adapted, tmp_path):
+    with pytest.raises(ValueError, match="has marian_positions"):
+        export(adapted, "--to", "transformers", "--output_dir", tmp_path / "out", "--verify", "a b")
+    assert not list(tmp_path.iterdir())
