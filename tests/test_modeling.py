@@ -238,6 +238,15 @@ def test_forward_compiles_to_one_graph():
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
+@few_models
+def test_decoding_with_a_static_cache_compiles_to_one_graph(overrides):
+    model = rs_model(**overrides)
+    data = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+    expected = model.generate(**data, max_new_tokens=12)
+    model.forward = torch.compile(model.forward, fullgraph=True, backend="eager")
+    assert torch.equal(model.generate(**data, max_new_tokens=12, cache_implementation="static"), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_follows_single_precision(dtype):
     model = rs_model(init_std=0.05)

@@ -436,7 +436,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         batch_size, seq_length = inputs_embeds.shape[:-1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         steps = self.steps("decoder", decoder_depth)
-        if past_length and not is_torchdynamo_compiling():
+        if not is_torchdynamo_compiling() and past_length:
             check_cache_depth(past_key_values, past_length, len(steps))
         if attention_mask is None and not is_torchdynamo_compiling():
             attention_mask = torch.ones(batch_size, past_length + seq_length, device=inputs_embeds.device)
