@@ -26,6 +26,8 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/decoder_depth.py
+	$(BIN)/python benchmarks/compiled.py
+	$(BIN)/python benchmarks/decode.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -23,11 +23,14 @@ def parse_args(description: str, **options: Any) -> argparse.Namespace:
     """The common options and a benchmark's own.
 
     Args:
-        options: for an option of its own type, default (a list for several values) and help; for a common one another
-            default.
+        options: for an option of its own, or one in place of a common one, type, default (a list for several values)
+            and help; or another default for a common one.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        conflict_handler="resolve",
     )
     parser.add_argument("--d_model", type=int, nargs="+", default=[256, 512], help="Widths; ffn is four times it.")
     parser.add_argument("--threads", type=int, default=1, help="Threads of PyTorch.")
@@ -44,12 +47,12 @@ def parse_args(description: str, **options: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(system: str, d_model: int, seed: int, depth: int = 6) -> PreTrainedModel:
+def build(system: str, d_model: int, seed: int, depth: int = 6, vocab_size: int = VOCABULARY) -> PreTrainedModel:
     """A random model: recurrently stacked ("RS …"), or stock Marian with as many layers as the other has steps."""
     fields = {
-        "vocab_size": VOCABULARY,
-        "pad_token_id": VOCABULARY - 1,
-        "decoder_start_token_id": VOCABULARY - 1,
+        "vocab_size": vocab_size,
+        "pad_token_id": vocab_size - 1,
+        "decoder_start_token_id": vocab_size - 1,
         "d_model": d_model,
         "encoder_ffn_dim": 4 * d_model,
         "decoder_ffn_dim": 4 * d_model,

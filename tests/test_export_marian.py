@@ -189,6 +189,8 @@ def test_a_folder_of_another_model_is_named(trained, tmp_path):
     marian_export.convert(str(trained), tmp_path / "marian")
     with pytest.raises(ValueError, match="has not the source vocabulary of the tokenizer"):
         marian_export.load(tmp_path / "marian", other, decoding)
+    with pytest.raises(ValueError, match="takes no path with a space"):
+        marian_export.load(tmp_path / "my marian", other, decoding)
 
 
 @pytest.mark.parametrize("target", ["ctranslate2", "onnx"])

@@ -6,6 +6,7 @@ weights of the steps, which then differ and are written out in the decoder too.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -323,11 +324,14 @@ class MarianDecoder:
         decoding: how to decode. An empty source has an empty translation.
 
     Raises:
-        ValueError: the folder holds no model, or one of another vocabulary.
+        ValueError: the folder holds no model, or one of another vocabulary; or its path has a space.
     """
 
     def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments):
-        folder = Path(folder)
+        folder = Path(folder).resolve()
+        # The engine cuts its options at spaces, and would end this process.
+        if re.search(r"\s", str(folder)):
+            raise ValueError(f"Marian's engine takes no path with a space: {folder}; rename or move the folder")
         settings = folder / "decoder.yml"
         if not settings.is_file():
             raise ValueError(f"{folder} has no decoder.yml: convert its model again")

@@ -1,0 +1,254 @@
+"""Translation by every engine that training/export.py writes for: stock Marian 6, and RS 1x6 at decoder depth 6 and 2.
+
+    python benchmarks/decode.py --output decode.json --plot decode.png
+
+Sentences per second, the 50th and 95th percentile of a call's latency, file size, load time and peak memory; greedily
+and with a beam, single sentences and batches. Weights are random, which is fair for speed since lengths are fixed:
+every source has as many tokens, and the end of sentence is barred, so that every translation is as long as it may be.
+In one process the systems of a case take turns, 4 calls of a single sentence or one of 16; the first round is not
+counted. A ratio is the median of the rounds' ratios to stock Marian in the same engine. Load time and memory are those
+of a fresh process, the latter what its peak is above what it has after its imports, while it loads and translates a
+batch of 16 greedily.
+
+Marian's engine gives each thread a batch of its own, so that the single batch of a call has one thread.
+"""
+
+import json
+import multiprocessing
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import build, parse_args
+from transformers import AutoTokenizer, MarianTokenizer, PreTrainedTokenizerBase
+
+from rs_transformer import with_depth
+from rs_transformer.decoding import DecodingArguments, Engine, TransformersEngine, load_translator
+from rs_transformer.exporting import load_engine
+from rs_transformer.tokenization import train_tokenizer
+
+VANILLA = "Marian 6"
+MODELS = (VANILLA, "RS 1x6", "RS 1x6, decoder 2")
+ENGINES = ("pytorch", "ctranslate2", "ctranslate2:int8", "onnx", "onnx:int8", "marian")
+CASES = ((1, 1), (1, 4), (16, 1), (16, 4))  # batch, beam
+CALLS = {1: 4, 16: 1}  # of a system in a round
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".npz")
+CORPUS = Path(__file__).resolve().parents[1] / "training" / "data" / "tanaka-excerpt" / "train.jsonl"
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> MarianTokenizer:
+    """A tokenizer of the demo's corpus; entries that nothing is cut into fill its vocabulary up."""
+    pairs = [json.loads(line)["translation"] for line in CORPUS.read_text("utf-8").splitlines()]
+    sides = ([pair[language] for pair in pairs] for language in ("ja", "en"))
+    train_tokenizer(*sides, folder, source_lang="ja", target_lang="en", vocab_size=2000)
+    entries = list(json.loads((folder / "vocab.json").read_text("utf-8")))
+    padding = entries.pop()
+    entries += [f"filler{number}" for number in range(vocab_size - len(entries) - 1)] + [padding]
+    vocabulary = folder / "filled.json"
+    vocabulary.write_text(json.dumps({entry: index for index, entry in enumerate(entries)}))
+    pieces = {f"{side}_spm": str(folder / f"{side}.spm") for side in ("source", "target")}
+    return MarianTokenizer(vocab=str(vocabulary), **pieces, source_lang="ja", target_lang="en")
+
+
+def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, d_model: int, seed: int) -> dict[str, Path]:
+    """A checkpoint of each of `MODELS`, which never ends a translation by itself."""
+    folders = {}
+    for name in MODELS:
+        model = build(name, d_model, seed, vocab_size=len(tokenizer))
+        if name.endswith("decoder 2"):
+            model = with_depth(model, decoder_layers=2)
+        with torch.no_grad():
+            model.final_logits_bias[:, [tokenizer.eos_token_id, tokenizer.pad_token_id]] = -1e4
+        folders[name] = folder / f"{name} {d_model}".replace(" ", "_")
+        for part in (model, tokenizer):
+            part.save_pretrained(folders[name])
+    return folders
+
+
+def convert(engine: str, folder: Path) -> Path:
+    """The folder that an engine loads."""
+    if engine == "pytorch":
+        return folder
+    target, _, quantization = engine.partition(":")
+    output = folder.with_name(f"{folder.name}_{engine}")
+    load_engine(target).convert(str(folder), output, quantization or "float32")
+    return output
+
+
+def load(engine: str, folder: Path, new_tokens: int, num_beams: int) -> Engine:
+    """A decoder whose translations have `new_tokens` tokens."""
+    target = engine.partition(":")[0]
+    # Of the engines with searches of their own the last token that they may say is not the end.
+    longest = new_tokens + (target in ("ctranslate2", "marian"))
+    decoding = DecodingArguments(num_beams=num_beams, length_penalty=0.0, max_new_tokens=longest)
+    if engine == "pytorch":
+        return TransformersEngine(*load_translator(str(folder)), decoding)
+    return load_engine(target).load(folder, AutoTokenizer.from_pretrained(folder), decoding)
+
+
+def sources(sentences: int, length: int, vocab_size: int, seed: int) -> list[list[int]]:
+    """Random token ids, the end of sentence last."""
+    ids = np.random.default_rng(seed).integers(2, vocab_size - 1, (sentences, length - 1))
+    return [[*row, 0] for row in ids.tolist()]
+
+
+def measure(steps: dict[tuple[str, str], Callable[[], Any]], rounds: int, calls: int) -> dict[tuple, np.ndarray]:
+    """Seconds, (rounds, calls), of each step; the order turns from round to round."""
+    seconds: dict[tuple, list[list[float]]] = {name: [] for name in steps}
+    for number in range(1 + rounds):
+        for name in list(steps) if number % 2 else list(reversed(steps)):
+            times = []
+            for _ in range(calls):
+                start = time.perf_counter()
+                steps[name]()
+                times.append(time.perf_counter() - start)
+            if number:
+                seconds[name].append(times)
+    return {name: np.array(times) for name, times in seconds.items()}
+
+
+def footprint(engine: str, folder: Path, new_tokens: int, batch: Sequence[list[int]]) -> dict[str, float]:
+    """Load time and peak memory of a fresh process, and the size of the model's files."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        load_seconds, mib = pool.submit(_load_and_translate, engine, folder, new_tokens, batch).result()
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in WEIGHTS)
+    return {"MB": round(size / 1e6, 1), "load s": round(load_seconds, 2), "peak MiB": round(mib)}
+
+
+def _load_and_translate(engine: str, folder: Path, new_tokens: int, batch: Sequence[list[int]]) -> tuple[float, float]:
+    torch.set_num_threads(1)
+    if engine != "pytorch":
+        load_engine(engine.partition(":")[0])
+    before = _memory("VmRSS")
+    start = time.perf_counter()
+    loaded = load(engine, folder, new_tokens, 1)
+    seconds = time.perf_counter() - start
+    loaded.translate_batch(batch)
+    return seconds, _memory("VmHWM") - before
+
+
+def _memory(what: str) -> float:
+    """MiB of this process. Linux."""
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
+
+
+def rows_of(seconds: dict[tuple[str, str], np.ndarray], batch: int) -> list[dict[str, Any]]:
+    rows = []
+    for (engine, model), times in seconds.items():
+        ratios = np.median(seconds[engine, VANILLA], axis=1) / np.median(times, axis=1)
+        milliseconds = 1000 * np.percentile(times, [50, 95])
+        rows.append(
+            {
+                "engine": engine,
+                "model": model,
+                "sentences/s": round(float(batch / np.median(times)), 1),
+                "ratio": round(statistics.median(ratios.tolist()), 2),
+                "p50 ms": round(float(milliseconds[0]), 1),
+                "p95 ms": round(float(milliseconds[1]), 1),
+            }
+        )
+    return rows
+
+
+def print_speed(rows: Sequence[dict[str, Any]]) -> None:
+    for d_model, threads in dict.fromkeys((row["d_model"], row["threads"]) for row in rows):
+        print(f"\nd_model {d_model}, {threads} thread(s): sentences/s (ratio to {VANILLA}); p50 / p95 ms of a call\n")
+        print("| engine | model | " + " | ".join(f"batch {batch}, beam {beam}" for batch, beam in CASES) + " |")
+        print("|---" * (2 + len(CASES)) + "|")
+        here = [row for row in rows if (row["d_model"], row["threads"]) == (d_model, threads)]
+        for engine, model in dict.fromkeys((row["engine"], row["model"]) for row in here):
+            cells = [
+                f"{row['sentences/s']} ({row['ratio']:.2f}); {row['p50 ms']} / {row['p95 ms']}"
+                for row in here
+                if (row["engine"], row["model"]) == (engine, model)
+            ]
+            print(f"| {engine} | {model} | " + " | ".join(cells) + " |")
+
+
+def print_footprints(rows: Sequence[dict[str, Any]]) -> None:
+    print("\n| " + " | ".join(rows[0]) + " |")
+    print("|---" * len(rows[0]) + "|")
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+def plot(rows: Sequence[dict[str, Any]], threads: int, file: str) -> None:
+    """Greedy decoding with so many threads: a panel for each width and batch."""
+    from matplotlib.figure import Figure
+
+    d_models = list(dict.fromkeys(row["d_model"] for row in rows))
+    batches = list(CALLS)
+    figure = Figure(figsize=(11, 3.2 * len(d_models)), layout="constrained")
+    grid = figure.subplots(len(d_models), len(batches), squeeze=False)
+    for panels, d_model in zip(grid, d_models, strict=True):
+        for axes, batch in zip(panels, batches, strict=True):
+            case = {"d_model": d_model, "threads": threads, "batch": batch, "beam": 1}
+            here = [row for row in rows if case.items() <= row.items()]
+            engines = list(dict.fromkeys(row["engine"] for row in here))
+            for number, model in enumerate(MODELS):
+                speeds = [row["sentences/s"] for row in here if row["model"] == model]
+                axes.bar(np.arange(len(engines)) + 0.27 * (number - 1), speeds, 0.25, label=model)
+            axes.set_xticks(range(len(engines)), engines, fontsize=8)
+            axes.set(title=f"d_model {d_model}, batch {batch}, greedy, {threads} thread", ylabel="sentences/s")
+            axes.grid(axis="y", alpha=0.3)
+    grid[0][0].legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    args = parse_args(
+        __doc__,
+        rounds=5,
+        threads=(int, [1, 2], "Threads of each engine."),
+        engines=(str, list(ENGINES), f"Of {', '.join(ENGINES)}."),
+        length=(int, 24, "Tokens of a source."),
+        new_tokens=(int, 24, "Tokens of every translation."),
+        vocab_size=(int, 7000, "Entries of the vocabulary."),
+        plot=(str, None, "Where to draw sentences per second."),
+    )
+    rows: list[dict[str, Any]] = []
+    footprints: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer = write_tokenizer(Path(temporary, "tokenizer"), args.vocab_size)
+        batches = {batch: sources(batch, args.length, args.vocab_size, args.seed) for batch in CALLS}
+        for d_model in args.d_model:
+            checkpoints = write_models(Path(temporary), tokenizer, d_model, args.seed)
+            folders = {
+                (engine, model): convert(engine, checkpoint)
+                for engine in args.engines
+                for model, checkpoint in checkpoints.items()
+            }
+            for (engine, model), folder in folders.items():
+                what = {"d_model": d_model, "engine": engine, "model": model}
+                footprints.append(what | footprint(engine, folder, args.new_tokens, batches[16]))
+            for threads in args.threads:
+                torch.set_num_threads(threads)
+                for batch, beam in CASES:
+                    steps = {
+                        name: _step(load(name[0], folder, args.new_tokens, beam), batches[batch])
+                        for name, folder in folders.items()
+                    }
+                    case = {"d_model": d_model, "threads": threads, "batch": batch, "beam": beam}
+                    rows += [case | row for row in rows_of(measure(steps, args.rounds, CALLS[batch]), batch)]
+                    if args.output:  # what is measured is kept, whatever comes
+                        result = {"options": vars(args), "speed": rows, "footprint": footprints}
+                        Path(args.output).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print_speed(rows)
+    print_footprints(footprints)
+    if args.plot:
+        plot(rows, args.threads[0], args.plot)
+
+
+def _step(engine: Engine, batch: Sequence[list[int]]) -> Callable[[], Any]:
+    return lambda: engine.translate_batch(batch)
+
+
+if __name__ == "__main__":
+    main()
