@@ -253,6 +253,16 @@ def test_without_its_extra_the_command_says_which_to_install(trained, tmp_path, 
         export(*options(trained, tmp_path / "out", "--to", target))
 
 
+def test_marians_format_is_written_where_there_is_no_engine_of_marians(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymarian", None)
+    export(trained, "--to", "marian", "--output_dir", tmp_path / "out", "--verification", "false")
+    assert (tmp_path / "out" / "model.npz").is_file()
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["versions"].keys() == {
+        "rs-transformer",
+        "transformers",
+    }
+
+
 def test_verification_translates_long_input_as_pytorch_does(trained, tmp_path):
     """Cut to what the model takes, on both sides."""
     long = " ".join("abcdefghijkl" * 4)

@@ -1,5 +1,6 @@
 """Marian's format and its own engine: the same translations, and the model back from the file."""
 
+import json
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import yaml
 from conftest import RECIPE, ROOT, launch, script, task_options
 from oracle import batch, marian, rs_model
 from reverse_task import reverse_pairs
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipeline
 
 from rs_transformer.decoding import DecodingArguments, TransformersEngine
 from rs_transformer.model_building import config_from_tokenizer
@@ -39,8 +40,13 @@ def save(folder, *parts):
     return folder
 
 
-def translations(engine, tokenizer):
-    return engine.translate_batch([tokenizer(sentence)["input_ids"] for sentence in SENTENCES])
+def translations(engine, tokenizer, sentences=SENTENCES):
+    return engine.translate_batch([tokenizer(sentence)["input_ids"] for sentence in sentences])
+
+
+def snippets():
+    page = (ROOT / "docs" / "export.md").read_text().split("## Marian\n")[1]
+    return re.findall(r"```python\n(.+?)```", page, re.DOTALL)
 
 
 @pytest.mark.parametrize("decoder_layers", [1, 2, 6])
@@ -113,15 +119,85 @@ def test_every_kind_of_model_translates_in_marian_and_comes_back(tmp_path, vocab
     assert best == pytest.approx(dict(enumerate(ours.tolist())), abs=2e-3)
 
 
+def test_the_documented_loop_translates(adapted, tmp_path, monkeypatch):
+    marian_export.convert(str(adapted), tmp_path / "rs6-marian")
+    monkeypatch.chdir(tmp_path)
+    lines = snippets()[0].replace("彼は水泳が得意だ。", "a b c").rstrip().rsplit("\n", 1)
+    names = {}
+    exec(f"{lines[0]}\ntranslation = {lines[1]}", names)
+    assert names["translation"] == [["c b a"]]
+
+
+def test_stock_marian_in_half_precision_with_padding_amid_its_vocabulary(tokenizer, tmp_path):
+    """And with an emoji, other widths a side, and a vocabulary that is smaller than the embeddings."""
+    entries = sorted(tokenizer.encoder, key=tokenizer.encoder.get)
+    entries.remove("<pad>")
+    entries[5:5] = ["<pad>", "▁😀", "no", '"\\']
+    (tmp_path / "vocab.json").write_text(json.dumps({entry: index for index, entry in enumerate(entries)}))
+    pieces = {"source_spm": tokenizer.spm_files[0], "target_spm": tokenizer.spm_files[1]}
+    other = MarianTokenizer(vocab=str(tmp_path / "vocab.json"), **pieces, source_lang="a", target_lang="b")
+    fields = config_from_tokenizer(other) | {"vocab_size": len(entries) + 8, "decoder_vocab_size": len(entries) + 8}
+    model = marian(**fields, encoder_ffn_dim=48).half()
+    with torch.no_grad():  # the engine has no rows for them
+        model.final_logits_bias[:, len(entries) :] = -1e4
+    marian_export.convert(str(save(tmp_path / "model", model, other)), tmp_path / "marian")
+    back = marian_export.read(tmp_path / "marian" / "model.npz", other)
+    assert back.config.pad_token_id == 5
+    assert torch.equal(back.model.shared.weight, model.model.shared.weight[: len(entries)].float())
+    decoding = DecodingArguments(num_beams=1, max_new_tokens=12)
+    ours = translations(TransformersEngine(back, other, decoding), other)
+    assert translations(marian_export.load(tmp_path / "marian", other, decoding), other) == ours
+
+
+def test_empty_sources_and_the_longest_translation(adapted, tokenizer, tmp_path):
+    save(tmp_path / "model", rs_model(**config_from_tokenizer(tokenizer), marian_positions=True), tokenizer)
+    sentences = ["a b", "", "c d", "", ""]
+    for folder, longest in ((adapted, 16), (tmp_path / "model", 32)):
+        marian_export.convert(str(folder), tmp_path / f"marian{longest}")
+        decoding = DecodingArguments(num_beams=1, max_new_tokens=longest)
+        its_tokenizer = AutoTokenizer.from_pretrained(folder)
+        engine = marian_export.load(tmp_path / f"marian{longest}", its_tokenizer, decoding)
+        found = translations(engine, its_tokenizer, sentences)
+        assert [bool(text) for (text,) in found] == [True, False, True, False, False]
+        assert translations(engine, its_tokenizer, ["", ""]) == [[""], [""]]
+    # The random model never ends; float(31 / 29) * 29 is more than 31.
+    source = [3] * 28 + [tokenizer.eos_token_id]
+    ours = TransformersEngine(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model"), tokenizer, decoding)
+    assert engine.translate_batch([source]) == ours.translate_batch([source])
+
+
+def test_vocabularies_are_read_as_marian_writes_them(tmp_path):
+    (tmp_path / "vocab.yml").write_text(
+        "</s>: 0\n<unk>: 1\n1: 2\nno: 3\n=: 4\n~: 5\n2020-01-01: 6\n", encoding="utf-8"
+    )
+    spm = tmp_path / "spm"
+    train_tokenizer(["a b c"], ["x y z"], spm, source_lang="a", target_lang="b", vocab_size=7)
+    files = [tmp_path / "vocab.yml", tmp_path / "spm" / ".." / "vocab.yml"]
+    names = {"source_lang": "a", "target_lang": "b"}
+    found = marian_export.convert_tokenizer(files, spm / "source.spm", spm / "target.spm", tmp_path / "out", **names)
+    assert not found.separate_vocabs
+    expected = ["</s>", "<unk>", "1", "no", "=", "~", "2020-01-01", "<pad>"]
+    assert found.convert_ids_to_tokens(range(8)) == expected
+
+
+def test_layers_that_no_scheme_shares_so_are_stored_and_named(tokenizer, tmp_path, caplog):
+    model = marian(**config_from_tokenizer(tokenizer))
+    model.model.decoder.layers[4].load_state_dict(model.model.decoder.layers[0].state_dict())
+    marian_export.convert(str(save(tmp_path / "model", model, tokenizer)), tmp_path / "marian")
+    with caplog.at_level("WARNING", logger="rs_transformer"):
+        back = marian_export.read(tmp_path / "marian" / "model.npz", tokenizer)
+    assert back.config.decoder_unique_layers == 6
+    assert "decoder's layers are shared as [0, 1, 2, 3, 0, 4]" in caplog.text
+
+
 def test_a_model_that_marian_trained_becomes_a_folder_as_documented(adapted, tmp_path, monkeypatch):
     """What Marian leaves, as `convert` writes it, without our tokenizer's files."""
     marian_export.convert(str(adapted), tmp_path / "marian")
     for file in (tmp_path / "marian").iterdir():
         if file.name not in ("model.npz", "vocab.yml", "source.spm", "target.spm"):
             file.unlink()
-    page = (ROOT / "docs" / "export.md").read_text().split("## Marian")[1]
     monkeypatch.chdir(tmp_path)
-    exec(re.search(r"```python\n(.+?)```", page, re.DOTALL).group(1), {})
+    exec(snippets()[1], {})
     translator = pipeline("translation", model="rs-marian", max_length=31)
     original = pipeline("translation", model=str(adapted), max_length=31)
     assert translator(SENTENCES) == original(SENTENCES)
@@ -131,7 +207,7 @@ def test_a_model_that_marian_trained_becomes_a_folder_as_documented(adapted, tmp
 def test_positions_that_marian_does_not_compute_are_warned_of(trained, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="rs_transformer"):
         marian_export.convert(str(trained), tmp_path)
-    assert "marian_positions=true adapts a model" in caplog.text
+    assert "see marian_positions in docs/export.md" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -162,6 +238,7 @@ def test_a_start_embedding_that_is_not_zero_is_named(tokenizer, tmp_path):
     [
         ({"transformer-preprocess": "n"}, "has transformer-preprocess 'n'; only '' can be read"),
         ({"type": "s2s"}, "has type 's2s'; only 'transformer' can be read"),
+        ({"right-left": True}, "has right-left True; only False can be read"),
         ({"tied-embeddings-all": False}, "neither tied-embeddings-all nor tied-embeddings"),
     ],
 )
@@ -189,6 +266,8 @@ def test_a_folder_of_another_model_is_named(trained, tmp_path):
     marian_export.convert(str(trained), tmp_path / "marian")
     with pytest.raises(ValueError, match="has not the source vocabulary of the tokenizer"):
         marian_export.load(tmp_path / "marian", other, decoding)
+    with pytest.raises(ValueError, match="they do not belong together"):
+        marian_export.read(tmp_path / "marian" / "model.npz", other)
     with pytest.raises(ValueError, match="takes no path with a space"):
         marian_export.load(tmp_path / "my marian", other, decoding)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TorchAoConfig
 
 from rs_transformer.decoding import DecodingArguments, translate
 
-# As documented; large enough a layer for its weights to be most of a file.
+# A layer's weights are most of a file.
 SIZES = {"d_model": 64, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
 
 

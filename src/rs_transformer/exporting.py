@@ -1,6 +1,6 @@
 """A checkpoint written for another engine, verified by translating on both sides; what `training/export.py` does."""
 
-import importlib
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -84,7 +84,7 @@ def export_checkpoint(
     """
     output = Path(args.output_dir)
     check_output(output)
-    engine = load_engine(args.to)
+    engine = load_engine(args.to, decodes=args.verification)
     if args.quantization not in engine.QUANTIZATIONS:
         raise ValueError(f"quantization must be one of {', '.join(engine.QUANTIZATIONS)}, got {args.quantization!r}")
     config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
@@ -97,10 +97,11 @@ def export_checkpoint(
         engine.convert(args.model_name_or_path, folder, args.quantization, args.revision)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         packages = dict.fromkeys(("rs-transformer", "transformers", TARGETS[args.to]))
+        found = [name for name in packages if importlib.util.find_spec(name.replace("-", "_")) is not None]
         record: dict[str, Any] = {
             "arguments": asdict(args) | asdict(corpus_args) | asdict(decoding),
             "megabytes": size / 1e6,
-            "versions": {name: version(name) for name in packages},
+            "versions": {name: version(name) for name in found},
             "verification": [],
         }
         if args.verification:
@@ -110,12 +111,21 @@ def export_checkpoint(
     return record
 
 
-def load_engine(target: str) -> ModuleType:
-    """The module of an engine, or a `ValueError` that says what to install for it."""
+def load_engine(target: str, decodes: bool = True) -> ModuleType:
+    """The module of an engine, or a `ValueError` that says what to install for it.
+
+    Args:
+        target: one of `TARGETS`.
+        decodes: the engine itself must be there, not only what writes for it.
+    """
+    needs = f'to={target} needs: pip install "rs-transformer[{target}]"'
     try:
-        return importlib.import_module(f".export.{target}", __package__)
+        module = importlib.import_module(f".export.{target}", __package__)
     except ImportError as error:
-        raise ValueError(f'to={target} needs: pip install "rs-transformer[{target}]" ({error})') from error
+        raise ValueError(f"{needs} ({error})") from error
+    if decodes and importlib.util.find_spec(TARGETS[target]) is None:
+        raise ValueError(f"{needs}, to verify what it writes; or verification=false")
+    return module
 
 
 def _verification_data(

@@ -122,9 +122,9 @@ class MarianEnginePositionalEmbedding(MarianSinusoidalPositionalEmbedding):
 
     def create_weight(self) -> torch.Tensor:
         positions, dim = self.weight.shape
-        waves = torch.arange(dim // 2, dtype=torch.float64)
+        waves, steps = (torch.arange(size, dtype=torch.float64, device="cpu") for size in (dim // 2, positions))
         frequencies = torch.exp(-math.log(10000) * waves / max(dim // 2 - 1, 1))
-        angles = torch.arange(positions)[:, None] * frequencies
+        angles = steps[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.weight.dtype)
 
 

@@ -128,7 +128,20 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, side: str) -> dict[str, int]:
     """The tokens of `"source"` or `"target"` and their ids, in order, without padding, which other engines lack."""
     separate = side == "target" and getattr(tokenizer, "separate_vocabs", False)
     entries = tokenizer.target_encoder if separate else tokenizer.get_vocab()
-    return {token: entries[token] for token in sorted(entries, key=entries.get) if token != tokenizer.pad_token}
+    padding = tokenizer.pad_token
+    return {token: entries[token] for token in sorted(entries, key=entries.get) if token != padding}
+
+
+def check_vocabulary(
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Sequence[str] | None,
+    target: Sequence[str] | None,
+) -> None:
+    """Raise `ValueError` unless the vocabularies of an exported model, None if there is none, are the tokenizer's."""
+    for side, found in (("source", source), ("target", target)):
+        if found != list(vocabulary(tokenizer, side)):
+            raise ValueError(f"{folder} has not the {side} vocabulary of the tokenizer: convert its model again")
 
 
 def convert_source_ids_to_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
-from ..tokenization import convert_source_ids_to_tokens, vocabulary
+from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary
 
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float16", "int8_bfloat16", "int8_float32")
 
@@ -82,12 +82,13 @@ class CTranslate2Decoder:
         max_length: int,
         n_best: int = 1,
     ):
+        found = []
         for side in ("source", "target"):
             files = [Path(folder, f"{name}_vocabulary.json") for name in ("shared", side)]
-            found = next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), None)
-            if found != list(vocabulary(tokenizer, side)):
-                raise ValueError(f"{folder} has not the {side} vocabulary of the tokenizer: convert its model again")
+            found.append(next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), None))
+        check_vocabulary(folder, tokenizer, *found)
         self.tokenizer, self.decoding, self.max_length, self.n_best = tokenizer, decoding, max_length, n_best
+        self.entries = vocabulary(tokenizer, "target")
         device = PartialState().device
         place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
         if device.type == "cuda":
@@ -105,8 +106,7 @@ class CTranslate2Decoder:
             max_decoding_length=self.max_length,
             max_input_length=0,
         )
-        entries = vocabulary(self.tokenizer, "target")
-        ids = [[[entries[token] for token in tokens] for tokens in output.hypotheses] for output in outputs]
+        ids = [[[self.entries[token] for token in tokens] for tokens in output.hypotheses] for output in outputs]
         return [self.tokenizer.batch_decode(hypotheses, skip_special_tokens=True) for hypotheses in ids]
 
 

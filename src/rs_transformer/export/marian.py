@@ -5,14 +5,16 @@ layers are written out. DeepNet's residual scale, step embeddings and the LayerN
 weights of the steps, which then differ and are written out in the decoder too.
 """
 
+import importlib
 import json
+import logging as standard_logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pymarian
 import torch
 import yaml
 from transformers import AutoTokenizer, MarianMTModel, MarianTokenizer, PreTrainedTokenizerBase
@@ -21,14 +23,15 @@ from transformers.utils import logging
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, layer_map
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
-from ..model_building import load_checkpoint
+from ..model_building import check_tokenizer, load_checkpoint
 from ..modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
-from ..tokenization import convert_source_ids_to_tokens, vocabulary
+from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary
 
 logger = logging.get_logger(__name__)
 
 QUANTIZATIONS = ("float32",)
 CONFIG_KEY = "special:model.yml"
+LONGEST_SOURCE = 1_000_000  # in tokens: what is too long is cut before
 # Marian's "gelu" is x · sigmoid(1.702 x), transformers' "quick_gelu".
 ACTIVATIONS = {"swish": "swish", "silu": "swish", "relu": "relu", "quick_gelu": "gelu"}
 # What this code can read, beside sizes: a post-norm Transformer of Marian's defaults.
@@ -45,6 +48,7 @@ ARCHITECTURE = {
     "transformer-no-projection": False,
     "transformer-depth-scaling": False,
     "output-omit-bias": False,
+    "right-left": False,
     "ulr": False,
     "lemma-dim-emb": 0,
     "input-types": [],
@@ -65,29 +69,30 @@ def _layer_names(side: str) -> dict[str, str]:
     return names | {"final_layer_norm.weight": "ffn_ffn_ln_scale", "final_layer_norm.bias": "ffn_ffn_ln_bias"}
 
 
-def _distinct(layers: Sequence[Mapping[str, np.ndarray]]) -> list[int]:
+def _numbers_of_distinct(layers: Sequence[Mapping[str, np.ndarray]]) -> list[int]:
     """For each layer its number among those that differ, from 0."""
-    first: list[Mapping[str, np.ndarray]] = []
+    distinct: list[Mapping[str, np.ndarray]] = []
     numbers = []
     for layer in layers:
-        equal = (all(np.array_equal(known[name], layer[name]) for name in layer) for known in first)
-        number = next((number for number, same in enumerate(equal) if same), len(first))
-        if number == len(first):
-            first.append(layer)
-        numbers.append(number)
+        is_equal = [all(np.array_equal(known[name], layer[name]) for name in layer) for known in distinct]
+        if True not in is_equal:
+            distinct.append(layer)
+            is_equal.append(True)
+        numbers.append(is_equal.index(True))
     return numbers
 
 
 def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
     """Write `model.npz`, its vocabularies and `decoder.yml` of an RSMarian or Marian checkpoint, the tokenizer beside.
 
-    `marian-decoder --config decoder.yml` takes it.
+    Marian's engine computes its own positions, which are the model's with `marian_positions`; without, a warning says
+    so. The package pymarian is not needed.
 
     Args:
-        model: on the Hub or in a folder. Without `marian_positions` it gets a warning: Marian's engine has other
-            positions.
+        model: on the Hub or in a folder.
         output_dir: written to.
         quantization: `"float32"` alone.
+        revision: branch, tag or commit of the model.
 
     Raises:
         ValueError: Marian has no such model; says what it lacks.
@@ -96,18 +101,27 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     loaded = load_checkpoint(model, revision=revision, dtype=torch.float32)
+    check_tokenizer(loaded, tokenizer)
     if not getattr(loaded.config, "marian_positions", False):
         logger.warning(
-            f"{model} has transformers' positions, and Marian's engine computes others, so that translations may "
-            "differ. A short training with marian_positions=true adapts a model (docs/export.md)"
+            f"{model} computes positions as transformers does, and Marian's engine computes its own, so that some "
+            "translations may differ: see marian_positions in docs/export.md"
         )
     stock = expand(loaded) if isinstance(loaded, RSMarianForConditionalGeneration) else loaded
     _check(stock)
     tensors, options = _to_marian(stock, tokenizer)
     np.savez(folder / "model.npz", **tensors, **{CONFIG_KEY: _config_bytes(options)})
-    files = _write_vocabularies(tokenizer, folder)
-    decoder = {"models": ["model.npz"], "vocabs": files, "relative-paths": True, "allow-unk": True}
-    (folder / "decoder.yml").write_text(yaml.safe_dump(decoder), encoding="utf-8")
+    search = loaded.generation_config
+    settings = {
+        "models": ["model.npz"],
+        "vocabs": _write_vocabularies(tokenizer, folder),
+        "relative-paths": True,
+        "cpu-threads": 1,
+        "allow-unk": True,
+        "beam-size": search.num_beams or 1,
+        "normalize": 1.0 if search.length_penalty is None else search.length_penalty,
+    }
+    (folder / "decoder.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
 
@@ -135,7 +149,7 @@ def _check(model: MarianMTModel) -> None:
 
 
 def _to_marian(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, np.ndarray], dict]:
-    """Tensors and options; padding is in no vocabulary of Marian's."""
+    """Tensors and options of Marian's: weights (inputs, outputs), other parameters (1, width); no padding."""
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     config = model.config
     rows = {side: list(vocabulary(tokenizer, side).values()) for side in ("source", "target")}
@@ -156,7 +170,7 @@ def _to_marian(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> tupl
             }
             for layer in range(depth)
         ]
-        numbers = _distinct(layers) if side == "decoder" else list(range(depth))
+        numbers = _numbers_of_distinct(layers) if side == "decoder" else list(range(depth))
         if side == "decoder" and len(set(numbers)) < depth:
             tied = [number + 1 for number in numbers]
         for number, layer in zip(numbers, layers, strict=True):
@@ -191,23 +205,35 @@ def _write_vocabularies(tokenizer: PreTrainedTokenizerBase, folder: Path) -> lis
     separate = getattr(tokenizer, "separate_vocabs", False)
     files = ["vocab.source.yml", "vocab.target.yml"] if separate else ["vocab.yml"] * 2
     for file, side in zip(files, ("source", "target"), strict=True):
-        entries = (f"{json.dumps(name)}: {index}\n" for index, name in enumerate(vocabulary(tokenizer, side)))
+        entries = (f"{_quoted(name)}: {index}\n" for index, name in enumerate(vocabulary(tokenizer, side)))
         (folder / file).write_text("".join(entries), encoding="utf-8")
     return files
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar that every reader takes for this text."""
+    return '"' + re.sub(r'[^ -~]|["\\]', lambda match: f"\\U{ord(match[0]):08x}", text) + '"'
+
+
+def _read_vocabulary(file: str | Path) -> dict[str, int]:
+    # The loader that takes everything for text: Marian does not quote `no` and `1`.
+    entries = yaml.load(Path(file).read_text("utf-8"), Loader=yaml.CBaseLoader)
+    return {token: int(index) for token, index in entries.items()}
 
 
 def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> RSMarianForConditionalGeneration:
     """Make an RSMarian of a Transformer in Marian's format: one that `convert` wrote, or that Marian trained.
 
-    Layers that are tied (decoder) or equal (encoder) are stored once if they follow one of the sharing schemes;
-    otherwise every layer is stored. The model has `marian_positions`.
+    Layers that are tied (decoder) or equal (encoder) are stored once if one of the sharing schemes has them where
+    they are; otherwise every layer is stored, which is logged. The model has `marian_positions`.
 
     Args:
         npz: the model's file.
         tokenizer: says where padding stands in the vocabulary; without it, padding is added as the last entry.
 
     Raises:
-        ValueError: no model of Marian's, or another architecture than a post-norm Transformer; says which option.
+        ValueError: no model of Marian's, another architecture than a post-norm Transformer with tied embeddings, or
+            a tokenizer of another size; says which option.
     """
     with np.load(npz) as file:
         tensors = dict(file)
@@ -218,18 +244,62 @@ def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> R
         found = options.get(name, expected)
         if found != expected and (name, found) != ("transformer-decoder-ffn-depth", 2):
             raise ValueError(f"{npz} has {name} {found!r}; only {expected!r} can be read")
-    shared = options.get("tied-embeddings-all", False)
-    if not shared and not options.get("tied-embeddings", False):
+    if not options.get("tied-embeddings-all") and not options.get("tied-embeddings"):
         raise ValueError(f"{npz} has neither tied-embeddings-all nor tied-embeddings: the output has other weights")
-    activations = {marian: ours for ours, marian in reversed(ACTIVATIONS.items())}
-    embeddings = [tensors["Wemb"]] * 2 if shared else [tensors[f"{side}_Wemb"] for side in SIDES]
+    embeddings = [tensors.get("Wemb", tensors.get(f"{side}_Wemb")) for side in SIDES]
     if len(embeddings[0]) != len(embeddings[1]):
         raise ValueError(f"{npz} has vocabularies of different sizes ({len(embeddings[0])}, {len(embeddings[1])})")
-    padding = len(embeddings[1]) if tokenizer is None else tokenizer.pad_token_id
+    if tokenizer is not None and len(vocabulary(tokenizer, "target")) != len(embeddings[1]):
+        raise ValueError(
+            f"{npz} has a vocabulary of {len(embeddings[1])} entries, the tokenizer one of "
+            f"{len(vocabulary(tokenizer, 'target'))}: they do not belong together"
+        )
+    layers = {
+        side: _layers(tensors, side, depth, options.get("transformer-tied-layers") if side == "decoder" else None)
+        for side, depth in zip(SIDES, (options["enc-depth"], options["dec-depth"]), strict=True)
+    }
+    config = _rs_config(options, layers, "Wemb" in tensors, len(embeddings[1]), tokenizer)
+    model = RSMarianForConditionalGeneration(config).eval()
+    padding = config.pad_token_id
+    state = {
+        "final_logits_bias": np.insert(tensors["decoder_ff_logit_out_b"], padding, PAD_LOGIT_BIAS, axis=1),
+        "lm_head.weight": np.insert(embeddings[1], padding, 0, axis=0),
+    }
+    for side, embedding in zip(SIDES, embeddings, strict=True):
+        state[f"model.{side}.embed_tokens.weight"] = np.insert(embedding, padding, 0, axis=0)
+        for layer, weights in zip(config.layer_map(side, len(layers[side])), layers[side], strict=True):
+            state |= {f"model.{side}.layers.{layer}.{name}": _from_matrix(t, name) for name, t in weights.items()}
+    if config.share_encoder_decoder_embeddings:
+        state["model.shared.weight"] = state["lm_head.weight"]
+    positions = {name: tensor for name, tensor in model.state_dict().items() if "embed_positions" in name}
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()} | positions)
+    return model
+
+
+def _layers(
+    tensors: Mapping[str, np.ndarray], side: str, depth: int, tied: Sequence[int] | None
+) -> list[dict[str, np.ndarray]]:
+    """The tensors of each step's layer, by transformers' names."""
+    names = _layer_names(side)
+    return [
+        {name: tensors[f"{side}_l{number}_{marian}"] for name, marian in names.items()}
+        for number in tied or range(1, depth + 1)
+    ]
+
+
+def _rs_config(
+    options: Mapping[str, Any],
+    layers: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+    shared: bool,
+    entries: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> RSMarianConfig:
+    padding = entries if tokenizer is None else tokenizer.pad_token_id
     end = 0 if tokenizer is None else tokenizer.eos_token_id
+    activations = {marian: ours for ours, marian in reversed(ACTIVATIONS.items())}
     fields = {
-        "vocab_size": len(embeddings[0]) + 1,
-        "decoder_vocab_size": len(embeddings[1]) + 1,
+        "vocab_size": entries + 1,
+        "decoder_vocab_size": entries + 1,
         "share_encoder_decoder_embeddings": shared,
         "pad_token_id": padding,
         "decoder_start_token_id": padding,
@@ -237,49 +307,33 @@ def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> R
         "forced_eos_token_id": end,
         "d_model": options["dim-emb"],
         "activation_function": activations[options["transformer-ffn-activation"]],
+        "marian_positions": True,
     }
-    layers = {}
-    for side, short in (("encoder", "enc"), ("decoder", "dec")):
-        depth = options[f"{short}-depth"]
-        tied = (options.get("transformer-tied-layers") if side == "decoder" else None) or range(1, depth + 1)
-        names = _layer_names(side)
-        layers[side] = [
-            {name: tensors[f"{side}_l{number}_{marian}"] for name, marian in names.items()} for number in tied
-        ]
-        fields |= {f"{side}_layers": depth, f"{side}_attention_heads": options["transformer-heads"]}
-        fields |= {f"{side}_ffn_dim": layers[side][0]["fc1.bias"].shape[-1]}
+    for side in SIDES:
+        fields[f"{side}_layers"] = len(layers[side])
+        fields[f"{side}_attention_heads"] = options["transformer-heads"]
+        fields[f"{side}_ffn_dim"] = layers[side][0]["fc1.bias"].shape[-1]
         fields |= _sharing(layers[side], side)
-    model = RSMarianForConditionalGeneration(RSMarianConfig(**fields, marian_positions=True)).eval()
-    state = {
-        "final_logits_bias": np.insert(tensors["decoder_ff_logit_out_b"], padding, PAD_LOGIT_BIAS, axis=1),
-        "lm_head.weight": np.insert(embeddings[1], padding, 0, axis=0),
-    }
-    for side, embedding in zip(SIDES, embeddings, strict=True):
-        state[f"model.{side}.embed_tokens.weight"] = np.insert(embedding, padding, 0, axis=0)
-        for layer, weights in zip(model.config.layer_map(side, len(layers[side])), layers[side], strict=True):
-            state |= {f"model.{side}.layers.{layer}.{name}": _from_matrix(t, name) for name, t in weights.items()}
-    if shared:
-        state["model.shared.weight"] = state["lm_head.weight"]
-    positions = {name: tensor for name, tensor in model.state_dict().items() if "embed_positions" in name}
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()} | positions)
-    return model
+    return RSMarianConfig(**fields)
 
 
 def _sharing(layers: Sequence[Mapping[str, np.ndarray]], side: str) -> dict[str, Any]:
     """Unique layers and sharing of a stack; all of them if no scheme has its equal layers where they are."""
-    numbers = _distinct(layers)
+    numbers = _numbers_of_distinct(layers)
     unique_layers = max(numbers) + 1
     for sharing in LAYER_SHARINGS:
         if numbers == layer_map(len(layers), unique_layers, sharing, side):
             return {f"{side}_unique_layers": unique_layers, f"{side}_layer_sharing": sharing}
+    logger.warning(f"the {side}'s layers are shared as {numbers}, which no layer_sharing has: every layer is stored")
     return {f"{side}_unique_layers": len(layers)}
 
 
 def _from_matrix(tensor: np.ndarray, name: str) -> np.ndarray:
+    """The inverse of `_to_matrix`."""
     return np.ascontiguousarray(tensor.T) if ".weight" in name and "norm" not in name else tensor[0]
 
 
-def read_tokenizer(
+def convert_tokenizer(
     vocabularies: Sequence[str | Path],
     source_spm: str | Path,
     target_spm: str | Path,
@@ -297,11 +351,11 @@ def read_tokenizer(
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    separate = Path(vocabularies[0]) != Path(vocabularies[-1])
-    files = ["vocab.json", "target_vocab.json"][: 1 + separate]
-    for source, file in zip(vocabularies, files, strict=False):
-        entries = yaml.load(Path(source).read_text("utf-8"), Loader=yaml.CSafeLoader)
-        (folder / file).write_text(json.dumps(entries | {"<pad>": len(entries)}, ensure_ascii=False, indent=1))
+    sides = [_read_vocabulary(file) for file in vocabularies]
+    separate = sides[0] != sides[-1]
+    for entries, name in zip(sides, ["vocab.json", "target_vocab.json"][: 1 + separate], strict=False):
+        entries = entries | {"<pad>": max(entries.values()) + 1}
+        (folder / name).write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding="utf-8")
     tokenizer = MarianTokenizer(
         vocab=str(folder / "vocab.json"),
         target_vocab_file=str(folder / "target_vocab.json") if separate else None,
@@ -316,7 +370,9 @@ def read_tokenizer(
 
 
 class MarianDecoder:
-    """Decoding by Marian's engine on CPU threads, one batch a thread, from a folder that `convert` has written.
+    """Decoding by Marian's engine on one CPU thread, from a folder that `convert` has written.
+
+    The engine gives each thread a batch of its own, and a call is one batch.
 
     Args:
         folder: with `model.npz` and vocabularies.
@@ -324,6 +380,7 @@ class MarianDecoder:
         decoding: how to decode. An empty source has an empty translation.
 
     Raises:
+        ImportError: there is no pymarian.
         ValueError: the folder holds no model, or one of another vocabulary; or its path has a space.
     """
 
@@ -336,34 +393,44 @@ class MarianDecoder:
         if not settings.is_file():
             raise ValueError(f"{folder} has no decoder.yml: convert its model again")
         files = [folder / file for file in yaml.safe_load(settings.read_text("utf-8"))["vocabs"]]
-        for side, file in zip(("source", "target"), files, strict=True):
-            if list(yaml.load(file.read_text("utf-8"), Loader=yaml.CSafeLoader)) != list(vocabulary(tokenizer, side)):
-                raise ValueError(f"{folder} has not the {side} vocabulary of the tokenizer: convert its model again")
+        check_vocabulary(folder, tokenizer, *(list(_read_vocabulary(file)) for file in files))
         self.tokenizer, self.decoding = tokenizer, decoding
-        self.engine = pymarian.Translator(
+        self.entries = vocabulary(tokenizer, "target")
+        self.engine = _pymarian().Translator(
             models=str(folder / "model.npz"),
             vocabs=[str(file) for file in files],
             beam_size=decoding.num_beams,
             normalize=decoding.length_penalty,
             allow_unk=True,
-            max_length=tokenizer.model_max_length,
-            cpu_threads=torch.get_num_threads(),
+            max_length=LONGEST_SOURCE,
+            cpu_threads=1,
             quiet=True,
             quiet_translation=True,
         )
 
     def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
         """The translation of each of a batch of source token ids."""
-        # The engine adds the end of sentence to the source, and limits the length by a multiple of the longest one.
+        # The engine adds the end of sentence to the source, and stops where a translation is as long as a multiple of
+        # the longest source; half a token less, since the multiple is rounded.
         lines = [" ".join(convert_source_ids_to_tokens(self.tokenizer, ids[:-1])) for ids in input_ids]
-        factor = (self.decoding.max_new_tokens - 1) / max(len(ids) for ids in input_ids)
+        factor = max(0.0, self.decoding.max_new_tokens - 1.5) / max(len(ids) for ids in input_ids)
         found = self.engine.translate(
             lines, **{"max-length-factor": factor, "mini-batch": len(lines), "maxi-batch": 1}
         )
         found += [""] * (len(lines) - len(found))  # empty ones at the end are not there
-        entries = vocabulary(self.tokenizer, "target")
-        ids = [[entries[token] for token in translation.split()] for translation in found]
+        ids = [[self.entries[token] for token in text.split(" ")] if text else [] for text in found]
         return [[text] for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _pymarian() -> ModuleType:
+    """The package, whose import turns on the log of every library: put back as it was."""
+    root = standard_logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        return importlib.import_module("pymarian")
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> MarianDecoder:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase
 
 from ..decoding import DecodingArguments, TransformersEngine
-from ..layer_transfer import expand
+from ..layer_transfer import check_rs_marian, expand
 from ..model_building import load_checkpoint
 
 QUANTIZATIONS = ("float32", "float16", "bfloat16")
@@ -25,9 +25,11 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
         quantization: type of the stored weights, one of `QUANTIZATIONS`.
 
     Raises:
+        TypeError: not an RSMarian.
         ValueError: the model has `marian_positions`.
     """
     loaded = load_checkpoint(model, revision=revision, dtype=torch.float32)
+    check_rs_marian(loaded)
     if loaded.config.marian_positions:
         raise ValueError(f"{model} has marian_positions, and a stock MarianMTModel that is loaded has transformers'")
     expanded = expand(loaded)
