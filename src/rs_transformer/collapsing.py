@@ -27,7 +27,7 @@ from .configuration_rs_marian import LAYER_SHARINGS, SIDES
 from .corpus import CorpusArguments, load_split, prepare_training_pairs
 from .decoding import DecodingArguments
 from .evaluation import EvaluateArguments, evaluate_systems
-from .layer_transfer import METHODS, TransferPlan, collapse, collapsed_config, plan_collapse
+from .layer_transfer import METHODS, TransferPlan, collapse, collapsed_config, count_parameters, plan_collapse
 from .model_building import check_tokenizer, commit_of, load_checkpoint
 from .run_folder import RECORDED_PACKAGES, write_json
 from .tokenization import check_language_pair
@@ -304,9 +304,3 @@ def staged_folder(output: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-
-
-def count_parameters(model: MarianMTModel) -> dict[str, int]:
-    """The trainable parameters of a model, and how many of them are in its layers; shared ones count once."""
-    layers = sum(p.numel() for name, p in model.named_parameters() if STACK_PARAMETER.match(name))
-    return {"total": model.num_parameters(only_trainable=True), "layers": layers}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import MarianConfig, MarianMTModel, PretrainedConfig
 
-from .calibration import calibrate
+from .calibration import STACK_PARAMETER, calibrate
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .modeling_rs_marian import RSMarianForConditionalGeneration
 
@@ -259,6 +259,12 @@ def depth_config(config: RSMarianConfig, encoder_layers: int | None, decoder_lay
                 "(step_layer_norms), and there are no more of them"
             )
     return RSMarianConfig(**_fields(config) | given)
+
+
+def count_parameters(model: MarianMTModel) -> dict[str, int]:
+    """The trainable parameters of a model, and how many of them are in its layers; shared ones count once."""
+    layers = sum(p.numel() for name, p in model.named_parameters() if STACK_PARAMETER.match(name))
+    return {"total": model.num_parameters(only_trainable=True), "layers": layers}
 
 
 def _build(

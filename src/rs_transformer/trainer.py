@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
+    MarianConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -24,6 +25,7 @@ from transformers.utils import logging
 from .decoding import DecodingArguments, translate
 from .depth_schedule import DepthSchedule, GrownEarlyStopping, check_updates
 from .metrics import corpus_scores
+from .model_card import write_card
 from .run_folder import mark_complete
 
 logger = logging.get_logger(__name__)
@@ -287,6 +289,13 @@ class TranslationTrainer(Seq2SeqTrainer):
         if args.early_stopping_patience is not None:
             grown = args.growing_updates[-1] if args.growing_updates else 0
             self.add_callback(GrownEarlyStopping(args.early_stopping_patience, grown))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of `model_card.py`, for `push_to_hub` too; of other models than Marian the base class's."""
+        if not isinstance(self.model.config, MarianConfig):
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_card(self.args.output_dir, self.hub_model_id)
 
     def _encode_for_loss(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         if "input_ids" in dataset.column_names:

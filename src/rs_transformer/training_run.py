@@ -1,5 +1,6 @@
 """One training run from arguments to a finished folder: what `training/train.py` does."""
 
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -81,6 +82,7 @@ def run_training(
         for group in (model_args, corpus_args, tokenizer_args, decoding_args):
             options |= asdict(group)
         write_run_record(training_args.output_dir, options | training_args.to_dict())
+        keep_lineage(model_args.model_name_or_path, training_args.output_dir)
 
     trainer_options = {
         "args": training_args,
@@ -103,6 +105,9 @@ def run_training(
     results["training"] = {"train_seconds": outcome.metrics["train_runtime"], "updates": outcome.global_step}
     if training_args.should_save:
         write_json(results, Path(training_args.output_dir, "results.json"))
+        trainer.create_model_card()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
     return results
 
 
@@ -119,6 +124,13 @@ def set_up_logging(args: TranslationTrainingArguments) -> None:
         args.disable_tqdm = True
         logging.disable_progress_bar()
         disable_progress_bars()
+
+
+def keep_lineage(parent: str | None, output_dir: str) -> None:
+    """Copy what a collapsed parent says of itself into the run's folder, for the model card."""
+    record = Path(parent or "", "collapse.json")
+    if parent is not None and record.is_file():
+        shutil.copyfile(record, Path(output_dir, record.name))
 
 
 def check_output_dir(args: TranslationTrainingArguments) -> str | None:

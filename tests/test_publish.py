@@ -1,0 +1,159 @@
+"""`training/publish.py`: what is refused, what is shown, and what reaches a server that speaks the Hub's calls."""
+
+import base64
+import json
+import os
+import shutil
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import RECIPE, run, script, task_options
+
+publish = script("publish")
+REPO = "org/rs-fw-bw"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Create, preupload and commit, as `huggingface_hub` calls them; every file is taken within the commit."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.calls.append((self.path, self.headers.get("Authorization")))
+        if self.path == "/api/repos/create":
+            answer = {"url": f"{self.server.address}/{REPO}", "id": REPO}
+        elif self.path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}
+        elif self.path.startswith(f"/api/models/{REPO}/preupload/"):
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            answer = {"files": [{"path": path, **modes} for path in paths]}
+        elif self.path.startswith(f"/api/models/{REPO}/commit/"):
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                else:
+                    self.server.commits.append(entry["value"]["summary"])
+            commit = "0" * 40
+            answer = {"commitUrl": f"{self.server.address}/{REPO}/commit/{commit}", "commitOid": commit}
+        else:
+            self.send_error(404)
+            return
+        self.reply(answer)
+
+    def do_GET(self):
+        if self.path == "/api/whoami-v2":
+            self.reply({"type": "user", "name": "org", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        else:
+            self.send_error(404)
+
+    def reply(self, answer):
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """A server, and the environment that makes it the Hub of a process."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.calls, server.files, server.commits = [], {}, []
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    server.environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of a finished run, checkpoints and logs included."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_a_finished_folder_reaches_the_hub_in_one_commit_and_translates_from_there(folder, hub, tmp_path):
+    done = run(sys.executable, "training/publish.py", folder, "--repo", REPO, "--card", env=hub.environment)
+    assert hub.commits == ["Upload the model"]
+    assert {authorization for _, authorization in hub.calls} == {"Bearer hf_test"}
+    assert f"{hub.address}/{REPO}/commit/" in done.stdout
+    assert not [name for name in hub.files if "checkpoint" in name or "events" in name or name.endswith(".bin")]
+    for name, content in hub.files.items():
+        assert content == (folder / name).read_bytes()
+        assert f"MB  {name}\n" in done.stdout
+    assert f'model="{REPO}"' in hub.files["README.md"].decode()
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name, content in hub.files.items():
+        (clone / name).write_bytes(content)
+    code = (
+        "import sys; sys.modules['rs_transformer'] = None\n"
+        "from transformers import pipeline\n"
+        "print(pipeline('translation', model=sys.argv[1], trust_remote_code=True)('a b c'))\n"
+    )
+    assert run(sys.executable, "-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
+
+
+def test_a_dry_run_shows_the_files_and_calls_nobody(folder, hub, capsys):
+    publish(folder, "--repo", REPO, "--card", "--dry_run")
+    printed = capsys.readouterr().out
+    assert "MB  model.safetensors" in printed
+    assert "files" in printed
+    assert not hub.calls
+
+
+def test_training_with_push_to_hub_uploads_the_card_of_the_results(trained, task, hub, tmp_path):
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    options = ["--max_steps", 2, "--eval_strategy", "no", "--save_strategy", "no", "--model_name_or_path", trained]
+    target = ["--output_dir", tmp_path / "run", "--push_to_hub", "--hub_model_id", REPO]
+    command = [*accelerate, "training/train.py", RECIPE, *task_options(task), *options, *target]
+    run(*command, env=hub.environment)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert json.loads(hub.files["results.json"]) == results
+    card = hub.files["README.md"].decode()
+    assert f"{results['test']['bleu']:.2f}" in card
+    assert f'model="{REPO}"' in card
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "README.md").unlink(), r"there is no README\.md: .*--card true writes it"),
+        (lambda folder: (folder / "modeling_rs_marian.py").unlink(), r"there is no modeling_rs_marian\.py"),
+        (lambda folder: (folder / "source.spm").unlink(), "has no complete tokenizer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no safetensors weights"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 5000), "truncated or damaged"),
+        (lambda folder: change_bleu(folder), r"results\.json disagree: test bleu: \S+ in README\.md, 1\.0 in"),
+        (lambda folder: None, "does not say how to load 'org/rs-fw-bw'"),
+    ],
+)
+def test_incomplete_folders_and_cards_that_disagree_are_refused(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        publish(folder, "--repo", REPO)
+
+
+def change_bleu(folder):
+    results = json.loads((folder / "results.json").read_text())
+    results["test"]["bleu"] = 1.0
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_weights_of_another_configuration_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"encoder_unique_layers": 2}))
+    with pytest.raises(ValueError, match=r"lack model\.encoder\.layers\.1"):
+        publish(folder, "--repo", REPO)
+
+
+@pytest.mark.parametrize("repo", ["rs-fw-bw", "a/b/c"])
+def test_a_repository_has_an_owner_and_a_name(trained, repo):
+    with pytest.raises(ValueError, match="repo must be org/name"):
+        publish(trained, "--repo", repo)

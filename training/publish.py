@@ -1,0 +1,19 @@
+"""Put a finished model's folder on the Hugging Face Hub, with its card.
+
+    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en --card true --dry_run true
+    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en
+
+The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit.
+"""
+
+from rs_transformer.arguments import RecipeParser
+from rs_transformer.publishing import PublishArguments, publish
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = RecipeParser((PublishArguments,), positional="folder", description=__doc__)
+    publish(*parser.parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    main()
