@@ -97,16 +97,19 @@ def run_twice(make_step: Callable[..., Callable[[], Any]], threads: int, *args: 
     step()
 
 
-def interleave(steps: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each step in each round; the order of the systems turns from round to round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def interleave(
+    steps: dict[Any, Callable[[], Any]], rounds: int, warm_up: int = 2, calls: int = 1
+) -> dict[Any, list[float]]:
+    """Seconds of each step's calls, round by round; the order of the systems turns from round to round."""
+    seconds: dict[Any, list[float]] = {name: [] for name in steps}
     for number in range(warm_up + rounds):
         names = list(steps) if number % 2 else list(reversed(steps))
         for name in names:
-            start = time.perf_counter()
-            steps[name]()
-            if number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+            for _ in range(calls):
+                start = time.perf_counter()
+                steps[name]()
+                if number >= warm_up:
+                    seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
@@ -117,14 +120,15 @@ def peak_memory(work: Callable[..., Any], *args: Any) -> float:
 
 
 def _measure_memory(work: Callable[..., Any], args: tuple) -> float:
-    before = _peak_kib()
+    before = memory("VmHWM")
     work(*args)
-    return (_peak_kib() - before) / 1024
+    return memory("VmHWM") - before
 
 
-def _peak_kib() -> int:
-    # Linux. Not `getrusage`, whose peak a new process inherits from the one that started it.
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+def memory(what: str) -> float:
+    """MiB of this process now (`"VmRSS"`) or at its peak (`"VmHWM"`). Linux."""
+    # Not `getrusage`, whose peak a new process inherits from the one that started it.
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
 
 
 def row(d_model: int, what: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
@@ -140,10 +144,15 @@ def row(d_model: int, what: str, seconds: dict[str, list[float]], memory: dict[s
 def report(rows: list[dict[str, Any]], args: argparse.Namespace, ratio: str = "RS / Marian") -> None:
     """Print the rows as a Markdown table, and what their ratios are of, and write them as JSON if asked."""
     print(f"torch {torch.__version__}, {args.threads} thread(s), {args.rounds} rounds, seed {args.seed}; {ratio}")
+    print_table(rows)
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as file:
+            json.dump({"options": vars(args), "rows": rows}, file, indent=2)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print rows of the same columns as a Markdown table."""
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))
     for figures in rows:
         print("| " + " | ".join(str(value) for value in figures.values()) + " |")
-    if args.output:
-        with open(args.output, "w", encoding="utf-8") as file:
-            json.dump({"options": vars(args), "rows": rows}, file, indent=2)

@@ -15,18 +15,18 @@ Marian's engine gives each thread a batch of its own, so that the single batch o
 
 import json
 import multiprocessing
-import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import build, parse_args
+from common import build, interleave, memory, parse_args, print_table
 from transformers import AutoTokenizer, MarianTokenizer, PreTrainedTokenizerBase
 
 from rs_transformer import with_depth
@@ -99,21 +99,6 @@ def sources(sentences: int, length: int, vocab_size: int, seed: int) -> list[lis
     return [[*row, 0] for row in ids.tolist()]
 
 
-def measure(steps: dict[tuple[str, str], Callable[[], Any]], rounds: int, calls: int) -> dict[tuple, np.ndarray]:
-    """Seconds, (rounds, calls), of each step; the order turns from round to round."""
-    seconds: dict[tuple, list[list[float]]] = {name: [] for name in steps}
-    for number in range(1 + rounds):
-        for name in list(steps) if number % 2 else list(reversed(steps)):
-            times = []
-            for _ in range(calls):
-                start = time.perf_counter()
-                steps[name]()
-                times.append(time.perf_counter() - start)
-            if number:
-                seconds[name].append(times)
-    return {name: np.array(times) for name, times in seconds.items()}
-
-
 def footprint(engine: str, folder: Path, new_tokens: int, batch: Sequence[list[int]]) -> dict[str, float]:
     """Load time and peak memory of a fresh process, and the size of the model's files."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -126,23 +111,20 @@ def _load_and_translate(engine: str, folder: Path, new_tokens: int, batch: Seque
     torch.set_num_threads(1)
     if engine != "pytorch":
         load_engine(engine.partition(":")[0])
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     start = time.perf_counter()
     loaded = load(engine, folder, new_tokens, 1)
     seconds = time.perf_counter() - start
     loaded.translate_batch(batch)
-    return seconds, _memory("VmHWM") - before
+    return seconds, memory("VmHWM") - before
 
 
-def _memory(what: str) -> float:
-    """MiB of this process. Linux."""
-    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
-
-
-def rows_of(seconds: dict[tuple[str, str], np.ndarray], batch: int) -> list[dict[str, Any]]:
+def rows_of(seconds: dict[tuple[str, str], list[float]], batch: int) -> list[dict[str, Any]]:
+    """A row for each engine and model, from the seconds of their calls, round by round."""
     rows = []
+    medians = {name: np.median(np.reshape(times, (-1, CALLS[batch])), axis=1) for name, times in seconds.items()}
     for (engine, model), times in seconds.items():
-        ratios = np.median(seconds[engine, VANILLA], axis=1) / np.median(times, axis=1)
+        ratios = medians[engine, VANILLA] / medians[engine, model]
         milliseconds = 1000 * np.percentile(times, [50, 95])
         rows.append(
             {
@@ -160,23 +142,15 @@ def rows_of(seconds: dict[tuple[str, str], np.ndarray], batch: int) -> list[dict
 def print_speed(rows: Sequence[dict[str, Any]]) -> None:
     for d_model, threads in dict.fromkeys((row["d_model"], row["threads"]) for row in rows):
         print(f"\nd_model {d_model}, {threads} thread(s): sentences/s (ratio to {VANILLA}); p50 / p95 ms of a call\n")
-        print("| engine | model | " + " | ".join(f"batch {batch}, beam {beam}" for batch, beam in CASES) + " |")
-        print("|---" * (2 + len(CASES)) + "|")
-        here = [row for row in rows if (row["d_model"], row["threads"]) == (d_model, threads)]
-        for engine, model in dict.fromkeys((row["engine"], row["model"]) for row in here):
-            cells = [
-                f"{row['sentences/s']} ({row['ratio']:.2f}); {row['p50 ms']} / {row['p95 ms']}"
-                for row in here
-                if (row["engine"], row["model"]) == (engine, model)
-            ]
-            print(f"| {engine} | {model} | " + " | ".join(cells) + " |")
-
-
-def print_footprints(rows: Sequence[dict[str, Any]]) -> None:
-    print("\n| " + " | ".join(rows[0]) + " |")
-    print("|---" * len(rows[0]) + "|")
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+        table: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in rows:
+            if (row["d_model"], row["threads"]) == (d_model, threads):
+                name = (row["engine"], row["model"])
+                cells = table.setdefault(name, dict(zip(("engine", "model"), name, strict=True)))
+                cells[f"batch {row['batch']}, beam {row['beam']}"] = (
+                    f"{row['sentences/s']} ({row['ratio']:.2f}); {row['p50 ms']} / {row['p95 ms']}"
+                )
+        print_table(list(table.values()))
 
 
 def plot(rows: Sequence[dict[str, Any]], threads: int, file: str) -> None:
@@ -232,22 +206,20 @@ def main() -> None:
                 torch.set_num_threads(threads)
                 for batch, beam in CASES:
                     steps = {
-                        name: _step(load(name[0], folder, args.new_tokens, beam), batches[batch])
+                        name: partial(load(name[0], folder, args.new_tokens, beam).translate_batch, batches[batch])
                         for name, folder in folders.items()
                     }
                     case = {"d_model": d_model, "threads": threads, "batch": batch, "beam": beam}
-                    rows += [case | row for row in rows_of(measure(steps, args.rounds, CALLS[batch]), batch)]
+                    seconds = interleave(steps, args.rounds, warm_up=1, calls=CALLS[batch])
+                    rows += [case | row for row in rows_of(seconds, batch)]
                     if args.output:  # what is measured is kept, whatever comes
                         result = {"options": vars(args), "speed": rows, "footprint": footprints}
                         Path(args.output).write_text(json.dumps(result, indent=1), encoding="utf-8")
     print_speed(rows)
-    print_footprints(footprints)
+    print()
+    print_table(footprints)
     if args.plot:
         plot(rows, args.threads[0], args.plot)
-
-
-def _step(engine: Engine, batch: Sequence[list[int]]) -> Callable[[], Any]:
-    return lambda: engine.translate_batch(batch)
 
 
 if __name__ == "__main__":

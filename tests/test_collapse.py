@@ -258,7 +258,7 @@ def other_tokenizer(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (not_marian, "is a t5 model; only Marian and RSMarian can be collapsed"),
+        (not_marian, "is a t5 model; it must be Marian or RSMarian"),
         (other_width, r"do not fit its config.json: model.encoder.layers.\d.fc\d.\w+ is \("),
         (more_layers, "lack model.decoder.layers.2."),
         (fewer_layers, "has no use for some of its weights: model.decoder.layers.1."),

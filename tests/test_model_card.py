@@ -121,6 +121,25 @@ def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, 
     assert "accelerate launch training/train.py recipe.yaml" in text
 
 
+def test_card_of_a_student_names_its_teachers_and_the_command(folder):
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe |= {"teachers": ["org/teacher", "runs/second"], "targets": "best", "word_weight": 0.5}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    text = build_card(folder).text
+    assert (
+        "Distilled from `org/teacher`, `runs/second`: targets best, weight of the teacher's distributions 0.5" in text
+    )
+    assert "accelerate launch training/distill.py recipe.yaml" in text
+
+
+def test_card_of_a_tokenizer_that_names_no_languages(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"source_lang": None, "target_lang": None}))
+    card = build_card(folder)
+    assert card.data.language is None
+    assert "(RS) translation model: 1 encoder layer" in card.text
+
+
 def test_card_of_stock_marian_is_of_stock_marian(tokenizer, tmp_path):
     folder = save(tmp_path / "model", marian(**config_from_tokenizer(tokenizer)), tokenizer)
     card = build_card(folder)

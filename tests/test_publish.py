@@ -101,9 +101,9 @@ def test_a_finished_folder_reaches_the_hub_in_one_commit_and_translates_from_the
     assert run(sys.executable, "-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
 
 
-def test_a_dry_run_shows_the_files_and_calls_nobody(folder, hub, capsys):
-    publish(folder, "--repo", REPO, "--card", "--dry_run")
-    printed = capsys.readouterr().out
+def test_a_dry_run_shows_the_files_and_calls_nobody(folder, hub):
+    command = [sys.executable, "training/publish.py", folder, "--repo", REPO, "--card", "--dry_run"]
+    printed = run(*command, env=hub.environment).stdout
     assert "MB  model.safetensors" in printed
     assert "files" in printed
     assert not hub.calls

@@ -237,7 +237,7 @@ def load_parent(
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"{name_or_path} is a {config.model_type} model; only Marian and RSMarian can be collapsed")
+        raise ValueError(f"{name_or_path} is a {config.model_type} model; it must be Marian or RSMarian")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except (OSError, TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:

@@ -31,8 +31,7 @@ class CardFacts:
     Args:
         license: of the weights, as the Hub names it.
         datasets: Hub ids of the training data.
-        dataset: what the data that it was scored on is called; default: the recipe's
-            `dataset_name` or file.
+        dataset: what the data that it was scored on is called; default: the recipe's `dataset_name` or file.
         data: Markdown about the training data: what, from where, under which licence.
         limits: Markdown list of what this model is not good at.
         base_model: Hub id of what it was made from.
@@ -81,10 +80,11 @@ def build_card(folder: str | Path, repository: str | None = None) -> ModelCard:
     shared = isinstance(config, RSMarianConfig) and any(
         getattr(config, f"{side}_unique_layers") < getattr(config, f"{side}_layers") for side in SIDES
     )
+    languages = [language for language in (tokenizer.source_lang, tokenizer.target_lang) if language]
     datasets = {split: facts.dataset or _dataset_name(recipe, split) for split in scores}
     data = ModelCardData(
         model_name=name,
-        language=[tokenizer.source_lang, tokenizer.target_lang],
+        language=languages or None,
         license=facts.license,
         library_name="transformers",
         pipeline_tag="translation",
@@ -99,7 +99,7 @@ def build_card(folder: str | Path, repository: str | None = None) -> ModelCard:
         template_str=TEMPLATE.read_text("utf-8"),
         name=name,
         repository=repository or str(folder),
-        languages=f"{tokenizer.source_lang} to {tokenizer.target_lang}",
+        languages=" to ".join(languages),
         shared=shared,
         remote_code=isinstance(config, RSMarianConfig),
         stacking=_stacking(config),

@@ -5,7 +5,6 @@ layers are written out. DeepNet's residual scale, step embeddings and the LayerN
 weights of the steps, which then differ and are written out in the decoder too.
 """
 
-import importlib
 import json
 import logging as standard_logging
 import re
@@ -427,10 +426,11 @@ def _pymarian() -> ModuleType:
     root = standard_logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:
-        return importlib.import_module("pymarian")
+        import pymarian
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
+    return pymarian
 
 
 def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> MarianDecoder:
