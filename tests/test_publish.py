@@ -9,7 +9,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from conftest import RECIPE, run, script, task_options
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, pipeline
+
+from rs_transformer.publishing import files_to_publish
 
 publish = script("publish")
 REPO = "org/rs-fw-bw"
@@ -151,6 +156,35 @@ def test_weights_of_another_configuration_are_refused(folder):
     (folder / "config.json").write_text(json.dumps(config | {"encoder_unique_layers": 2}))
     with pytest.raises(ValueError, match=r"lack model\.encoder\.layers\.1"):
         publish(folder, "--repo", REPO)
+
+
+def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(folder, tmp_path):
+    output = tmp_path / "org" / "rs-fw-bw"
+    (folder / "card.yaml").write_text("license: mit\n")
+    publish(folder, "--repo", REPO, "--output_dir", output, "--dtype", "float16")
+    sizes = [(each / "model.safetensors").stat().st_size for each in (output, folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    model, original = (AutoModelForSeq2SeqLM.from_pretrained(each) for each in (output, folder))
+    stored = load_file(output / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    for name in stored:
+        expected = original.state_dict()[name].half().float()
+        torch.testing.assert_close(model.state_dict()[name], expected, rtol=0, atol=0)
+    assert not list(output.glob("checkpoint-*"))
+    card = (output / "README.md").read_text()
+    assert "| weights | F16, " in card
+    assert "license: mit" in card
+    assert f'model="{REPO}"' in card
+    assert files_to_publish(output) == files_to_publish(folder)
+    translator = pipeline("translation", model=str(output))
+    assert translator("a b c") == [{"translation_text": "c b a"}]
+
+
+def test_other_weights_are_never_stored_in_the_folder_itself(folder):
+    with pytest.raises(ValueError, match="give output_dir too"):
+        publish(folder, "--repo", REPO, "--dtype", "float16")
+    with pytest.raises(FileExistsError, match="is there already and not empty"):
+        publish(folder, "--repo", REPO, "--output_dir", folder)
 
 
 @pytest.mark.parametrize("repo", ["rs-fw-bw", "a/b/c"])

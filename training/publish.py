@@ -2,8 +2,10 @@
 
     python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en --card true --dry_run true
     python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en
+    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en --output_dir published --dtype float16
 
-The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit.
+The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit. The third
+one lays the repository out in a folder, here with weights in half precision.
 """
 
 from rs_transformer.arguments import RecipeParser

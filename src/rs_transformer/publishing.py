@@ -1,13 +1,16 @@
-"""Put a finished model's folder on the Hub: what `training/publish.py` does."""
+"""Put a finished model's folder on the Hub, or lay it out as its repository: what `training/publish.py` does."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from .collapsing import load_parent
+from .collapsing import check_output, load_parent, staged_folder
 from .configuration_rs_marian import REMOTE_CODE_FILES
 from .model_card import CARD, card_disagreements, write_card
 
@@ -19,10 +22,12 @@ RECORDS = (
     "collapse.json",
     "distillation.json",
     "depth_sweep.json",
+    "card.yaml",
     "target_vocab.json",
     "special_tokens_map.json",
     SAFE_WEIGHTS_INDEX_NAME,
 )
+DTYPES = ("float16", "bfloat16")
 
 
 @dataclass
@@ -36,8 +41,21 @@ class PublishArguments:
     revision: str | None = field(default=None, metadata={"help": "The branch to upload to; default: main."})
     commit_message: str = field(default="Upload the model", metadata={"help": "Of the one commit."})
     dry_run: bool = field(default=False, metadata={"help": "Check the folder, show what would be uploaded, and stop."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Lay the repository out in this new folder, with a new card, and upload nothing."},
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "With output_dir: the type in which the weights are stored. They are read as the type of before.",
+            "choices": list(DTYPES),
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.dtype is not None and self.output_dir is None:
+            raise ValueError("dtype stores other weights than those of the folder: give output_dir too, a new folder")
         if self.repo.count("/") != 1:
             raise ValueError(f"repo must be org/name, got {self.repo!r}")
         validate_repo_id(self.repo)
@@ -55,12 +73,16 @@ def publish(args: PublishArguments) -> list[str]:
     Raises:
         ValueError: the folder is incomplete, its weights do not fit its configuration, or its card says other figures
             than `results.json` or names another repository.
+        FileExistsError: `output_dir` is there already.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses, for want of a token (`hf auth login`) or of rights.
     """
     folder = Path(args.folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {args.folder!r}")
-    if args.card:
+    if args.output_dir is not None:
+        lay_out(folder, Path(args.output_dir), args.repo, args.dtype)
+        folder = Path(args.output_dir)
+    elif args.card:
         write_card(folder, args.repo)
     files = files_to_publish(folder)
     check_card(folder, args.repo)
@@ -68,7 +90,7 @@ def publish(args: PublishArguments) -> list[str]:
     for name in files:
         print(f"  {(folder / name).stat().st_size / 1e6:8.2f} MB  {name}")
     print(f"  {sum((folder / name).stat().st_size for name in files) / 1e6:8.2f} MB in {len(files)} files", flush=True)
-    if args.dry_run:
+    if args.dry_run or args.output_dir is not None:
         return files
     api = HfApi()
     api.create_repo(args.repo, private=args.private, exist_ok=True)
@@ -81,6 +103,32 @@ def publish(args: PublishArguments) -> list[str]:
     )
     print(commit.commit_url, flush=True)
     return files
+
+
+def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> None:
+    """Write what belongs on the Hub of a folder, and a card for the repository, into a new folder.
+
+    Args:
+        dtype: of the stored weights, one of `DTYPES`; default: as they are. `config.json` keeps the type in which
+            transformers loads and computes, so that halves save space and cost no speed.
+
+    Raises:
+        ValueError: as `files_to_publish`.
+        FileExistsError: the folder is there already.
+    """
+    check_output(output)
+    names = files_to_publish(folder)
+    with staged_folder(output) as staging:
+        for name in names:
+            shutil.copyfile(folder / name, staging / name)
+            if dtype is not None and name.endswith(".safetensors"):
+                tensors = load_file(folder / name)
+                halves = {
+                    key: tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+                    for key, tensor in tensors.items()
+                }
+                save_file(halves, staging / name, metadata={"format": "pt"})
+        write_card(staging, repo)
 
 
 def files_to_publish(folder: Path) -> list[str]:
