@@ -1,6 +1,6 @@
 """Pictures of attention, with matplotlib: heat-maps of sentences, and what a corpus shows by step and head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,9 @@ from .attention_analysis import KINDS, STATES, AttentionStatistics, SentenceAtte
 from .plotting import font_families
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 TITLES = {
     "encoder_attentions": "encoder self-attention",
@@ -40,8 +42,6 @@ def draw_heads_mean(sentences: Mapping[str, SentenceAttention], kind: str) -> "F
     tokens = [sentence.tokens(kind) for sentence in sentences.values()]
     families = font_families([token for sides in tokens for side in sides for token in side])
     height, width = (1.1 + CELL * max(4, *(len(side) for side in sides)) for sides in zip(*tokens, strict=True))
-    # Tokens are no formulas, whatever dollars are in them.
-    font = {"fontsize": 8, "family": families, "parse_math": False}
     columns = min(STEPS_A_ROW, max(map(len, attentions.values())))
     figure = _figure(width * columns + 0.8, (height + 0.7) * sum(rows) + 0.4)
     parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=rows))
@@ -54,13 +54,42 @@ def draw_heads_mean(sentences: Mapping[str, SentenceAttention], kind: str) -> "F
             if step >= len(attention):
                 axes.set_axis_off()
                 continue
-            image = axes.imshow(attention[step], vmin=0, vmax=1, cmap="Blues", aspect="auto")
-            axes.set_title(f"step {step + 1}", fontsize=10)
             queries, keys = sentences[name].tokens(kind)
-            axes.set_xticks(range(len(keys)), keys, rotation=90, **font)
-            axes.set_yticks(range(len(queries)), queries if step % columns == 0 else [], **font)
+            image = _heat_map(axes, attention[step], queries if step % columns == 0 else [], keys, families)
+            axes.set_title(f"step {step + 1}", fontsize=10)
         part.colorbar(image, ax=panels, label="attention", fraction=0.03, aspect=30)
     return figure
+
+
+def draw_step(sentence: SentenceAttention, kind: str, step: int) -> "Figure":
+    """One heat-map: the attention of one step for one sentence, averaged over the heads, with the tokens.
+
+    Args:
+        sentence: its attention.
+        kind: one of `attention_analysis.KINDS`.
+        step: 0 … depth-1.
+    """
+    attention = getattr(sentence, kind)[step].mean(0)
+    queries, keys = sentence.tokens(kind)
+    height, width = (1.4 + 1.5 * CELL * max(4, len(side)) for side in (queries, keys))
+    figure = _figure(width + 1, height)
+    axes = figure.subplots()
+    image = _heat_map(axes, attention, queries, keys, font_families([*queries, *keys]))
+    axes.set_title(f"{TITLES[kind]}, step {step + 1}", fontsize=10)
+    figure.colorbar(image, ax=axes, label="attention")
+    return figure
+
+
+def _heat_map(
+    axes: "Axes", attention: np.ndarray, queries: Sequence[str], keys: Sequence[str], families: Sequence[str]
+) -> "AxesImage":
+    """Draw weights `(queries, keys)` between 0 and 1, with the tokens; none at the rows if `queries` is empty."""
+    # Tokens are no formulas, whatever dollars are in them.
+    font = {"fontsize": 8, "family": families, "parse_math": False}
+    image = axes.imshow(attention, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_xticks(range(len(keys)), keys, rotation=90, **font)
+    axes.set_yticks(range(len(attention)), queries, **font)
+    return image
 
 
 def draw_heads(sentences: Mapping[str, SentenceAttention], kind: str) -> "Figure":

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
@@ -87,11 +89,20 @@ def _torchrun_options() -> list[str]:
             f"Start them by torchrun --nproc_per_node N {sys.argv[0]} …"
         )
     args = launch_command_parser().parse_args(command[command.index("launch") + 1 :])
-    if args.num_processes is None:
-        raise RuntimeError("several CPU processes by a configuration of accelerate: give --num_processes too")
-    machines = args.num_machines or 1
-    options = ["--nproc_per_node", str(args.num_processes // machines)]
+    config = None
+    if args.config_file is not None or (os.path.isfile(default_config_file) and not args.cpu):
+        config = load_config_from_file(args.config_file)
+
+    def option(name: str) -> Any:
+        """As accelerate has it: the command line wins over the configuration."""
+        given = getattr(args, name)
+        return getattr(config, name, None) if given is None else given
+
+    if option("num_processes") is None:
+        raise RuntimeError("several CPU processes, and nobody says how many: give --num_processes")
+    machines = option("num_machines") or 1
+    options = ["--nproc_per_node", str(option("num_processes") // machines)]
     if machines == 1:
         return ["--standalone", *options]
-    options += ["--nnodes", str(machines), "--node_rank", str(args.machine_rank or 0)]
+    options += ["--nnodes", str(machines), "--node_rank", str(option("machine_rank") or 0)]
     return [*options, "--master_addr", os.environ["MASTER_ADDR"], "--master_port", os.environ["MASTER_PORT"]]
