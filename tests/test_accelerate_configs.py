@@ -1,15 +1,21 @@
 """The configurations in `training/accelerate/`: all are read by accelerate, those for CPUs train with it."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
-from conftest import RECIPE, ROOT, losses, run, task_options
+from accelerate.utils.launch import prepare_multi_gpu_env
+from conftest import RECIPE, ROOT, losses, run, script, task_options
+from oracle import rs_model
+from safetensors.torch import load_file
 
 CONFIGS = ROOT / "training" / "accelerate"
 OPTIONS = ["--max_steps", 12, "--logging_steps", 1, "--max_tokens", 256, "--dropout", 0, "--num_beams", 1]
@@ -65,3 +71,36 @@ def test_two_machines_train_as_one_process_does(task, one_process, tmp_path):
     assert [machine.returncode for machine in machines] == [0, 0], printed
     assert losses(tmp_path) == pytest.approx(one_process, abs=1e-4)
     assert "bleu" in json.loads((tmp_path / "results.json").read_text())["test"]
+
+
+@pytest.mark.parametrize("state_dict_type", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+def test_sharded_by_fsdp2_it_trains_averages_and_saves_as_one_process_does(task, tmp_path, state_dict_type):
+    launched = launch_command_parser().parse_args(
+        ["--config_file", str(CONFIGS / "fsdp2.yaml"), "--fsdp_state_dict_type", state_dict_type, "train.py"]
+    )
+    launched, *_ = _validate_launch_command(launched)
+    sharding = {name: value for name, value in prepare_multi_gpu_env(launched).items() if "FSDP" in name}
+    options = [RECIPE, *task_options(task), *OPTIONS[:-2], "--max_new_tokens", 16, "--average_checkpoints", 2]
+    options += ["--save_strategy", "steps", "--save_steps", 6, "--warmup_steps", 6]
+    script("train")(*options, "--max_tokens", 512, "--output_dir", tmp_path / "one")
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", 2]
+    environment = {**os.environ, **sharding, "ACCELERATE_USE_CPU": "true"}
+    run(*torchrun, ROOT / "tests" / "fsdp_train.py", *options, "--output_dir", tmp_path / "two", env=environment)
+    assert (tmp_path / "two" / "checkpoint-12" / "optimizer.bin").exists() or list(
+        (tmp_path / "two" / "checkpoint-12").glob("optimizer_0")
+    ), "not sharded"
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert two.keys() == one.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-3, rtol=1e-3)
+    scores = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert scores[1]["test"]["loss"] == pytest.approx(scores[0]["test"]["loss"], abs=1e-4)
+    assert scores[1]["test"]["bleu"] == pytest.approx(scores[0]["test"]["bleu"], abs=1)
+
+
+def test_the_layers_that_fsdp2_shards_are_those_of_the_model():
+    config = load_config_from_file(str(CONFIGS / "fsdp2.yaml"))
+    names = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    model = rs_model().model
+    assert {type(stack.layers[0]).__name__ for stack in (model.encoder, model.decoder)} == set(names)

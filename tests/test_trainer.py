@@ -54,6 +54,8 @@ def test_token_batches_are_shuffled_by_seed_and_epoch_and_constant_in_number():
 
 
 def test_a_pair_longer_than_the_budget_is_refused():
+    with pytest.raises(ValueError, match="4 processes cannot share 3 training pairs"):
+        TokenBatchSampler([5, 6, 7], max_tokens=60, num_processes=4)
     with pytest.raises(ValueError, match=r"max_tokens=12 is less than the longest training pair \(13 tokens\)"):
         TokenBatchSampler(LENGTHS, max_tokens=12)
 

@@ -2,6 +2,7 @@
 label smoothing that leaves the padding token alone, and checkpoints that a kill cannot spoil."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .depth_schedule import DepthSchedule, GrownEarlyStopping, check_updates
 from .metrics import corpus_scores
 from .model_card import write_card
 from .run_folder import mark_complete
+from .sharded_model import embeddings_in_one_group, whole_model
 
 logger = logging.get_logger(__name__)
 
@@ -118,10 +120,12 @@ class TokenBatchSampler(Sampler[list[int]]):
         seed: of the shuffling, together with the epoch.
 
     Raises:
-        ValueError: a sentence is longer than the budget.
+        ValueError: a sentence is longer than the budget, or there are fewer sentences than processes.
     """
 
     def __init__(self, lengths: Sequence[int], max_tokens: int, num_processes: int = 1, seed: int = 0):
+        if len(lengths) < num_processes:
+            raise ValueError(f"{num_processes} processes cannot share {len(lengths)} training pairs; start fewer")
         self.lengths = torch.as_tensor(lengths)
         self.num_processes = num_processes
         self.seed = seed
@@ -309,6 +313,12 @@ class TranslationTrainer(Seq2SeqTrainer):
             batched=True,
         )
 
+    # Sharding
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with embeddings_in_one_group(self.model) if self.accelerator.is_fsdp2 else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
+
     # Loss
 
     def translation_loss(
@@ -370,12 +380,27 @@ class TranslationTrainer(Seq2SeqTrainer):
         kwargs["prediction_loss_only"] = True
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sources, references = (self._evaluated[column][:] for column in ("source", "target"))
-        self.translations = translate(self.model, self.processing_class, sources, self.decoding)
+        model = whole_model(self.model, self.args.device)
+        self.translations = translate(model, self.processing_class, sources, self.decoding)
         scores = corpus_scores(self.translations, references, self.target_lang)
         output.metrics.update({f"{metric_key_prefix}_{name}": scores[name] for name in ("bleu", "chrf")})
         return output
 
     # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            # The base class leaves it at the shards, which neither `from_pretrained` nor an average can read.
+            state_dict = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                self._save(output_dir, state_dict=state_dict)
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if state_dict is not None:  # gathered from shards, with a copy for each name of a tied weight
+            tied = self.model.all_tied_weights_keys
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, mark the checkpoint as complete, and only then delete older ones."""

@@ -19,6 +19,7 @@ from .launching import PatientGroup
 from .metrics import corpus_scores
 from .model_building import ModelArguments, build_model
 from .run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_json, write_run_record
+from .sharded_model import load_whole_state
 from .tokenization import TokenizerArguments, check_language_pair, train_tokenizer
 from .trainer import TranslationTrainer, TranslationTrainingArguments
 
@@ -236,7 +237,7 @@ def load_average(trainer: TranslationTrainer, number: int) -> None:
         logger.warning(f"There are only {len(checkpoints)} checkpoints to average, not {number}.")
     logger.info(f"Averaging {', '.join(folder.name for folder in checkpoints)}")
     model = trainer.accelerator.unwrap_model(trainer.model)
-    missing, unexpected = model.load_state_dict(average_checkpoints(checkpoints), strict=False)
+    missing, unexpected = load_whole_state(model, average_checkpoints(checkpoints))
     expected = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
     if unexpected or set(missing) - expected:
         raise ValueError(f"the checkpoints do not fit the model: {unexpected or sorted(set(missing) - expected)}")

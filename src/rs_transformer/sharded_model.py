@@ -1,0 +1,50 @@
+"""A model whose parameters lie shared out over processes (FSDP2): as a whole one, and back.
+
+Made by all processes together.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+EMBEDDINGS = ("get_input_embeddings", "get_output_embeddings")
+
+
+@contextmanager
+def embeddings_in_one_group(model: PreTrainedModel) -> Iterator[None]:
+    """Have accelerate shard the embeddings with what is outside of the layers.
+
+    It would make groups of the input embedding and of the output projection; Marian's share their matrix with more
+    modules, and one group must have all of a matrix's modules.
+    """
+    for name in EMBEDDINGS:
+        setattr(model, name, lambda: None)
+    try:
+        yield
+    finally:
+        for name in EMBEDDINGS:
+            delattr(model, name)
+
+
+def whole_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model itself, or of a sharded one a copy, in evaluation mode, that each process can run by itself."""
+    if not isinstance(model, FSDPModule):
+        return model
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    with torch.device("meta"):
+        copy = type(model)(model.config)  # of the class that sharding has derived from: see `FSDPModule.__new__`
+    copy.load_state_dict(state, assign=True)
+    copy.tie_weights()
+    copy.generation_config = model.generation_config
+    return copy.to(device).eval()
+
+
+def load_whole_state(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> tuple[list[str], list[str]]:
+    """`load_state_dict(strict=False)` of whole tensors, also into a sharded model."""
+    if isinstance(model, FSDPModule):
+        return set_model_state_dict(model, dict(state), options=StateDictOptions(full_state_dict=True, strict=False))
+    return model.load_state_dict(state, strict=False)
