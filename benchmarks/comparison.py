@@ -3,7 +3,7 @@
     SYSTEMS="runs/tanaka_vanilla6 runs/tanaka_rs6 …"        # the first is what the others are compared to
     accelerate launch training/evaluate.py --systems $SYSTEMS … --output_file evaluation.json
     accelerate launch training/depth_sweep.py --model_name_or_path runs/tanaka_vanilla6 --finetuned runs/tanaka_rs6 … \
-        --decoding_max_tokens 1 --output_file speed.json
+        --num_beams 1 --decoding_max_tokens 1 --output_file speed.json
     python benchmarks/comparison.py evaluation.json speed.json --plot comparison.png
 
 The plot needs matplotlib (the extra `plots`).
@@ -52,15 +52,15 @@ def plot(rows: list[Row], file: str) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     most = max(row["parameters"] for row in rows)
-    for row in rows:
+    for number, row in enumerate(rows):
         point = (row["sentences_per_second"], row["bleu"])
         axes.errorbar(*point, yerr=row["bootstrap"]["bleu_ci"], color="0.7", zorder=1)
         axes.scatter(*point, s=400 * row["parameters"] / most, zorder=2, alpha=0.8)
         label = Path(row["system"]).name.removeprefix("tanaka_")
-        axes.annotate(label, point, xytext=(9, 4), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("single sentences per second (PyTorch, one CPU thread)")
-    axes.set_ylabel("test BLEU, 95% interval")
-    axes.set_title("Tanaka ja-en; area: parameters")
+        axes.annotate(label, point, xytext=(9, 4 if number % 2 else -11), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("sentences per second")
+    axes.set_ylabel("BLEU, 95% interval")
+    axes.set_title("Quality against speed; area: parameters")
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)

@@ -50,12 +50,15 @@ def run(*command: object, check: bool = True, **kwargs) -> subprocess.CompletedP
     return done
 
 
-def launch(script: str, *options: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-    """`accelerate launch` a script of `training/` on the CPU."""
+def launch(
+    script: str, *options: object, processes: int = 1, config: str | None = None, check: bool = True
+) -> subprocess.CompletedProcess:
+    """`accelerate launch` a script of `training/` on the CPU, or as a configuration of `training/accelerate/` says."""
     accelerate = Path(sys.executable).with_name("accelerate")
-    return run(
-        accelerate, "launch", "--cpu", "--num_processes", processes, f"training/{script}", *options, check=check
-    )
+    how = ["--cpu", "--num_processes", processes]
+    if config is not None:
+        how = ["--config_file", f"training/accelerate/{config}"]
+    return run(accelerate, "launch", *how, f"training/{script}", *options, check=check)
 
 
 def script(name: str) -> Callable[..., None]:

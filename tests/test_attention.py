@@ -22,6 +22,7 @@ from rs_transformer.attention_figures import (
     draw_entropy_map,
     draw_heads,
     draw_heads_mean,
+    draw_step,
     draw_steps,
     save_figure,
 )
@@ -169,6 +170,7 @@ def test_pictures_show_the_numbers_of_each_model_on_one_scale(tokenizer):
     for figure, values in (
         (draw_entropy_map(statistics), entropies),
         (draw_heads_mean(pair, "cross_attentions"), means),
+        (draw_step(pair["a"], "cross_attentions", 1), means[1:2]),
     ):
         for (shown, limits), expected in zip(images(figure), values, strict=True):
             np.testing.assert_allclose(shown, expected)

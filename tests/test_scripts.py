@@ -201,6 +201,7 @@ def test_unknown_options_are_refused_with_the_nearest_known_one(tmp_path, capsys
         (["--streaming", "true"], "streaming needs max_steps"),
         (["--streaming", "true", "--max_steps", "9"], "streaming takes per_device_train_batch_size, not max_tokens"),
         (["--average_checkpoints", "9"], "average_checkpoints=9 needs save_total_limit of at least 9"),
+        (["--average_checkpoints", "2", "--save_strategy", "no"], "leaves nothing to average"),
         (["--early_stopping_patience", "2"], "early_stopping_patience needs load_best_model_at_end"),
         (["--max_source_length", "1"], "no training pair is left of 4000"),
         (["--num_beams", "0"], "num_beams must be at least 1, got 0"),

@@ -110,7 +110,7 @@ def test_gradient_accumulation_trains_to_the_losses_of_the_large_batch(task, tmp
 
 def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(task, tmp_path):
     options = [RECIPE, *task_options(task), *SHORT]
-    launch("train.py", *options, "--max_tokens", 256, "--output_dir", tmp_path / "two", processes=2)
+    launch("train.py", *options, "--max_tokens", 256, "--output_dir", tmp_path / "two", config="cpu.yaml")
     script("train")(*options, "--output_dir", tmp_path / "one")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) > 90

@@ -109,12 +109,12 @@ def build_card(folder: str | Path, repository: str | None = None) -> ModelCard:
         weights=_weights(path),
         scores=scores,
         depths=_read(path / "depth_sweep.json"),
-        data=facts.data,
+        data=facts.data.strip(),
         lineage=_lineage(recipe, _read(path / "collapse.json")),
         training=results.get("training"),
         recipe=recipe,
         script="distill.py" if recipe.get("teachers") else "train.py",
-        limits=facts.limits,
+        limits=facts.limits.strip(),
     )
 
 

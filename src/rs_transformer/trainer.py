@@ -20,7 +20,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
 from .decoding import DecodingArguments, translate
@@ -91,6 +91,11 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name} must start at 1 at least and grow, got {values}")
         if self.max_steps > 0:
             check_updates(self.growing_updates, self.max_steps)
+        if self.average_checkpoints and self.save_strategy == SaveStrategy.NO:
+            raise ValueError(
+                f"average_checkpoints={self.average_checkpoints} with save_strategy: no leaves nothing to average; "
+                "save checkpoints, or set average_checkpoints: 0"
+            )
         kept = self.save_total_limit
         needed = self.average_checkpoints + int(self.load_best_model_at_end)
         if self.average_checkpoints and kept is not None and kept < needed:

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset, disable_progress_bars
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
+from .configuration_rs_marian import RSMarianConfig
 from .corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
 from .decoding import DecodingArguments
 from .depth_schedule import DepthSchedule
@@ -64,6 +65,8 @@ def run_training(
             train = train.take(corpus_args.max_train_samples)
     evaluated = load_evaluation_splits(corpus_args)
     check_validation(training_args, evaluated)
+    if model_args.model_name_or_path is None:
+        RSMarianConfig(**model_args.config_fields())  # an impossible model is said before a tokenizer is trained
 
     tokenizer = None if distillation is None else distillation.tokenizer
     if tokenizer is None:

@@ -1,0 +1,590 @@
+# Copyright 2026 The rs-transformer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Recurrently stacked Marian: every unique layer is stored once and applied as the layer map says.
+
+What differs from Marian is said here, all else is inherited. The step of the recurrence, not the layer, indexes the
+KV cache; it is passed down at call time and no module state changes in a forward pass, so that threads can share a
+model. Self-contained: this file travels to the Hub beside the weights, as remote code.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.loss.loss_utils import ForMaskedLMLoss
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.marian.modeling_marian import (
+    MarianAttention,
+    MarianDecoder,
+    MarianDecoderLayer,
+    MarianEncoder,
+    MarianEncoderLayer,
+    MarianModel,
+    MarianMTModel,
+    MarianPreTrainedModel,
+    MarianSinusoidalPositionalEmbedding,
+    eager_attention_forward,
+)
+from transformers.utils import can_return_tuple, is_torchdynamo_compiling, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_rs_marian import RSMarianConfig
+
+logger = logging.get_logger(__name__)
+
+# Added to the logit of the padding token, which is also Marian's start token and must never be generated: its
+# probability is exactly zero, and so is the gradient that a tied output projection sends to its embedding. Finite,
+# since other engines and half precision take the bias too.
+PAD_LOGIT_BIAS = -1e4
+
+
+class RSMarianAttention(MarianAttention):
+    """Marian's attention with the place in the KV cache given by the caller's `step`."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        step: int | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        is_cross_attention = key_value_states is not None
+        query_states = self._split_heads(self.q_proj(hidden_states))
+
+        cache, is_updated = past_key_values, False
+        if isinstance(past_key_values, EncoderDecoderCache):
+            is_updated = is_cross_attention and past_key_values.is_updated.get(step, False)
+            cache = (
+                past_key_values.cross_attention_cache if is_cross_attention else past_key_values.self_attention_cache
+            )
+
+        if is_updated:
+            # The source does not change between tokens: its keys and values are computed once per step.
+            key_states, value_states = cache.layers[step].keys, cache.layers[step].values
+        else:
+            current_states = key_value_states if is_cross_attention else hidden_states
+            key_states = self._split_heads(self.k_proj(current_states))
+            value_states = self._split_heads(self.v_proj(current_states))
+            if cache is not None:
+                key_states, value_states = cache.update(key_states, value_states, step)
+                if is_cross_attention and isinstance(past_key_values, EncoderDecoderCache):
+                    past_key_values.is_updated[step] = True
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attn_output = attn_output.reshape(*hidden_states.shape[:-1], -1).contiguous()
+        return self.out_proj(attn_output), attn_weights
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+
+class MarianEnginePositionalEmbedding(MarianSinusoidalPositionalEmbedding):
+    """Positions as Marian's own engine computes them: its slowest wave is 1/10000, which transformers' stay above."""
+
+    def create_weight(self) -> torch.Tensor:
+        positions, dim = self.weight.shape
+        waves, steps = (torch.arange(size, dtype=torch.float64, device="cpu") for size in (dim // 2, positions))
+        frequencies = torch.exp(-math.log(10000) * waves / max(dim // 2 - 1, 1))
+        angles = steps[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.weight.dtype)
+
+
+def position_embedding(config: RSMarianConfig) -> MarianSinusoidalPositionalEmbedding:
+    """The sinusoidal positions that a configuration asks for."""
+    kind = MarianEnginePositionalEmbedding if config.marian_positions else MarianSinusoidalPositionalEmbedding
+    return kind(config.max_position_embeddings, config.d_model)
+
+
+class StepEmbedding(nn.Module):
+    """Adds a learned vector, at first zero, to every position: what a step starts from."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.weight
+
+
+@dataclass(frozen=True)
+class StepModules:
+    """What belongs to a step and not to its layer, for the layer's `forward`.
+
+    No module, tuple or mapping: accelerate would move what is in it to the layer's device.
+
+    Args:
+        norms: has the LayerNorms of the step under the layer's names; None: they are the layer's.
+        next_embedding: for the step that follows; added to the output, which that one starts from.
+    """
+
+    norms: nn.Module | None = None
+    next_embedding: StepEmbedding | None = None
+
+
+class RSMarianLayerMixin:
+    """The two parts of a post-norm layer, with DeepNet's scale on the residual branch."""
+
+    residual_scale: float
+    norm_names: tuple[str, ...]
+
+    def remove_norms(self) -> None:
+        """Leave the LayerNorms to the steps; unused parameters would stay behind in files and optimisers."""
+        for name in self.norm_names:
+            delattr(self, name)
+
+    def mark_deepnorm(self, gain: float) -> None:
+        """Note at each projection how it is initialised: by beta, but queries and keys without it.
+
+        At the projections, since transformers passes over modules without parameters of their own in custom code.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                module.init_gain = 1.0 if name.endswith(("q_proj", "k_proj")) else gain
+
+    def add_and_norm(self, residual: torch.Tensor, hidden_states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        return norm(torch.add(hidden_states, residual, alpha=self.residual_scale))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.activation_fn(self.fc1(hidden_states))
+        hidden_states = nn.functional.dropout(hidden_states, p=self.activation_dropout, training=self.training)
+        return self.fc2(hidden_states)
+
+
+class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
+    norm_names = ("self_attn_layer_norm", "final_layer_norm")
+
+    def __init__(self, config: RSMarianConfig):
+        super().__init__(config)
+        self.residual_scale = config.encoder_residual_scale
+        if config.deepnorm:
+            self.mark_deepnorm(config.encoder_init_gain)
+        if config.step_layer_norms:
+            self.remove_norms()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        own: StepModules = StepModules(),
+        **kwargs,
+    ) -> torch.Tensor:
+        norms = self if own.norms is None else own.norms
+        attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
+        hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
+        return hidden_states if own.next_embedding is None else own.next_embedding(hidden_states)
+
+
+class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
+    norm_names = ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
+
+    def __init__(self, config: RSMarianConfig, layer_idx: int):
+        super().__init__(config, layer_idx=layer_idx)
+        self.residual_scale = config.decoder_residual_scale
+        attention = partial(
+            RSMarianAttention,
+            config.d_model,
+            config.decoder_attention_heads,
+            dropout=config.attention_dropout,
+            is_decoder=True,
+            config=config,
+            layer_idx=layer_idx,
+        )
+        self.self_attn = attention(is_causal=True)
+        self.encoder_attn = attention()
+        if config.deepnorm:
+            self.mark_deepnorm(config.decoder_init_gain)
+        if config.step_layer_norms:
+            self.remove_norms()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = True,
+        step: int = 0,
+        own: StepModules = StepModules(),
+        **kwargs,
+    ) -> torch.Tensor:
+        norms = self if own.norms is None else own.norms
+        attn_output, _ = self.self_attn(
+            hidden_states, past_key_values=past_key_values, attention_mask=attention_mask, step=step, **kwargs
+        )
+        hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
+        if encoder_hidden_states is not None:
+            attn_output, _ = self.encoder_attn(
+                hidden_states,
+                key_value_states=encoder_hidden_states,
+                past_key_values=past_key_values,
+                attention_mask=encoder_attention_mask,
+                step=step,
+                **kwargs,
+            )
+            hidden_states = self.add_and_norm(hidden_states, attn_output, norms.encoder_attn_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
+        return hidden_states if own.next_embedding is None else own.next_embedding(hidden_states)
+
+
+class RSMarianPreTrainedModel(MarianPreTrainedModel):
+    config: RSMarianConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MarianSinusoidalPositionalEmbedding):
+            module.weight.requires_grad_(False)  # loading makes a new parameter, and forgets
+        elif isinstance(module, RSMarianForConditionalGeneration):
+            init.constant_(module.final_logits_bias[:, self.config.pad_token_id], PAD_LOGIT_BIAS)
+        elif isinstance(module, StepEmbedding):
+            init.zeros_(module.weight)
+        elif hasattr(module, "init_gain"):
+            init.xavier_normal_(module.weight, gain=module.init_gain)
+
+
+class RSMarianStackMixin:
+    """What tells the steps of a stack apart, if the configuration asks for it."""
+
+    def add_step_parameters(self, config: RSMarianConfig, side: str, norm_names: tuple[str, ...]) -> None:
+        depth = getattr(config, f"{side}_layers")
+        self.step_norms = self.step_embeddings = None
+        left_over = []  # in the file of a model that is loaded at less depth
+        if config.step_layer_norms:
+            self.step_norms = nn.ModuleList(
+                nn.ModuleDict({name: nn.LayerNorm(config.d_model) for name in norm_names}) for _ in range(depth)
+            )
+            left_over.append(r"\.step_norms\.\d+\.")
+        if config.step_embeddings:
+            self.step_embeddings = nn.ModuleList(StepEmbedding(config.d_model) for _ in range(depth - 1))
+            left_over.append(r"\.step_embeddings\.\d+\.")
+        self._keys_to_ignore_on_load_unexpected = left_over
+
+    def steps(self, side: str, depth: int | None) -> list[tuple[nn.Module, StepModules]]:
+        """The layer of each step, and what the step has of its own.
+
+        Args:
+            side: `"encoder"` or `"decoder"`.
+            depth: other than the configuration's, if not None.
+
+        Raises:
+            ValueError: less depth than unique layers, or more than the configuration's.
+        """
+        layer_map = self.layer_map
+        if depth is not None and depth != len(layer_map):
+            if not len(self.layers) <= depth < len(layer_map):
+                raise ValueError(
+                    f"{side}_depth must lie in {side}_unique_layers ({len(self.layers)})..{side}_layers "
+                    f"({len(layer_map)}), got {depth}; for more, load the model with more {side}_layers"
+                )
+            layer_map = self.config.layer_map(side, depth)
+        norms = [None] * len(layer_map) if self.step_norms is None else self.step_norms
+        embeddings = [None] * len(layer_map)
+        if self.step_embeddings is not None:
+            embeddings[:-1] = self.step_embeddings[: len(layer_map) - 1]  # nothing follows the last step
+        return [
+            (self.layers[unique_layer], StepModules(norms[step], embeddings[step]))
+            for step, unique_layer in enumerate(layer_map)
+        ]
+
+
+class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder):
+    """Encoder of `config.encoder_layers` steps over `config.encoder_unique_layers` stored layers."""
+
+    def __init__(self, config: RSMarianConfig):
+        # Marian's own constructor would build as many layers as the model is deep.
+        super(MarianEncoder, self).__init__(config)
+        self.dropout = config.dropout
+        self.layerdrop = config.encoder_layerdrop
+        self.padding_idx = config.pad_token_id
+        self.max_source_positions = config.max_position_embeddings
+        self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, self.padding_idx)
+        self.embed_positions = position_embedding(config)
+        self.layer_map = config.encoder_layer_map
+        self.layers = nn.ModuleList([RSMarianEncoderLayer(config) for _ in range(config.encoder_unique_layers)])
+        self.add_step_parameters(config, "encoder", RSMarianEncoderLayer.norm_names)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_depth: int | None = None,
+        decoder_depth: int | None = None,  # `MarianModel` gives both sides the same arguments
+        **kwargs,
+    ) -> BaseModelOutput:
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids) * self.embed_scale
+
+        hidden_states = inputs_embeds + self.embed_positions(inputs_embeds.shape[:-1])
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+        )
+        for layer, own in self.steps("encoder", encoder_depth):
+            if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
+                continue
+            hidden_states = layer(hidden_states, attention_mask, own=own, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def check_cache_depth(cache: Cache, length: int, depth: int) -> None:
+    """Raise `ValueError` if a growing cache was filled at less depth than it is to be used at."""
+    cache = getattr(cache, "self_attention_cache", cache)
+    if isinstance(cache, DynamicCache) and cache.get_seq_length(depth - 1) != length:
+        raise ValueError(
+            f"past_key_values were filled at less depth than this call's ({depth}): give the same decoder_depth to "
+            "all calls that share a cache"
+        )
+
+
+class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder):
+    """Decoder of `config.decoder_layers` steps over `config.decoder_unique_layers` stored layers."""
+
+    def __init__(self, config: RSMarianConfig):
+        super(MarianDecoder, self).__init__(config)
+        self.dropout = config.dropout
+        self.layerdrop = config.decoder_layerdrop
+        self.padding_idx = config.pad_token_id
+        self.max_target_positions = config.max_position_embeddings
+        self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        self.embed_tokens = nn.Embedding(config.decoder_vocab_size, config.d_model, self.padding_idx)
+        self.embed_positions = position_embedding(config)
+        self.layer_map = config.decoder_layer_map
+        self.layers = nn.ModuleList(
+            [RSMarianDecoderLayer(config, layer_idx=index) for index in range(config.decoder_unique_layers)]
+        )
+        self.add_step_parameters(config, "decoder", RSMarianDecoderLayer.norm_names)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        encoder_depth: int | None = None,
+        decoder_depth: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of decoder_input_ids or decoder_inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = inputs_embeds * self.embed_scale
+
+        if use_cache and past_key_values is None:
+            # The depth fields of the config make the stock caches as deep as the recurrence.
+            past_key_values = DynamicCache(config=self.config)
+            if encoder_hidden_states is not None or self.config.is_encoder_decoder:
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
+
+        batch_size, seq_length = inputs_embeds.shape[:-1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        steps = self.steps("decoder", decoder_depth)
+        if not is_torchdynamo_compiling() and past_length:
+            check_cache_depth(past_key_values, past_length, len(steps))
+        if attention_mask is None and not is_torchdynamo_compiling():
+            attention_mask = torch.ones(batch_size, past_length + seq_length, device=inputs_embeds.device)
+        is_encoder_decoder_cache = isinstance(past_key_values, EncoderDecoderCache)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values.self_attention_cache if is_encoder_decoder_cache else past_key_values,
+        )
+        encoder_attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+
+        position_ids = torch.arange(seq_length, device=inputs_embeds.device) + past_length
+        hidden_states = inputs_embeds + self.embed_positions((batch_size, seq_length), position_ids=position_ids)
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        for step, (layer, own) in enumerate(steps):
+            if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
+                continue
+            hidden_states = layer(
+                hidden_states,
+                causal_mask,
+                encoder_hidden_states,  # positional, as reentrant gradient checkpointing needs it
+                encoder_attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                step=step,
+                own=own,
+                **kwargs,
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values
+        )
+
+
+class RSMarianModel(RSMarianPreTrainedModel, MarianModel):
+    """The bare encoder and decoder, without a language modelling head."""
+
+    def __init__(self, config: RSMarianConfig):
+        super(MarianModel, self).__init__(config)
+        self._tied_weights_keys = None
+        if config.share_encoder_decoder_embeddings:
+            self.shared = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+            self._tied_weights_keys = {
+                "decoder.embed_tokens.weight": "shared.weight",
+                "encoder.embed_tokens.weight": "shared.weight",
+            }
+        self.encoder = RSMarianEncoder(config)
+        self.decoder = RSMarianDecoder(config)
+        self.post_init()
+
+
+class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
+    """Recurrently stacked Marian for translation.
+
+    Equal, to rounding, to a `MarianMTModel` whose layers are copies of the shared ones. `past_key_values`,
+    `hidden_states` and `attentions` have one entry per step. Unlike Marian's, the loss honours `num_items_in_batch`,
+    so that gradient accumulation gives the gradient of the large batch.
+    """
+
+    def __init__(self, config: RSMarianConfig):
+        super(MarianMTModel, self).__init__(config)
+        self.model = RSMarianModel(config)
+        if config.share_encoder_decoder_embeddings:
+            self._tied_weights_keys = {
+                "lm_head.weight": "model.shared.weight",
+                "model.decoder.embed_tokens.weight": "model.shared.weight",
+                "model.encoder.embed_tokens.weight": "model.shared.weight",
+            }
+        target_vocab_size = config.vocab_size if config.share_encoder_decoder_embeddings else config.decoder_vocab_size
+        self.register_buffer("final_logits_bias", torch.zeros((1, target_vocab_size)))
+        self.final_logits_bias[:, config.pad_token_id] = PAD_LOGIT_BIAS
+        self.lm_head = nn.Linear(config.d_model, target_vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor] | BaseModelOutput | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        encoder_depth: int | None = None,
+        decoder_depth: int | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """See `MarianMTModel.forward`.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
+                Target token ids, -100 where there is none. The padding token is no target: its logit is barred.
+                Shifted right, the labels are the decoder's input.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                What to divide the summed loss by: the number of target tokens in the whole accumulated batch.
+                Without it the loss is the mean over the target tokens of this batch.
+            encoder_depth (`int`, *optional*), decoder_depth (`int`, *optional*):
+                Run at less depth than the configuration's, as if the model had been loaded with that
+                `encoder_layers` or `decoder_layers`; at least the unique layers. `generate` takes them too; the draft
+                of assisted generation keeps to its own. `past_key_values` belong to one `decoder_depth`, and
+                `encoder_outputs` have an encoder depth already.
+        """
+        if labels is not None:
+            if use_cache:
+                logger.warning_once("The `use_cache` argument is changed to `False` since `labels` is provided.")
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            encoder_depth=encoder_depth,
+            decoder_depth=decoder_depth,
+            **kwargs,
+        )
+        if labels is None:
+            return outputs
+        vocab_size = outputs.logits.shape[-1]
+        loss = ForMaskedLMLoss(outputs.logits, labels, vocab_size, num_items_in_batch=num_items_in_batch)
+        return Seq2SeqLMOutput(loss=loss, **outputs)
+
+    def _get_candidate_generator(self, *args, model_kwargs: dict[str, Any], **kwargs) -> CandidateGenerator:
+        # transformers hands everything to the draft model, whose depth is its own and which may be of another kind.
+        own = {name: value for name, value in model_kwargs.items() if name not in ("encoder_depth", "decoder_depth")}
+        return super()._get_candidate_generator(*args, model_kwargs=own, **kwargs)
+
+
+__all__ = [
+    "RSMarianForConditionalGeneration",
+    "RSMarianModel",
+    "RSMarianPreTrainedModel",
+]

@@ -1,0 +1,70 @@
+"""The models in `hub_cards/`: complete, small, and as good as their cards say."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, script
+from huggingface_hub import ModelCard
+
+from rs_transformer.model_card import build_card, card_disagreements
+from rs_transformer.publishing import files_to_publish
+
+HUB = ROOT / "hub_cards"
+MODELS = ["rs-marian-ja-en", "rs-marian-ja-en-scratch", "marian-ja-en"]
+TEST = ROOT / "training" / "data" / "tanaka-excerpt" / "test.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    """The cards name their folders as they lie in a clone."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_card_says_what_the_files_beside_it_say(name):
+    card = ModelCard.load(HUB / name / "README.md")
+    assert card.content.strip() == build_card(HUB / name, f"hub_cards/{name}").content.strip()
+    assert card_disagreements(HUB / name) == []
+    assert card.data.license
+    assert "tok:13a" in card.text
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_holds_what_is_published_and_nothing_else(name):
+    files = sorted(file.name for file in (HUB / name).iterdir())
+    assert files == sorted(files_to_publish(HUB / name))
+    assert sum((HUB / name / file).stat().st_size for file in files) < 12e6
+    for file in (HUB / name).glob("*.[jy]*"):
+        assert not re.search(r'["\s]/(tmp|home|root|work)/', file.read_text()), file
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_gives_the_scores_of_the_card(name, tmp_path):
+    output = tmp_path / "scores.json"
+    languages = ["--source_lang", "ja", "--target_lang", "en"]
+    decoding = ["--num_beams", 5, "--max_new_tokens", 64]
+    script("evaluate")(
+        "--systems", f"hub_cards/{name}", *languages, "--test_file", TEST, *decoding, "--output_file", output
+    )
+    (measured,) = json.loads(output.read_text())
+    said = {
+        result.metric_type: result
+        for result in ModelCard.load(HUB / name / "README.md").data.eval_results
+        if result.dataset_split == "test"
+    }
+    for metric in ("bleu", "chrf"):
+        # Another processor's kernels may break a tie otherwise, in a sentence or two.
+        assert measured[metric] == pytest.approx(said[metric].metric_value, abs=0.1)
+        assert measured[f"{metric}_signature"] == said[metric].metric_args["signature"]
+
+
+def test_the_shipped_model_translates_from_its_own_source_as_its_card_shows():
+    """Without this package, as `trust_remote_code=True` loads it."""
+    text = (HUB / "rs-marian-ja-en" / "README.md").read_text()
+    (remote,) = (code for code in re.findall(r"```python\n(.+?)```", text, re.DOTALL) if "trust_remote_code" in code)
+    code = f"import sys; sys.modules['rs_transformer'] = None\n{remote}print(translator('猫が好きです。'))\n"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[{'translation_text': 'i like cats.'}]")
