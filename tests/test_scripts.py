@@ -215,6 +215,8 @@ def test_bad_input_is_named_before_the_training_starts(task, tmp_path, options, 
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         script("train")(RECIPE, *task_options(task), "--output_dir", tmp_path / "run", *options)
     assert not list((tmp_path).glob("run/checkpoint-*"))
+    if "--decoder_layers" in options:
+        assert not list((tmp_path).glob("run/*.spm"))
 
 
 def test_a_finished_run_is_not_overwritten(trained, task):
@@ -229,6 +231,11 @@ def test_evaluate_and_train_refuse_a_model_of_the_opposite_direction(trained, ta
     options = ["--model_name_or_path", trained, "--output_dir", tmp_path, *turned]
     with pytest.raises(ValueError, match="the model translates from fw to bw, not from bw to fw"):
         script("train")(RECIPE, *task_options(task), *options)
+
+
+def test_a_folder_without_a_model_is_called_that(task, tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder without config\.json: no training has finished there"):
+        script("evaluate")("--systems", tmp_path, "--test_file", task["test"], *LANGUAGES)
 
 
 def test_evaluate_refuses_a_file_of_another_length_before_it_decodes(task, tmp_path):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .model_building import load_checkpoint
+from .model_building import check_model_folder, load_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -54,7 +54,13 @@ class DecodingArguments:
 
 
 def load_translator(name_or_path: str, revision: str = "main") -> Translator:
-    """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer."""
+    """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer.
+
+    Raises:
+        ValueError: a folder without a model, or weights that are truncated or damaged.
+        OSError: there is no such checkpoint.
+    """
+    check_model_folder(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     model = load_checkpoint(name_or_path, revision=revision)
     return model.eval().to(PartialState().device), tokenizer

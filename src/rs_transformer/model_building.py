@@ -1,6 +1,7 @@
 """A model for training, new or from a checkpoint, from a recipe's options. For inference use the Auto classes."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,6 +113,13 @@ def check_step_layer_norms(args: ModelArguments, config: PretrainedConfig) -> No
         )
     if stored:
         depth_config(config, args.encoder_layers, args.decoder_layers)
+
+
+def check_model_folder(name_or_path: str) -> None:
+    """Raise `ValueError` for a folder in which there is no model; transformers would speak of its tokenizer."""
+    folder = Path(name_or_path)
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{name_or_path} is a folder without {CONFIG_NAME}: no training has finished there")
 
 
 def load_checkpoint(name_or_path: str, **options: Any) -> Any:
