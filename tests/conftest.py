@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,13 @@ def launch(
     if config is not None:
         how = ["--config_file", f"training/accelerate/{config}"]
     return run(accelerate, "launch", *how, f"training/{script}", *options, check=check)
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def script(name: str) -> Callable[..., None]:

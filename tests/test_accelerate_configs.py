@@ -5,7 +5,6 @@ Two processes of one machine (`cpu.yaml`) are in `test_trainer.py`.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,19 +15,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import RECIPE, ROOT, losses, run, script, task_options
+from conftest import RECIPE, ROOT, free_port, losses, run, script, task_options
 from oracle import rs_model
 from safetensors.torch import load_file
 
 CONFIGS = ROOT / "training" / "accelerate"
 OPTIONS = ["--max_steps", 12, "--logging_steps", 1, "--max_tokens", 256, "--dropout", 0, "--num_beams", 1]
 OPTIONS += ["--eval_strategy", "no", "--save_strategy", "no", "--max_new_tokens", 8]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -34,7 +34,9 @@ def commands(text: str) -> list[list[str]]:
     """The `accelerate launch …` and `python …` of a shell script, expanded."""
     done = subprocess.run(["/bin/bash", "-c", SHELL + text], capture_output=True, text=True, check=False)
     assert "syntax error" not in done.stderr, done.stderr
-    return [command.split("\x1f")[:-1] for command in done.stdout.split("\x1e")[:-1]]
+    found = [command.split("\x1f")[:-1] for command in done.stdout.split("\x1e")[:-1]]
+    assert len(found) >= len(re.findall(r"^\s*(?:accelerate launch|python) ", text, re.MULTILINE)), text
+    return found
 
 
 def script_and_options(command: list[str]) -> tuple[str, list[str]]:

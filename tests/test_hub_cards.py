@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, script
 from huggingface_hub import ModelCard
 
+from rs_transformer.configuration_rs_marian import REMOTE_CODE_FILES
 from rs_transformer.model_card import build_card, card_disagreements
 from rs_transformer.publishing import files_to_publish
 
@@ -39,6 +40,13 @@ def test_a_folder_holds_what_is_published_and_nothing_else(name):
     assert sum((HUB / name / file).stat().st_size for file in files) < 12e6
     for file in (HUB / name).glob("*.[jy]*"):
         assert not re.search(r'["\s]/(tmp|home|root|work)/', file.read_text()), file
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_source_that_travels_with_a_model_is_the_packages(name):
+    for file in REMOTE_CODE_FILES:
+        carried, own = HUB / name / file, ROOT / "src" / "rs_transformer" / file
+        assert carried.read_text() == own.read_text(), f"copy {own} to {carried}"
 
 
 @pytest.mark.parametrize("name", MODELS)

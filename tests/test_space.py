@@ -1,14 +1,13 @@
 """The web demo in `hub_cards/space/`, started as a Space starts it and driven in a real browser, headless."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from importlib.metadata import version
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from huggingface_hub import RepoCard
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -20,9 +19,7 @@ SPACE = ROOT / "hub_cards" / "space"
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The demo as a process of its own."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     offline = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SERVER_PORT": str(port)}
     log = tmp_path_factory.mktemp("space") / "log.txt"
     with log.open("w") as file:
