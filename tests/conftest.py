@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 # Before anything imports a library that reads them.
@@ -18,8 +18,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from reverse_task import reverse_pairs, write_task
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
 from transformers import MarianTokenizer
 
 from rs_transformer.tokenization import train_tokenizer
@@ -28,10 +26,6 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "tests" / "reverse.yaml"
-HEADLESS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync --window-size=1400,1200"
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -127,23 +121,3 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> MarianTokenizer:
     languages = {"source_lang": "fw", "target_lang": "bw"}
     folder = tmp_path_factory.mktemp("tokenizer")
     return train_tokenizer(*sides, folder, vocab_size=28, vocabulary="joint", model_max_length=32, **languages)
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the browser saves files."""
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def browser(downloads: Path) -> Iterator[Chrome]:
-    """Chromium without a window."""
-    options = ChromeOptions()
-    options.binary_location = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    for argument in HEADLESS.split():
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options, Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()

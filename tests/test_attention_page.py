@@ -19,6 +19,8 @@ from rs_transformer.attention_measures import attention_measures
 from rs_transformer.attention_page import write_page
 from rs_transformer.model_building import config_from_tokenizer
 
+pytest_plugins = ["browser"]
+
 SOURCES, TARGETS = (list(side) for side in zip(*reverse_pairs(24, seed=5), strict=True))
 
 

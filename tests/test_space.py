@@ -13,6 +13,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+pytest_plugins = ["browser"]
+
 SPACE = ROOT / "hub_cards" / "space"
 
 

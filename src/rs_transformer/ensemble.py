@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .modeling_rs_marian import CACHE, CheckedCacheMixin, strict_forward
 
 
-class EnsembleForSeq2SeqLM(PreTrainedModel, GenerationMixin):
+class EnsembleForSeq2SeqLM(CheckedCacheMixin, PreTrainedModel):
     """An ensemble that decodes like one model: greedy, beam and sampling, with one cache.
 
     The distribution of the next token is the mean of the models' distributions. Not to be trained or saved.
@@ -53,49 +57,48 @@ class EnsembleForSeq2SeqLM(PreTrainedModel, GenerationMixin):
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         return self.models[0].prepare_decoder_input_ids_from_labels(labels)
 
+    @strict_forward
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Log-probabilities as `logits`, (batch, length, vocabulary).
 
-        `encoder_outputs` are those of the models side by side along the width, `past_key_values` one after another
-        along the layers, so that whatever reorders or repeats them needs not know of the ensemble.
+        `encoder_outputs` are those of the models side by side along the width, `cache` has theirs one after another along
+        the layers, so that whatever reorders or repeats them needs not know of the ensemble.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
         states = encoder_outputs[0].split(self.encoder.widths, dim=-1)
         caches: Sequence[EncoderDecoderCache | None] = [None] * len(self.models)
         if use_cache:
-            past_key_values = self._filled_up(past_key_values)
-            caches = self._views(past_key_values)
+            cache = self._filled_up(cache)
+            caches = self._views(cache)
         log_probabilities = []
-        for model, state, cache in zip(self.models, states, caches, strict=True):
+        for model, state, own_cache in zip(self.models, states, caches, strict=True):
             output = model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=state.to(model.dtype)),
                 attention_mask=attention_mask,
                 decoder_input_ids=decoder_input_ids,
-                past_key_values=cache,
                 use_cache=bool(use_cache),
+                **{CACHE: own_cache},
             )
             log_probabilities.append(output.logits.float().log_softmax(-1))
         mean = torch.stack(log_probabilities).logsumexp(0) - torch.tensor(float(len(self.models))).log()
-        return Seq2SeqLMOutput(
-            logits=mean, past_key_values=past_key_values, encoder_last_hidden_state=encoder_outputs[0]
-        )
+        return Seq2SeqLMOutput(logits=mean, encoder_last_hidden_state=encoder_outputs[0], **{CACHE: cache})
 
     def _filled_up(self, cache: EncoderDecoderCache | None) -> EncoderDecoderCache:
         """The cache that `generate` has made for the first model, or none, with the layers of all models."""
         if cache is not None and len(cache.self_attention_cache.layers) == sum(self.depths):
             return cache
         if cache is not None and cache.get_seq_length():
-            raise ValueError("past_key_values is not the cache of this ensemble")
+            raise ValueError("the cache is not that of this ensemble")
         sides = [DynamicCache(), DynamicCache()]
         for side in sides:
             side.layers = [side.layer_class_to_replicate() for _ in range(sum(self.depths))]
@@ -130,8 +133,12 @@ class _EnsembleEncoder(nn.Module):
         self.encoders = nn.ModuleList(model.get_encoder() for model in models)
         self.widths = [model.config.hidden_size for model in models]
 
+    @strict_forward
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         states = [encoder(input_ids, attention_mask=attention_mask)[0] for encoder in self.encoders]
         return BaseModelOutput(last_hidden_state=torch.cat(states, dim=-1))

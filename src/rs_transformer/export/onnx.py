@@ -31,11 +31,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from ..decoding import DecodingArguments, TransformersEngine
 from ..layer_transfer import collapse
 from ..model_building import load_checkpoint
-from ..modeling_rs_marian import RSMarianForConditionalGeneration
+from ..modeling_rs_marian import CACHE, RSMarianForConditionalGeneration, strict_forward
 
 QUANTIZATIONS = ("float32", "int8")
 GRAPHS = ("encoder", "decoder")
@@ -96,8 +98,8 @@ class DecoderGraph(nn.Module):
             input_ids,
             encoder_hidden_states=source_states[..., : config.d_model],  # of the right length; its keys are cached
             encoder_attention_mask=attention_mask,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         ).last_hidden_state
         logits = self.model.lm_head(hidden_states[:, -1]) + self.model.final_logits_bias
         layers = cache.self_attention_cache.layers
@@ -209,29 +211,28 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
         return self.encoder
 
+    @strict_forward
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        **kwargs: Any,
+        cache: EncoderDecoderCache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Logits of the next token, (batch, 1, vocabulary). The cache has one layer; its keys are the `past`."""
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
-        if past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        if past_key_values.get_seq_length() == 0:
+        if cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if cache.get_seq_length() == 0:
             # `generate` has made a cache with a layer for each step.
-            past_key_values.self_attention_cache, past_key_values.cross_attention_cache = (
-                DynamicCache(),
-                DynamicCache(),
-            )
+            cache.self_attention_cache, cache.cross_attention_cache = DynamicCache(), DynamicCache()
             past = self._empty_past(len(decoder_input_ids))
-            past_key_values.self_attention_cache.update(past, past[:, :0], 0)
-        (layer,) = past_key_values.self_attention_cache.layers
+            cache.self_attention_cache.update(past, past[:, :0], 0)
+        (layer,) = cache.self_attention_cache.layers
         inputs = {
             "input_ids": decoder_input_ids[:, -1:],
             "attention_mask": attention_mask,
@@ -240,7 +241,7 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         }
         logits, present = _run(self.sessions["decoder"], inputs)
         layer.keys, layer.values = present, present[:, :0]
-        return Seq2SeqLMOutput(logits=logits[:, None], past_key_values=past_key_values)
+        return Seq2SeqLMOutput(logits=logits[:, None], **{CACHE: cache})
 
     def _empty_past(self, batch: int) -> torch.Tensor:
         heads = self.config.decoder_attention_heads
@@ -254,7 +255,10 @@ class _OnnxEncoder(nn.Module):
         super().__init__()
         self.session = session
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
+    @strict_forward
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutput:
         (states,) = _run(self.session, {"input_ids": input_ids, "attention_mask": attention_mask})
         return BaseModelOutput(last_hidden_state=states)
 
