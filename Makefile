@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-transformers lint benchmarks clean
+.PHONY: demo test test-transformers test-versions lint benchmarks clean
 
 # Train a small recurrently stacked model on the shipped sentence pairs and translate with it.
 demo: $(VENV)/installed
@@ -17,6 +17,10 @@ test: $(VENV)/installed
 # transformers' own common model tests, from its source distribution.
 test-transformers: $(VENV)/installed
 	PYTHON=$(CURDIR)/$(BIN)/python tests/transformers_common/run.sh
+
+# The oldest and the newest of each library that pyproject.toml admits, each in an environment of its own.
+test-versions: $(VENV)/installed
+	$(BIN)/python tests/versions.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -35,4 +39,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .versions runs

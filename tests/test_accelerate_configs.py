@@ -15,9 +15,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import RECIPE, ROOT, free_port, losses, run, script, task_options
+from conftest import CHECKPOINTING, RECIPE, ROOT, free_port, losses, run, script, task_options
 from oracle import rs_model
 from safetensors.torch import load_file
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rs_transformer.trainer import TranslationTrainingArguments
 
 CONFIGS = ROOT / "training" / "accelerate"
 OPTIONS = ["--max_steps", 12, "--logging_steps", 1, "--max_tokens", 256, "--dropout", 0, "--num_beams", 1]
@@ -72,6 +75,18 @@ def test_sharded_by_fsdp2_it_trains_averages_and_saves_as_one_process_does(task,
     scores = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert scores[1]["test"]["loss"] == pytest.approx(scores[0]["test"]["loss"], abs=1e-4)
     assert scores[1]["test"]["bleu"] == pytest.approx(scores[0]["test"]["bleu"], abs=1)
+
+
+def test_gradient_checkpointing_under_fsdp_is_refused_where_transformers_spoils_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    options = {"output_dir": str(tmp_path), "use_cpu": True}
+    # As transformers had it before 5.23.
+    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", torch.nn.Module.__call__)
+    with pytest.raises(ValueError, match="gradient_checkpointing under FSDP needs transformers 5"):
+        TranslationTrainingArguments(**options, **{CHECKPOINTING: True})
+    TranslationTrainingArguments(**options)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    TranslationTrainingArguments(**options, **{CHECKPOINTING: True})
 
 
 def test_the_layers_that_fsdp2_shards_are_those_of_the_model():

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import RECIPE, losses, script, task_options
+from conftest import CHECKPOINTING, RECIPE, losses, script, task_options
 from datasets import Dataset
 from oracle import batch, marian, rs_config, rs_model
 from safetensors.torch import load_file
@@ -211,7 +211,7 @@ def test_sharing_schemes_go_from_a_recipe_through_training_collapse_expand_and_p
         "--decoder_unique_layers",
         2,
     ]
-    more = ["--deepnorm", "true", "--step_embeddings", "true", "--gradient_checkpointing", "true"]
+    more = ["--deepnorm", "true", "--step_embeddings", "true", f"--{CHECKPOINTING}", "true"]
     script("train")(RECIPE, *task_options(task), *SHORT, *options, *more, "--output_dir", tmp_path / "trained")
     assert losses(tmp_path / "trained")[-1] < losses(tmp_path / "trained")[0] - 0.3
     model, tokenizer = load_translator(str(tmp_path / "trained"))

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
+from rs_transformer.modeling_rs_marian import CACHE
 
 MODELS = {
     "depth6-unique1": {},
@@ -303,10 +304,10 @@ def test_a_cache_is_not_used_at_more_depth_than_it_was_filled_at():
     model = rs_model()
     inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
     start = torch.full((3, 1), PAD)
-    cache = model(**inputs, decoder_input_ids=start, decoder_depth=3, use_cache=True).past_key_values
-    model(**inputs, decoder_input_ids=start, past_key_values=cache, decoder_depth=3)
+    cache = {CACHE: model(**inputs, decoder_input_ids=start, decoder_depth=3, use_cache=True)[CACHE]}
+    model(**inputs, decoder_input_ids=start, **cache, decoder_depth=3)
     with pytest.raises(ValueError, match=r"filled at less depth than this call's \(6\): give the same decoder_depth"):
-        model(**inputs, decoder_input_ids=start, past_key_values=cache)
+        model(**inputs, decoder_input_ids=start, **cache)
 
 
 @pytest.mark.parametrize("draft", [rs_model(decoder_layers=2), unrolled_marian(rs_model(decoder_layers=2))])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import RECIPE, launch, losses, run, script, task_options
+from conftest import CHECKPOINTING, RECIPE, launch, losses, run, script, task_options
 from oracle import PAD, batch, rs_model
 from safetensors.torch import load_file
 from torch import nn
@@ -203,7 +203,7 @@ def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, 
 
 # Steps with parameters of their own, of which a shallow update leaves some without a gradient.
 CHANGING_DEPTH = ["--encoder_layers", 3, "--growing_depths", 1, "--growing_updates", 30, "--elastic_decoder_layers", 1]
-CHANGING_DEPTH += ["--step_layer_norms", "true", "--step_embeddings", "true", "--gradient_checkpointing", "true"]
+CHANGING_DEPTH += ["--step_layer_norms", "true", "--step_embeddings", "true", f"--{CHECKPOINTING}", "true"]
 
 
 def test_resuming_two_processes_in_the_middle_of_an_epoch_gives_the_same_losses(task, tmp_path):

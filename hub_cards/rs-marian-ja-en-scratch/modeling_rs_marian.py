@@ -18,14 +18,20 @@ KV cache; it is passed down at call time and no module state changes in a forwar
 model. Self-contained: this file travels to the Hub beside the weights, as remote code.
 """
 
+import copy
+import inspect
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
+from transformers import GenerationMixin
+from transformers import __version__ as transformers_version
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation.candidate_generator import CandidateGenerator
@@ -49,13 +55,158 @@ from transformers.models.marian.modeling_marian import (
     MarianSinusoidalPositionalEmbedding,
     eager_attention_forward,
 )
-from transformers.utils import can_return_tuple, is_torchdynamo_compiling, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_compiling, logging
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_rs_marian import RSMarianConfig
 
 logger = logging.get_logger(__name__)
+
+# What differs between releases of transformers, all of it here. First the oldest and the newest that were tested.
+TESTED_TRANSFORMERS = ("5.18.0", "5.24.0")
+
+# 5.24 renamed `past_key_values` to `cache`, in arguments and in outputs; the old name goes in 5.40.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+# What transformers hands through every `forward`, down to the attention; and what its decorators take out on the way.
+HANDED_THROUGH = TransformersKwargs.__optional_keys__
+OF_DECORATORS = frozenset({"return_dict", "debug_io", "debug_io_dir", "prune_layers"})
+
+
+def takes_old_name(function: Callable, until: str = "5.40.0") -> Callable:
+    """Have a function with an argument `cache` take `past_key_values` too, deprecated, where transformers does."""
+    if CACHE == "past_key_values":
+        return function
+    return deprecate_kwarg("past_key_values", until, new_name=CACHE)(function)
+
+
+def strict_forward(forward: Callable) -> Callable:
+    """Give a `forward` that is written with `cache` the names of this transformers, and refuse unknown arguments.
+
+    Raises:
+        TypeError: when called with an argument that neither the `forward` nor transformers knows. `**kwargs` alone
+            would swallow a renamed `cache`, and each step would then be decoded as if it were the first.
+    """
+    signature = inspect.signature(forward)
+    parameters = [p.replace(name=CACHE) if p.name == "cache" else p for p in signature.parameters.values()]
+    known = HANDED_THROUGH | OF_DECORATORS | {p.name for p in parameters}
+
+    @wraps(forward)
+    def checked(self, *args, **kwargs):
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}")
+        if CACHE in kwargs:
+            kwargs["cache"] = kwargs.pop(CACHE)
+        return forward(self, *args, **kwargs)
+
+    checked.__signature__ = signature.replace(parameters=parameters)
+    return takes_old_name(checked) if CACHE in known else checked
+
+
+def handed_through(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of a stack's arguments those that its layers know: transformers' decorators add others, such as `use_cache`."""
+    return {name: value for name, value in kwargs.items() if name in HANDED_THROUGH}
+
+
+def update_cache(
+    cache: Cache, key_states: torch.Tensor, value_states: torch.Tensor, step: int, kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Cache.update`, which is told of the attention's other arguments from 5.24 on."""
+    more = {"kwargs": kwargs} if CACHE == "cache" else {}
+    return cache.update(key_states, value_states, step, **more)
+
+
+# Of each class that was asked: whether its cached steps are right.
+cache_verdicts: dict[type, bool] = {}
+cache_verdicts_lock = threading.Lock()
+
+
+class CheckedCacheMixin(GenerationMixin):
+    """Generation that does not trust a transformers newer than `TESTED_TRANSFORMERS`.
+
+    There, the first `generate` of a process compares one cached step with the same step uncached; where they differ,
+    or the cached one fails, it decodes without a cache, and says so once. Put it before the classes that have
+    `generate`. Nothing is checked under `torch.compile`, nor in training mode, where dropout tells the two apart.
+    """
+
+    # How far the logits of a cached step may lie from the uncached one's, as a part of their spread: rounding gives up
+    # to 0.02 (bfloat16, 96 steps), a cache that is passed over 0.2 and more.
+    cache_tolerance = 0.05
+
+    @partial(takes_old_name, until="6.0.0")
+    @wraps(GenerationMixin.generate)
+    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+        if not self._cache_is_right():
+            # Assisted decoding is the same search, and cannot do without a cache.
+            for name in (CACHE, "assistant_model", "prompt_lookup_num_tokens"):
+                kwargs.pop(name, None)
+            if generation_config is None:
+                kwargs["use_cache"] = False
+            else:
+                generation_config = copy.deepcopy(generation_config)
+                generation_config.use_cache = False
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _cache_is_right(self) -> bool:
+        if (verdict := cache_verdicts.get(type(self))) is not None:
+            return verdict
+        compiled = self._compiled_call_impl is not None or hasattr(self.forward, "_torchdynamo_orig_callable")
+        if is_torchdynamo_compiling() or compiled or self.training:
+            return True
+        with cache_verdicts_lock:
+            if type(self) not in cache_verdicts:
+                fault = None
+                if Version(transformers_version) > Version(TESTED_TRANSFORMERS[1]):
+                    fault = self._cache_fault()
+                if fault:
+                    logger.warning_once(
+                        f"transformers {transformers_version} is newer than {TESTED_TRANSFORMERS[1]}, the newest that "
+                        f"the code of {type(self).__name__} was tested with, and {fault}. It decodes without a cache: "
+                        "right, but slower. Update rs-transformer and the source beside the model, or install "
+                        f"transformers=={TESTED_TRANSFORMERS[1]}."
+                    )
+                cache_verdicts[type(self)] = not fault
+        return cache_verdicts[type(self)]
+
+    def _cache_fault(self) -> str | None:
+        """What is wrong with decoding with a cache, if something is."""
+        try:
+            error = self._cached_step_error()
+        except Exception as failure:
+            return f"decoding with a cache fails ({type(failure).__name__}: {failure})"
+        return "decoding with a cache gives other results than without" if error > self.cache_tolerance else None
+
+    @torch.no_grad()
+    def _cached_step_error(self) -> float:
+        """How far the logits of a translation's second step lie from the same without a cache, in their deviations."""
+        device = "cpu" if self.device.type == "meta" else self.device  # offloaded: accelerate moves the inputs
+        source = torch.linspace(0, self.config.vocab_size - 1, 8, device=device).long()[None]
+        inputs = {self.main_input_name: source, "attention_mask": torch.ones_like(source)}
+        start = self.generation_config.decoder_start_token_id
+        search = {
+            "decoder_start_token_id": getattr(self.config, "decoder_start_token_id", None) if start is None else start,
+            "min_length": 3,
+            "max_length": 3,
+            "min_new_tokens": None,
+            "max_new_tokens": None,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "do_sample": False,
+            "use_cache": True,
+            "cache_implementation": "dynamic",
+            "return_dict_in_generate": True,
+            "output_logits": True,
+        }
+        output = super().generate(**inputs, **search)
+        uncached = self(**inputs, decoder_input_ids=output.sequences[:, :-1], use_cache=False).logits[:, -1].float()
+        kept = uncached > -1e3  # without the entries that a bias bars
+        difference = output.logits[-1].float()[kept] - uncached[kept]
+        return (difference.std() / uncached[kept].std()).item()
+
 
 # Added to the logit of the padding token, which is also Marian's start token and must never be generated: its
 # probability is exactly zero, and so is the gradient that a tied output projection sends to its embedding. Finite,
@@ -66,36 +217,35 @@ PAD_LOGIT_BIAS = -1e4
 class RSMarianAttention(MarianAttention):
     """Marian's attention with the place in the KV cache given by the caller's `step`."""
 
+    @strict_forward
     def forward(
         self,
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         step: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         is_cross_attention = key_value_states is not None
         query_states = self._split_heads(self.q_proj(hidden_states))
 
-        cache, is_updated = past_key_values, False
-        if isinstance(past_key_values, EncoderDecoderCache):
-            is_updated = is_cross_attention and past_key_values.is_updated.get(step, False)
-            cache = (
-                past_key_values.cross_attention_cache if is_cross_attention else past_key_values.self_attention_cache
-            )
+        own_cache, is_updated = cache, False
+        if isinstance(cache, EncoderDecoderCache):
+            is_updated = is_cross_attention and cache.is_updated.get(step, False)
+            own_cache = cache.cross_attention_cache if is_cross_attention else cache.self_attention_cache
 
         if is_updated:
             # The source does not change between tokens: its keys and values are computed once per step.
-            key_states, value_states = cache.layers[step].keys, cache.layers[step].values
+            key_states, value_states = own_cache.layers[step].keys, own_cache.layers[step].values
         else:
             current_states = key_value_states if is_cross_attention else hidden_states
             key_states = self._split_heads(self.k_proj(current_states))
             value_states = self._split_heads(self.v_proj(current_states))
             if cache is not None:
-                key_states, value_states = cache.update(key_states, value_states, step)
-                if is_cross_attention and isinstance(past_key_values, EncoderDecoderCache):
-                    past_key_values.is_updated[step] = True
+                key_states, value_states = update_cache(own_cache, key_states, value_states, step, kwargs)
+                if is_cross_attention and isinstance(cache, EncoderDecoderCache):
+                    cache.is_updated[step] = True
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -201,12 +351,13 @@ class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
         if config.step_layer_norms:
             self.remove_norms()
 
+    @strict_forward
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         own: StepModules = StepModules(),
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         norms = self if own.norms is None else own.norms
         attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
@@ -237,30 +388,28 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
         if config.step_layer_norms:
             self.remove_norms()
 
+    @strict_forward
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = True,
         step: int = 0,
         own: StepModules = StepModules(),
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         norms = self if own.norms is None else own.norms
-        attn_output, _ = self.self_attn(
-            hidden_states, past_key_values=past_key_values, attention_mask=attention_mask, step=step, **kwargs
-        )
+        kwargs.update({CACHE: cache, "step": step})
+        attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
         hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
         if encoder_hidden_states is not None:
             attn_output, _ = self.encoder_attn(
                 hidden_states,
                 key_value_states=encoder_hidden_states,
-                past_key_values=past_key_values,
                 attention_mask=encoder_attention_mask,
-                step=step,
                 **kwargs,
             )
             hidden_states = self.add_and_norm(hidden_states, attn_output, norms.encoder_attn_layer_norm)
@@ -348,6 +497,7 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         self.gradient_checkpointing = False
         self.post_init()
 
+    @strict_forward
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -357,7 +507,7 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         inputs_embeds: torch.Tensor | None = None,
         encoder_depth: int | None = None,
         decoder_depth: int | None = None,  # `MarianModel` gives both sides the same arguments
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -369,6 +519,7 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
         )
+        kwargs = handed_through(kwargs)
         for layer, own in self.steps("encoder", encoder_depth):
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
@@ -381,8 +532,8 @@ def check_cache_depth(cache: Cache, length: int, depth: int) -> None:
     cache = getattr(cache, "self_attention_cache", cache)
     if isinstance(cache, DynamicCache) and cache.get_seq_length(depth - 1) != length:
         raise ValueError(
-            f"past_key_values were filled at less depth than this call's ({depth}): give the same decoder_depth to "
-            "all calls that share a cache"
+            f"the cache was filled at less depth than this call's ({depth}): give the same decoder_depth to all calls "
+            "that share a cache"
         )
 
 
@@ -406,6 +557,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         self.gradient_checkpointing = False
         self.post_init()
 
+    @strict_forward
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -414,12 +566,12 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         encoder_depth: int | None = None,
         decoder_depth: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of decoder_input_ids or decoder_inputs_embeds")
@@ -427,25 +579,25 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
             inputs_embeds = self.embed_tokens(input_ids)
         inputs_embeds = inputs_embeds * self.embed_scale
 
-        if use_cache and past_key_values is None:
+        if use_cache and cache is None:
             # The depth fields of the config make the stock caches as deep as the recurrence.
-            past_key_values = DynamicCache(config=self.config)
+            cache = DynamicCache(config=self.config)
             if encoder_hidden_states is not None or self.config.is_encoder_decoder:
-                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
+                cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
 
         batch_size, seq_length = inputs_embeds.shape[:-1]
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_length = cache.get_seq_length() if cache is not None else 0
         steps = self.steps("decoder", decoder_depth)
         if not is_torchdynamo_compiling() and past_length:
-            check_cache_depth(past_key_values, past_length, len(steps))
+            check_cache_depth(cache, past_length, len(steps))
         if attention_mask is None and not is_torchdynamo_compiling():
             attention_mask = torch.ones(batch_size, past_length + seq_length, device=inputs_embeds.device)
-        is_encoder_decoder_cache = isinstance(past_key_values, EncoderDecoderCache)
+        self_attention_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values.self_attention_cache if is_encoder_decoder_cache else past_key_values,
+            **{CACHE: self_attention_cache},
         )
         encoder_attention_mask = create_bidirectional_mask(
             config=self.config,
@@ -457,6 +609,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         position_ids = torch.arange(seq_length, device=inputs_embeds.device) + past_length
         hidden_states = inputs_embeds + self.embed_positions((batch_size, seq_length), position_ids=position_ids)
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        kwargs = {CACHE: cache, **handed_through(kwargs)}
         for step, (layer, own) in enumerate(steps):
             if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
                 continue
@@ -465,15 +618,12 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
                 causal_mask,
                 encoder_hidden_states,  # positional, as reentrant gradient checkpointing needs it
                 encoder_attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 step=step,
                 own=own,
                 **kwargs,
             )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
 
 
 class RSMarianModel(RSMarianPreTrainedModel, MarianModel):
@@ -493,11 +643,11 @@ class RSMarianModel(RSMarianPreTrainedModel, MarianModel):
         self.post_init()
 
 
-class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
+class RSMarianForConditionalGeneration(CheckedCacheMixin, RSMarianPreTrainedModel, MarianMTModel):
     """Recurrently stacked Marian for translation.
 
-    Equal, to rounding, to a `MarianMTModel` whose layers are copies of the shared ones. `past_key_values`,
-    `hidden_states` and `attentions` have one entry per step. Unlike Marian's, the loss honours `num_items_in_batch`,
+    Equal, to rounding, to a `MarianMTModel` whose layers are copies of the shared ones. The cache, `hidden_states` and
+    `attentions` have one entry per step. Unlike Marian's, the loss honours `num_items_in_batch`,
     so that gradient accumulation gives the gradient of the large batch.
     """
 
@@ -516,6 +666,7 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
         self.lm_head = nn.Linear(config.d_model, target_vocab_size, bias=False)
         self.post_init()
 
+    @strict_forward
     @can_return_tuple
     def forward(
         self,
@@ -524,7 +675,7 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: tuple[torch.Tensor] | BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -532,7 +683,7 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         encoder_depth: int | None = None,
         decoder_depth: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """See `MarianMTModel.forward`.
 
@@ -546,8 +697,8 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
             encoder_depth (`int`, *optional*), decoder_depth (`int`, *optional*):
                 Run at less depth than the configuration's, as if the model had been loaded with that
                 `encoder_layers` or `decoder_layers`; at least the unique layers. `generate` takes them too; the draft
-                of assisted generation keeps to its own. `past_key_values` belong to one `decoder_depth`, and
-                `encoder_outputs` have an encoder depth already.
+                of assisted generation keeps to its own. A cache belongs to one `decoder_depth`, and `encoder_outputs`
+                have an encoder depth already.
         """
         if labels is not None:
             if use_cache:
@@ -562,13 +713,13 @@ class RSMarianForConditionalGeneration(RSMarianPreTrainedModel, MarianMTModel):
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
             encoder_depth=encoder_depth,
             decoder_depth=decoder_depth,
+            **{CACHE: cache},
             **kwargs,
         )
         if labels is None:

@@ -70,8 +70,8 @@ class EnsembleForSeq2SeqLM(CheckedCacheMixin, PreTrainedModel):
     ) -> Seq2SeqLMOutput:
         """Log-probabilities as `logits`, (batch, length, vocabulary).
 
-        `encoder_outputs` are those of the models side by side along the width, `cache` has theirs one after another along
-        the layers, so that whatever reorders or repeats them needs not know of the ensemble.
+        `encoder_outputs` are those of the models side by side along the width, `cache` has theirs one after another
+        along the layers, so that whatever reorders or repeats them needs not know of the ensemble.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)

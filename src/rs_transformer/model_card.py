@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, MarianConfig, MarianMTModel
 
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .layer_transfer import collapsed_config, count_parameters
-from .modeling_rs_marian import RSMarianForConditionalGeneration
+from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
@@ -102,6 +102,7 @@ def build_card(folder: str | Path, repository: str | None = None) -> ModelCard:
         languages=" to ".join(languages),
         shared=shared,
         remote_code=isinstance(config, RSMarianConfig),
+        tested=TESTED_TRANSFORMERS,
         stacking=_stacking(config),
         config=config,
         maps={side: _layer_map(config, side) for side in SIDES},

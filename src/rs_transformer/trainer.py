@@ -1,6 +1,7 @@
 """What `Seq2SeqTrainer` lacks for translation: token-budget batches, scores of real translations while training,
 label smoothing that leaves the padding token alone, and checkpoints that a kill cannot spoil."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
@@ -105,6 +107,13 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
+        # Before 5.23 transformers checkpoints `__call__`, FSDP2's hooks with it, which the backward pass runs again.
+        sharded = self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if "__call__" in vars(GradientCheckpointingLayer) and sharded and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing under FSDP needs transformers 5.23 or newer: before, it trains to other "
+                "gradients without a word. Update transformers, or set gradient_checkpointing: false"
+            )
 
 
 class TokenBatchSampler(Sampler[list[int]]):

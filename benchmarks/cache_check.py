@@ -1,0 +1,63 @@
+"""What it costs that the first translation on an untested transformers checks its cache.
+
+    python benchmarks/cache_check.py
+
+The check runs once in a process, whatever is translated. Beside it a greedy translation of 24 tokens from 24, one
+sentence; the weights are random. Medians. `error` is how far a cached step lies from the uncached one, `error, passed
+over` how far it would if the cache were passed over, both in standard deviations of the logits: the tolerance of the
+check lies between.
+"""
+
+import statistics
+from typing import Any
+
+import torch
+from common import build, interleave, parse_args, report, source_batch
+
+from rs_transformer import RSMarianForConditionalGeneration
+from rs_transformer.modeling_rs_marian import CACHE, CheckedCacheMixin
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class PassedOver(RSMarianForConditionalGeneration):
+    """A model whose cache is not looked at."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(CACHE, None)
+        return super().forward(*args, **kwargs)
+
+
+def main() -> None:
+    args = parse_args(__doc__, d_model=[128, 512], vocab_size=(int, [8000, 58101], "Entries of the vocabulary."))
+    torch.set_num_threads(args.threads)
+    inputs = source_batch(1, 24, args.seed)
+    del inputs["labels"]
+    rows = []
+    for d_model in args.d_model:
+        for vocab_size in args.vocab_size:
+            model = build("RS 1x6", d_model, args.seed, vocab_size=vocab_size).eval()
+            steps = {
+                "check": model._cache_fault,
+                "translation": lambda model=model: model.generate(**inputs, min_new_tokens=24, max_new_tokens=24),
+            }
+            seconds = interleave(steps, args.rounds)
+            milliseconds = {f"{name} ms": round(1000 * statistics.median(seconds[name]), 1) for name in steps}
+            for dtype in DTYPES:
+                errors = {"error": model, "error, passed over": passed_over(model)}
+                figures = {name: f"{m.to(dtype)._cached_step_error():.4f}" for name, m in errors.items()}
+                rows.append(
+                    {"d_model": d_model, "vocabulary": vocab_size, "dtype": str(dtype)[6:], **figures, **milliseconds}
+                )
+                milliseconds = dict.fromkeys(milliseconds, "")
+    report(rows, args, ratio=f"tolerance {CheckedCacheMixin.cache_tolerance}")
+
+
+def passed_over(model: RSMarianForConditionalGeneration) -> PassedOver:
+    other = PassedOver(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+if __name__ == "__main__":
+    main()
