@@ -4,7 +4,7 @@
 
 The oldest is the floor in pyproject.toml; the others are then as in constraints.txt or, where these do not go
 together, as pip finds them. The newest is what pip finds; where that is the pin, the environment of the pins serves.
-The package is not installed in any of them: the tests have its source on the path, and remote code has not even that.
+The README's first example is run last, by remote code, when this package has been taken out of the environment again.
 Prints a Markdown table; the exit status is 1 if a test failed. Fetches packages by pip: some minutes and a GB for each
 environment, more for builds of PyTorch with CUDA.
 """
@@ -66,8 +66,8 @@ class Environment:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0
 
-    def build(self, folder: Path, dependencies: list[str], pins: dict[str, str]) -> None:
-        """Install the dependencies, the other libraries as pinned if they go together with the one under test."""
+    def build(self, folder: Path, pins: dict[str, str]) -> None:
+        """Install the package, with the other libraries as pinned if they go together with the one under test."""
         self.python = folder / self.name / "bin" / "python"
         library = re.split(r"[=<>]", self.requirement)[0] if self.requirement else None
         strict = {name: pin for name, pin in pins.items() if name != library}
@@ -76,7 +76,7 @@ class Environment:
             run([sys.executable, "-m", "venv", "--clear", self.python.parents[1]])
             file = folder / f"{self.name}.txt"
             file.write_text("".join(f"{name}=={version}\n" for name, version in constraints.items()))
-            wanted = [*dependencies, *TEST_PACKAGES, *filter(None, [self.requirement])]
+            wanted = ["--editable", ROOT, *TEST_PACKAGES, *filter(None, [self.requirement])]
             done = run([self.python, "-m", "pip", "install", "--quiet", "--constraint", file, *wanted], check=False)
             if not done.returncode:
                 break
@@ -91,8 +91,7 @@ class Environment:
         report.unlink(missing_ok=True)
         tests = [f"tests/{test}" for suite in SUITES.values() for test in suite]
         options = ["-q", "--numprocesses", "2", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        done = run([self.python, "-m", "pytest", *options, *tests], check=False, env=environment)
+        done = run([self.python, "-m", "pytest", *options, *tests], check=False)
         (folder / f"{self.name}.log").write_text(done.stdout + done.stderr)
         if not report.is_file():
             raise SystemExit(f"{self.name}: no test ran\n{done.stdout}{done.stderr}")
@@ -106,8 +105,9 @@ class Environment:
         self.seconds = time.monotonic() - start
 
     def run_example(self, folder: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / self.name / "modules")}
+        """The README's first example without the package."""
+        run([self.python, "-m", "pip", "uninstall", "--quiet", "--yes", "rs-transformer"])
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / self.name / "modules")}
         done = run([self.python, "-c", EXAMPLE], check=False, env=environment, cwd=folder)
         if done.returncode:
             self.failed["remote code"].append(f"the README's example without the package: {done.stderr[-2000:]}")
@@ -171,7 +171,7 @@ def main() -> int:
         parser.error(f"no rows called {', '.join(sorted(unknown))}; there are LIBRARY-oldest and LIBRARY-newest")
     for environment in {environment.name: environment for environment in table.values()}.values():
         print(f"{environment.name} …", file=sys.stderr, flush=True)
-        environment.build(folder, dependencies, pins)
+        environment.build(folder, pins)
         environment.test(folder)
         print(" ".join(environment.cells()), file=sys.stderr, flush=True)
     header = ["environment", *LIBRARIES, *SUITES, "seconds"]
