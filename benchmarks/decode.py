@@ -30,8 +30,9 @@ from common import build, interleave, memory, parse_args, print_table
 from transformers import AutoTokenizer, MarianTokenizer, PreTrainedTokenizerBase
 
 from rs_transformer import with_depth
-from rs_transformer.decoding import DecodingArguments, Engine, TransformersEngine, load_translator
-from rs_transformer.exporting import load_engine
+from rs_transformer.checkpoints import load_translator
+from rs_transformer.commands.export import load_engine
+from rs_transformer.decoding import DecodingArguments, Engine, TransformersEngine
 from rs_transformer.tokenization import train_tokenizer
 
 VANILLA = "Marian 6"

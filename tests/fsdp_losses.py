@@ -13,7 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def losses(sharded: bool) -> list[float]:
     own = {"step_embeddings": True, "step_layer_norms": True}
     model = rs_model(encoder_unique_layers=2, decoder_unique_layers=2, **own).train()
-    if "__call__" not in vars(GradientCheckpointingLayer):  # where that and FSDP2 go together: see `trainer.py`
+    # Where that and FSDP2 go together: see `training/arguments.py`.
+    if "__call__" not in vars(GradientCheckpointingLayer):
         model.gradient_checkpointing_enable({"use_reentrant": True})
     if sharded:
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))

@@ -20,7 +20,7 @@ from oracle import rs_model
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rs_transformer.trainer import TranslationTrainingArguments
+from rs_transformer.training.arguments import TranslationTrainingArguments
 
 CONFIGS = ROOT / "training" / "accelerate"
 OPTIONS = ["--max_steps", 12, "--logging_steps", 1, "--max_tokens", 256, "--dropout", 0, "--num_beams", 1]

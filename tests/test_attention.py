@@ -16,9 +16,8 @@ from matplotlib.image import imread
 from oracle import rs_model, unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from rs_transformer import attention_report
-from rs_transformer.attention_analysis import KINDS, attention_statistics, collect_attention
-from rs_transformer.attention_figures import (
+from rs_transformer.attention.collection import KINDS, attention_statistics, collect_attention
+from rs_transformer.attention.figures import (
     draw_entropy_map,
     draw_heads,
     draw_heads_mean,
@@ -26,12 +25,13 @@ from rs_transformer.attention_figures import (
     draw_steps,
     save_figure,
 )
-from rs_transformer.attention_page import write_page
-from rs_transformer.attention_report import print_statistics
+from rs_transformer.attention.page import write_page
+from rs_transformer.checkpoints import load_translator
+from rs_transformer.commands import attention as attention_report
+from rs_transformer.commands.attention import print_statistics
 from rs_transformer.corpus import CorpusArguments, load_split
-from rs_transformer.decoding import load_translator
-from rs_transformer.model_building import config_from_tokenizer
-from rs_transformer.plotting import font_families
+from rs_transformer.training.model import config_from_tokenizer
+from rs_transformer.utils.plotting import font_families
 
 attention = script("attention")
 

@@ -10,9 +10,9 @@ from oracle import rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from rs_transformer import attention_analysis
-from rs_transformer.attention_analysis import KINDS, STATES, attention_statistics, collect_attention
-from rs_transformer.attention_measures import (
+from rs_transformer.attention import collection as attention_analysis
+from rs_transformer.attention.collection import KINDS, STATES, attention_statistics, collect_attention
+from rs_transformer.attention.measures import (
     attention_measures,
     bootstrap_mean,
     entropy,
@@ -22,8 +22,8 @@ from rs_transformer.attention_measures import (
 )
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.ensemble import EnsembleForSeq2SeqLM
-from rs_transformer.model_building import config_from_tokenizer
 from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.training.model import config_from_tokenizer
 
 SOURCES, TARGETS = (list(side)[:5] for side in zip(*reverse_pairs(40, seed=7), strict=True))
 

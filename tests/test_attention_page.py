@@ -14,10 +14,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from rs_transformer.attention_analysis import attention_statistics, collect_attention
-from rs_transformer.attention_measures import attention_measures
-from rs_transformer.attention_page import write_page
-from rs_transformer.model_building import config_from_tokenizer
+from rs_transformer.attention.collection import attention_statistics, collect_attention
+from rs_transformer.attention.measures import attention_measures
+from rs_transformer.attention.page import write_page
+from rs_transformer.training.model import config_from_tokenizer
 
 pytest_plugins = ["browser"]
 

@@ -22,7 +22,8 @@ from transformers import (
     pipeline,
 )
 
-from rs_transformer import RSMarianForConditionalGeneration, collapsing, expand
+from rs_transformer import RSMarianForConditionalGeneration, expand
+from rs_transformer.commands import collapse as collapsing
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.tokenization import train_tokenizer

@@ -8,7 +8,8 @@ from conftest import launch, script
 from oracle import unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from rs_transformer import depth_sweep, with_depth
+from rs_transformer import with_depth
+from rs_transformer.commands import depth_sweep
 
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
 SEARCH = ["--num_beams", 1, "--max_new_tokens", 16]

@@ -19,6 +19,15 @@ import yaml
 from conftest import ROOT, launch, run, script, task_options
 from datasets import Dataset
 from reverse_task import write_jsonl
+from rs_transformer.distillation.trainer.targets import (
+    TargetArguments,
+    closest_to_reference,
+    longest_repetition,
+    reason_to_leave_out,
+    write_targets,
+)
+from rs_transformer.distillation.trainer.teacher_corpus import CORPUS_SCHEMA
+from rs_transformer.distillation.trainer.teachers import Teacher, TeacherArguments, load_teachers, set_languages
 from sacrebleu.metrics import CHRF
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -34,17 +43,8 @@ from transformers import (
 from rs_transformer import expand
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
-from rs_transformer.distilled_targets import (
-    TargetArguments,
-    closest_to_reference,
-    longest_repetition,
-    reason_to_leave_out,
-    write_targets,
-)
 from rs_transformer.modeling_rs_marian import PAD_LOGIT_BIAS
-from rs_transformer.sharding import map_shards, read_record
-from rs_transformer.teacher_corpus import CORPUS_SCHEMA
-from rs_transformer.teachers import Teacher, TeacherArguments, load_teachers, set_languages
+from rs_transformer.utils.map_shards import map_shards, read_record
 
 # A student as small as the teacher: the task is tiny.
 STUDENT = ["--d_model", 64, "--encoder_ffn_dim", 128, "--decoder_ffn_dim", 128, "--encoder_attention_heads", 4]
@@ -109,7 +109,7 @@ def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp
 # A fifth of a second a shard, so that no kill comes too late.
 SLOW = """
 import runpy, sys, time
-from rs_transformer.teacher_corpus import TransformersEngine
+from rs_transformer.distillation.trainer.teacher_corpus import TransformersEngine
 translate_batch = TransformersEngine.translate_batch
 def slowly(*args):
     time.sleep(0.2)
@@ -333,7 +333,7 @@ def test_a_training_that_was_stopped_goes_on(trained, small, generated, distille
     more = ["--distilled_dir", generated.parent, "--word_weight", 0.5, "--word_top_k", 4, *STUDENT, *TRAINING]
     code = (
         "import os, runpy, signal, sys\n"
-        "from rs_transformer.trainer import TranslationTrainer\n"
+        "from rs_transformer.training.trainer import TranslationTrainer\n"
         "save = TranslationTrainer._save_checkpoint\n"
         "def kill(self, *args):\n"
         "    save(self, *args)\n"
@@ -391,7 +391,7 @@ def no_decoding(monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("decoding has started")
 
-    monkeypatch.setattr("rs_transformer.distilling.generate_corpus", forbidden)
+    monkeypatch.setattr("rs_transformer.commands.distill.generate_corpus", forbidden)
 
 
 def other_vocabulary(trained, tmp_path):

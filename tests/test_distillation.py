@@ -6,22 +6,22 @@ import pytest
 import torch
 from datasets import Dataset
 from oracle import batch, marian, rs_model
-from torch.nn import functional as F
-
-from rs_transformer.distillation import (
-    DistillationCollator,
+from rs_transformer.distillation.trainer.cache import DistillationCollator, cache_top_k
+from rs_transformer.distillation.trainer.losses import (
     DistillationLossArguments,
-    DistillationTrainer,
     attention_loss,
-    cache_top_k,
     check_match,
     hidden_state_loss,
     layer_mapping,
     top_k_word_level_loss,
     word_level_loss,
 )
+from rs_transformer.distillation.trainer.trainer import DistillationTrainer
+from torch.nn import functional as F
+
 from rs_transformer.ensemble import EnsembleForSeq2SeqLM
-from rs_transformer.trainer import TranslationTrainingArguments, label_smoothed_cross_entropy
+from rs_transformer.training.arguments import TranslationTrainingArguments
+from rs_transformer.training.losses import label_smoothed_cross_entropy
 
 EAGER = {"output_hidden_states": True, "output_attentions": True}
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 from transformers import AutoModelForSeq2SeqLM, MarianMTModel
 
 from rs_transformer import expand
-from rs_transformer.arguments import RecipeParser
+from rs_transformer.utils.recipes import RecipeParser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "hub_cards").glob("**/README.md"))]
 # Commands are looked at as a shell expands them; what is no script of ours is left out.

@@ -14,12 +14,12 @@ from oracle import marian, rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
-from rs_transformer import exporting
+from rs_transformer.commands import export as exporting
 from rs_transformer.decoding import DecodingArguments, TransformersEngine, translate
 from rs_transformer.export import ctranslate2 as ctranslate2_export
 from rs_transformer.export import onnx as onnx_export
-from rs_transformer.model_building import config_from_tokenizer
 from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.training.model import config_from_tokenizer
 
 export = script("export")
 # Padded batches: short sentences and longer ones than the model has learned.

@@ -13,8 +13,8 @@ from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipeline
 
 from rs_transformer.decoding import DecodingArguments, TransformersEngine
-from rs_transformer.model_building import config_from_tokenizer
 from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.training.model import config_from_tokenizer
 
 pytest.importorskip("pymarian", reason="there are wheels of pymarian for Linux on x86-64 and Python < 3.13 alone")
 from rs_transformer.export import marian as marian_export

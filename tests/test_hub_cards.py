@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT, script
 from huggingface_hub import ModelCard
 
+from rs_transformer.commands.publish import files_to_publish
 from rs_transformer.configuration_rs_marian import REMOTE_CODE_FILES
 from rs_transformer.model_card import build_card, card_disagreements
-from rs_transformer.publishing import files_to_publish
 
 HUB = ROOT / "hub_cards"
 MODELS = ["rs-marian-ja-en", "rs-marian-ja-en-scratch", "marian-ja-en"]

@@ -14,8 +14,8 @@ from oracle import marian, rs_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import expand
-from rs_transformer.model_building import config_from_tokenizer
 from rs_transformer.model_card import build_card, card_disagreements, write_card
+from rs_transformer.training.model import config_from_tokenizer
 
 FACTS = {
     "license": "cc-by-4.0",

@@ -14,7 +14,7 @@ from conftest import RECIPE, run, script, task_options
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
-from rs_transformer.publishing import files_to_publish
+from rs_transformer.commands.publish import files_to_publish
 
 publish = script("publish")
 REPO = "org/rs-fw-bw"

@@ -10,20 +10,22 @@ import pytest
 import yaml
 from conftest import RECIPE, ROOT, launch, script, task_options
 from oracle import unrolled_marian
+from rs_transformer.distillation.trainer.losses import DistillationLossArguments
+from rs_transformer.distillation.trainer.targets import TargetArguments
+from rs_transformer.distillation.trainer.teachers import TeacherArguments
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from rs_transformer import RSMarianForConditionalGeneration, evaluation
-from rs_transformer.arguments import RecipeParser
+from rs_transformer import RSMarianForConditionalGeneration
+from rs_transformer.checkpoints import load_translator
+from rs_transformer.commands import evaluate as evaluation
+from rs_transformer.commands.depth_sweep import DepthSweepArguments
+from rs_transformer.commands.distill import DistillArguments
 from rs_transformer.corpus import CorpusArguments, load_split
-from rs_transformer.decoding import DecodingArguments, load_translator, timed_translate, translate
-from rs_transformer.depth_sweep import DepthSweepArguments
-from rs_transformer.distillation import DistillationLossArguments
-from rs_transformer.distilled_targets import TargetArguments
-from rs_transformer.distilling import DistillArguments
-from rs_transformer.model_building import ModelArguments
-from rs_transformer.teachers import TeacherArguments
+from rs_transformer.decoding import DecodingArguments, timed_translate, translate
 from rs_transformer.tokenization import TokenizerArguments
-from rs_transformer.trainer import TranslationTrainingArguments
+from rs_transformer.training.arguments import TranslationTrainingArguments
+from rs_transformer.training.model import ModelArguments
+from rs_transformer.utils.recipes import RecipeParser
 
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import run
 from datasets import Dataset
 
-from rs_transformer import sharding
-from rs_transformer.sharding import map_shards, read_record
+from rs_transformer.utils import map_shards as sharding
+from rs_transformer.utils.map_shards import map_shards, read_record
 
 SCHEMA = pa.schema({"text": pa.string(), "twice": pa.string()})
 ROWS = Dataset.from_dict({"text": [f"row {number}" for number in range(25)]})
@@ -129,8 +129,8 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from rs_transformer.launching import processes
-from rs_transformer.sharding import map_shards
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.map_shards import map_shards
 with processes():
     folder, rank = Path(sys.argv[1]), PartialState().process_index
     def twice(rows, advance):

@@ -6,8 +6,8 @@ from conftest import ROOT
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
 from rs_transformer.corpus import CorpusArguments, load_split
-from rs_transformer.model_building import ModelArguments, build_model
 from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.training.model import ModelArguments, build_model
 
 EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
 PAIRS = load_split(EXCERPT, "train").take(2000)

@@ -11,8 +11,14 @@ from oracle import PAD, batch, rs_model
 from safetensors.torch import load_file
 from torch import nn
 
-from rs_transformer.run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, mark_complete
-from rs_transformer.trainer import TokenBatchSampler, label_smoothed_cross_entropy
+from rs_transformer.training.batches import TokenBatchSampler
+from rs_transformer.training.losses import label_smoothed_cross_entropy
+from rs_transformer.training.run_folder import (
+    average_checkpoints,
+    checkpoint_to_resume,
+    complete_checkpoints,
+    mark_complete,
+)
 
 LENGTHS = [3 + (7 * index) % 11 for index in range(500)]
 

@@ -8,17 +8,17 @@
 Open `attention.html` of the output folder in a browser.
 """
 
-from rs_transformer.arguments import RecipeParser
-from rs_transformer.attention_report import AttentionArguments, report_attention
+from rs_transformer.commands.attention import AttentionArguments, report_attention
 from rs_transformer.corpus import OptionalCorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.launching import processes
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.recipes import RecipeParser
 
 GROUPS = (AttentionArguments, OptionalCorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = RecipeParser(GROUPS, positional="models", sentences=("text", "reference"), description=__doc__)
+    parser = RecipeParser(GROUPS, positional="models", prose=("text", "reference"), description=__doc__)
     report_attention(*parser.parse_recipe(argv))
 
 

@@ -9,11 +9,11 @@ The output folder holds model, tokenizer, generation config, remote code and `co
 layer comes from. Fine-tune it by `training/train.py --model_name_or_path runs/collapsed`.
 """
 
-from rs_transformer.arguments import RecipeParser
-from rs_transformer.collapsing import CollapseArguments, collapse_checkpoint
+from rs_transformer.commands.collapse import CollapseArguments, collapse_checkpoint
 from rs_transformer.corpus import OptionalCorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.launching import processes
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.recipes import RecipeParser
 
 GROUPS = (CollapseArguments, OptionalCorpusArguments, DecodingArguments)
 

@@ -7,11 +7,11 @@
 Prints BLEU, chrF and sentences per second of every encoder depth × decoder depth, all from one run.
 """
 
-from rs_transformer.arguments import RecipeParser
+from rs_transformer.commands.depth_sweep import DepthSweepArguments, sweep_depths
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.depth_sweep import DepthSweepArguments, sweep_depths
-from rs_transformer.launching import processes
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.recipes import RecipeParser
 
 GROUPS = (DepthSweepArguments, CorpusArguments, DecodingArguments)
 

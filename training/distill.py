@@ -13,17 +13,18 @@ the targets come from, what was left out) and `evaluation.json` (student against
 
 import sys
 
-from rs_transformer.arguments import RecipeParser
+from rs_transformer.distillation.trainer.losses import DistillationLossArguments
+from rs_transformer.distillation.trainer.targets import TargetArguments
+from rs_transformer.distillation.trainer.teachers import TeacherArguments
+
+from rs_transformer.commands.distill import STAGES, DistillArguments, distill
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.distillation import DistillationLossArguments
-from rs_transformer.distilled_targets import TargetArguments
-from rs_transformer.distilling import STAGES, DistillArguments, distill
-from rs_transformer.launching import processes
-from rs_transformer.model_building import ModelArguments
-from rs_transformer.teachers import TeacherArguments
 from rs_transformer.tokenization import TokenizerArguments
-from rs_transformer.trainer import TranslationTrainingArguments
+from rs_transformer.training.arguments import TranslationTrainingArguments
+from rs_transformer.training.model import ModelArguments
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.recipes import RecipeParser
 
 GROUPS = (
     DistillArguments,

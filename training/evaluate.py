@@ -6,11 +6,11 @@
         --test_file test.ja test.en --num_beams 5 --output_file scores.json
 """
 
-from rs_transformer.arguments import RecipeParser
+from rs_transformer.commands.evaluate import EvaluateArguments, evaluate_systems
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.evaluation import EvaluateArguments, evaluate_systems
-from rs_transformer.launching import processes
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.recipes import RecipeParser
 
 GROUPS = (EvaluateArguments, CorpusArguments, DecodingArguments)
 

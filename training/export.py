@@ -7,10 +7,10 @@
 The folder is there only if the translations are PyTorch's; `export.json` in it says how many are.
 """
 
-from rs_transformer.arguments import RecipeParser
+from rs_transformer.commands.export import ExportArguments, export_checkpoint
 from rs_transformer.corpus import OptionalCorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.exporting import ExportArguments, export_checkpoint
+from rs_transformer.utils.recipes import RecipeParser
 
 GROUPS = (ExportArguments, OptionalCorpusArguments, DecodingArguments)
 

@@ -8,8 +8,8 @@ The first command writes the card and shows what would be uploaded, the second o
 one lays the repository out in a folder, here with weights in half precision.
 """
 
-from rs_transformer.arguments import RecipeParser
-from rs_transformer.publishing import PublishArguments, publish
+from rs_transformer.commands.publish import PublishArguments, publish
+from rs_transformer.utils.recipes import RecipeParser
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,14 +10,14 @@ The recipe is YAML; options on the command line win. Defaults are those of `RSMa
 `results.json`, translations and TensorBoard logs.
 """
 
-from rs_transformer.arguments import RecipeParser
+from rs_transformer.commands.train import run_training
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.launching import processes
-from rs_transformer.model_building import ModelArguments
 from rs_transformer.tokenization import TokenizerArguments
-from rs_transformer.trainer import TranslationTrainingArguments
-from rs_transformer.training_run import run_training
+from rs_transformer.training.arguments import TranslationTrainingArguments
+from rs_transformer.training.model import ModelArguments
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.recipes import RecipeParser
 
 GROUPS = (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments)
 

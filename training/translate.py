@@ -8,10 +8,10 @@ Several processes share the sentences: `accelerate launch --num_processes 2 …`
 
 from accelerate import PartialState
 
-from rs_transformer.arguments import RecipeParser
+from rs_transformer.commands.translate import TranslateArguments, translate_file
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.evaluation import TranslateArguments, translate_file
-from rs_transformer.launching import processes
+from rs_transformer.utils.processes import processes
+from rs_transformer.utils.recipes import RecipeParser
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,8 +16,8 @@ import gradio as gr
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Pipeline, pipeline
 
 from rs_transformer import with_depth
-from rs_transformer.attention_analysis import SentenceAttention, collect_attention
-from rs_transformer.attention_figures import draw_step
+from rs_transformer.attention.collection import SentenceAttention, collect_attention
+from rs_transformer.attention.figures import draw_step
 from rs_transformer.pipeline_rs_marian import split_into_sentences
 
 if TYPE_CHECKING:

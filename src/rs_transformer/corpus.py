@@ -1,6 +1,6 @@
 """Parallel corpora in, cleaned and checked, as `datasets`: columns `source` and `target`, then token ids.
 
-Not for tokenizer training (`tokenization.py`) nor for batching (`trainer.py`).
+Not for tokenizer training (`tokenization.py`) nor for batching (`training/batches.py`).
 """
 
 from collections import Counter
@@ -298,3 +298,22 @@ def log_left_out(counts: Counter, total: int) -> None:
     """Log how many of `total` pairs were left out, and why."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
     logger.info(f"Training pairs: {total - counts.total()} of {total} kept; left out: {reasons}")
+
+
+def read_sentences(file: str, column: str) -> list[str]:
+    """The lines of a plain-text file, or a text column of a jsonl, csv, tsv or parquet file; at least one."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"input_file: there is no file {file!r}")
+    suffix = Path(file).suffix
+    if suffix not in BUILDERS:
+        with open(file, encoding="utf-8", newline="\n") as lines:
+            sentences = [line.rstrip("\r\n") for line in lines]
+    else:
+        options = {"delimiter": "\t"} if suffix == ".tsv" else {}
+        dataset = load_dataset(BUILDERS[suffix], data_files=file, split="train", **options)
+        if column not in dataset.column_names:
+            raise ValueError(f"{file} has no column {column!r}; its columns: {', '.join(dataset.column_names)}")
+        sentences = dataset[column][:]
+    if not sentences:
+        raise ValueError(f"{file} is empty")
+    return sentences

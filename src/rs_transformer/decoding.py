@@ -12,14 +12,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .model_building import check_model_folder, load_checkpoint
-
 logger = logging.get_logger(__name__)
-
-Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass
@@ -51,19 +47,6 @@ class DecodingArguments:
         max_length = self.max_new_tokens + 1
         positions = getattr(model.config, "max_position_embeddings", max_length)
         return {**self.search_kwargs(), "max_length": min(max_length, positions)}
-
-
-def load_translator(name_or_path: str, revision: str = "main") -> Translator:
-    """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer.
-
-    Raises:
-        ValueError: a folder without a model, or weights that are truncated or damaged.
-        OSError: there is no such checkpoint.
-    """
-    check_model_folder(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    model = load_checkpoint(name_or_path, revision=revision)
-    return model.eval().to(PartialState().device), tokenizer
 
 
 def source_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

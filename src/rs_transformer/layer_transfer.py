@@ -2,7 +2,7 @@
 
 The paper's second contribution (Dabre & Fujita 2021, https://arxiv.org/abs/2106.10002): the shared layer starts from
 a trained model's layers, and a shallower model from a deeper one. For models in memory; folders are the business of
-`collapsing.py`.
+`commands/collapse.py`.
 """
 
 import copy

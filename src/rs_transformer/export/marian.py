@@ -19,10 +19,10 @@ import yaml
 from transformers import AutoTokenizer, MarianMTModel, MarianTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..checkpoints import check_tokenizer, load_checkpoint
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, layer_map
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
-from ..model_building import check_tokenizer, load_checkpoint
 from ..modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
 from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary
 

@@ -34,9 +34,9 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from ..checkpoints import load_checkpoint
 from ..decoding import DecodingArguments, TransformersEngine
 from ..layer_transfer import collapse
-from ..model_building import load_checkpoint
 from ..modeling_rs_marian import CACHE, RSMarianForConditionalGeneration, strict_forward
 
 QUANTIZATIONS = ("float32", "int8")

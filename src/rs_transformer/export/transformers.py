@@ -9,9 +9,9 @@ import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase
 
+from ..checkpoints import load_checkpoint
 from ..decoding import DecodingArguments, TransformersEngine
 from ..layer_transfer import check_rs_marian, expand
-from ..model_building import load_checkpoint
 
 QUANTIZATIONS = ("float32", "float16", "bfloat16")
 

@@ -19,19 +19,19 @@ class RecipeParser(HfArgumentParser):
 
     Args:
         positional: the option that bare arguments at the beginning are for, if not None.
-        sentences: list options whose items have spaces in them, so that text in a recipe is one item.
+        prose: list options whose items have spaces in them, so that text in a recipe is one item.
     """
 
     def __init__(
         self,
         dataclass_types: Iterable[type],
         positional: str | None = None,
-        sentences: Sequence[str] = (),
+        prose: Sequence[str] = (),
         **kwargs,
     ):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.positional = positional
-        self.sentences = sentences
+        self.prose = prose
         self.add_argument("--recipe", default=None, metavar="FILE.yaml", help="Options from a YAML file; others win.")
 
     def parse_recipe(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -79,7 +79,7 @@ class RecipeParser(HfArgumentParser):
 
     def _list(self, action: Action, value: Any, file: str) -> list[Any]:
         """A list option's value, which may stand in the file as one item or as text with spaces between the items."""
-        if isinstance(value, str) and action.dest not in self.sentences:
+        if isinstance(value, str) and action.dest not in self.prose:
             value = value.split()
         items = value if isinstance(value, list) else [value]
         try:

@@ -1,9 +1,5 @@
 """Collapse a checkpoint into a folder: what `training/collapse.py` does. Models in memory: `layer_transfer.py`."""
 
-import contextlib
-import pickle
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,31 +8,22 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    DataCollatorForSeq2Seq,
-    MarianMTModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
-from transformers.utils.hub import has_file
+from transformers import DataCollatorForSeq2Seq, MarianMTModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from .calibration import LEARNING_RATE, OUTPUT_WEIGHT, STACK_PARAMETER, UPDATES
-from .configuration_rs_marian import LAYER_SHARINGS, SIDES
-from .corpus import CorpusArguments, load_split, prepare_training_pairs
-from .decoding import DecodingArguments
-from .evaluation import EvaluateArguments, evaluate_systems
-from .layer_transfer import METHODS, TransferPlan, collapse, collapsed_config, count_parameters, plan_collapse
-from .model_building import check_tokenizer, commit_of, load_checkpoint
-from .run_folder import RECORDED_PACKAGES, write_json
-from .tokenization import check_language_pair
-from .trainer import TokenBatchSampler
+from ..calibration import LEARNING_RATE, OUTPUT_WEIGHT, STACK_PARAMETER, UPDATES
+from ..checkpoints import commit_of, load_parent
+from ..configuration_rs_marian import LAYER_SHARINGS, SIDES
+from ..corpus import CorpusArguments, load_split, prepare_training_pairs
+from ..decoding import DecodingArguments
+from ..layer_transfer import METHODS, TransferPlan, collapse, collapsed_config, count_parameters, plan_collapse
+from ..tokenization import check_language_pair
+from ..training.batches import TokenBatchSampler
+from ..training.run_folder import RECORDED_PACKAGES
+from ..utils.files import check_output, staged_folder, write_json
+from .evaluate import EvaluateArguments, evaluate_systems
 
 logger = logging.get_logger(__name__)
-
-MODEL_TYPES = ("marian", "rs_marian")
-SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 @dataclass
@@ -168,14 +155,6 @@ def collapse_checkpoint(
     return record
 
 
-def check_output(output: Path) -> None:
-    """Raise `FileExistsError` unless a folder can get this name at the end."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
-    if output.is_mount():
-        raise FileExistsError(f"output_dir: {output} is a mount point and cannot be replaced; name a folder in it")
-
-
 def load_needed_splits(args: CollapseArguments, corpus_args: CorpusArguments) -> dict[str, Dataset]:
     """The data that the options ask for: test to evaluate, train to calibrate; mostly none.
 
@@ -225,57 +204,6 @@ def collapse_record(
     }
 
 
-def load_parent(
-    name_or_path: str, revision: str = "main", allow_pickle: bool = False
-) -> tuple[MarianMTModel, PreTrainedTokenizerBase]:
-    """A checkpoint to collapse: model and tokenizer.
-
-    Raises:
-        ValueError: not a Marian model, no or another tokenizer, weights that are a pickle, truncated, or of other
-            tensors or widths than `config.json` says.
-        OSError: there is no such checkpoint.
-    """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"{name_or_path} is a {config.model_type} model; it must be Marian or RSMarian")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    except (OSError, TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"{name_or_path} has no complete tokenizer (source.spm, target.spm, vocab.json): {error}"
-        ) from error
-    # Asked of the Hub here: transformers would have a third party convert a pickle, and load that.
-    safetensors = [has_file(name_or_path, name, revision=revision) for name in SAFE_WEIGHTS]
-    if not any(safetensors) and not allow_pickle:
-        raise ValueError(
-            f"{name_or_path} has no safetensors weights at revision {revision!r}. On the Hub look for a revision that "
-            "has them (refs/pr/…); or read its pickle with allow_pickle, if you trust whoever made it"
-        )
-    try:
-        model, info = load_checkpoint(
-            name_or_path,
-            revision=revision,
-            use_safetensors=None if allow_pickle else True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"the weights of {name_or_path} are missing, truncated or damaged ({error})") from error
-    if info["mismatched_keys"]:
-        name, found, expected = sorted(info["mismatched_keys"])[0]
-        raise ValueError(
-            f"the weights of {name_or_path} do not fit its config.json: {name} is {tuple(found)}, by the "
-            f"configuration it is {tuple(expected)}"
-        )
-    if info["missing_keys"]:
-        raise ValueError(f"the weights of {name_or_path} lack {', '.join(sorted(info['missing_keys'])[:3])}")
-    if info["unexpected_keys"]:
-        unexpected = ", ".join(sorted(info["unexpected_keys"])[:3])
-        raise ValueError(f"by its config.json {name_or_path} has no use for some of its weights: {unexpected}")
-    check_tokenizer(model, tokenizer)
-    return model, tokenizer
-
-
 def calibration_batches(
     train: Any, tokenizer: PreTrainedTokenizerBase, corpus_args: CorpusArguments, args: CollapseArguments
 ) -> DataLoader:
@@ -285,22 +213,3 @@ def calibration_batches(
     sampler = TokenBatchSampler(pairs["length"][:], args.calibration_max_tokens, seed=args.seed)
     pairs = pairs.select_columns(["input_ids", "labels"])
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=DataCollatorForSeq2Seq(tokenizer))
-
-
-@contextlib.contextmanager
-def staged_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `output` at the end, and goes away if anything fails.
-
-    A killed process leaves it behind as `.NAME.partial`; the next one starts anew.
-    """
-    staging = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise

@@ -1,7 +1,7 @@
 """What each recurrence attends to: collected as arrays, and measured over a corpus.
 
-Not for the measures themselves (`attention_measures.py`), for pictures (`attention_figures.py`) or for the page in
-which one looks around (`attention_page.py`).
+Not for the measures themselves (`measures.py`), for pictures (`figures.py`) or for the page in which one looks around
+(`page.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,9 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .attention_measures import (
+from ..decoding import DecodingArguments, length_batches, source_limit
+from ..tokenization import convert_source_ids_to_tokens
+from .measures import (
     BOOTSTRAP_SEED,
     Estimate,
     attention_measures,
@@ -25,8 +27,6 @@ from .attention_measures import (
     hidden_state_measures,
     jackknife_cka,
 )
-from .decoding import DecodingArguments, length_batches, source_limit
-from .tokenization import convert_source_ids_to_tokens
 
 # The names of the fields of `Seq2SeqLMOutput`.
 KINDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")

@@ -10,9 +10,10 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from .collapsing import check_output, load_parent, staged_folder
-from .configuration_rs_marian import REMOTE_CODE_FILES
-from .model_card import CARD, card_disagreements, write_card
+from ..checkpoints import load_parent
+from ..configuration_rs_marian import REMOTE_CODE_FILES
+from ..model_card import CARD, card_disagreements, write_card
+from ..utils.files import check_output, staged_folder
 
 TOKENIZER_FILES = ("tokenizer_config.json", "source.spm", "target.spm", "vocab.json")
 RECORDS = (

@@ -11,19 +11,11 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from .collapsing import MODEL_TYPES, check_output, staged_folder
-from .corpus import SPLITS, OptionalCorpusArguments, load_split
-from .decoding import (
-    DecodingArguments,
-    Engine,
-    TransformersEngine,
-    encode_sources,
-    length_batches,
-    load_translator,
-)
-from .evaluation import read_sentences
-from .metrics import corpus_scores
-from .run_folder import write_json
+from ..checkpoints import MODEL_TYPES, load_translator
+from ..corpus import SPLITS, OptionalCorpusArguments, load_split, read_sentences
+from ..decoding import DecodingArguments, Engine, TransformersEngine, encode_sources, length_batches
+from ..metrics import corpus_scores
+from ..utils.files import check_output, staged_folder, write_json
 
 # Each engine, and the package that it comes in.
 TARGETS = {

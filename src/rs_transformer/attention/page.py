@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .attention_analysis import KINDS, AttentionStatistics, SentenceAttention
-from .attention_figures import TITLES
+from .collection import KINDS, AttentionStatistics, SentenceAttention
+from .figures import TITLES
 
 SCALE = 100_000  # weights stand in the page as whole parts of this
 
@@ -46,7 +46,7 @@ def write_page(
     }
     # "<" inside a script element could end it.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = files("rs_transformer").joinpath("attention_page.html").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     page = template.replace("{{title}}", html.escape(title)).replace("{{data}}", text)
     Path(file).write_text(page, encoding="utf-8")
 

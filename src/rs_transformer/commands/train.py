@@ -2,30 +2,29 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, disable_progress_bars
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
-from .configuration_rs_marian import RSMarianConfig
-from .corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
-from .decoding import DecodingArguments
-from .depth_schedule import DepthSchedule
-from .launching import PatientGroup
-from .metrics import corpus_scores
-from .model_building import ModelArguments, build_model
-from .run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_json, write_run_record
-from .sharded_model import load_whole_state
-from .tokenization import TokenizerArguments, check_language_pair, train_tokenizer
-from .trainer import TranslationTrainer, TranslationTrainingArguments
-
-if TYPE_CHECKING:
-    from .distilling import Distillation
+from ..configuration_rs_marian import RSMarianConfig
+from ..corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
+from ..decoding import DecodingArguments
+from ..metrics import corpus_scores
+from ..tokenization import TokenizerArguments, check_language_pair, train_tokenizer
+from ..training.arguments import TranslationTrainingArguments
+from ..training.depth_schedule import DepthSchedule
+from ..training.fsdp import load_whole_state
+from ..training.model import ModelArguments, build_model
+from ..training.run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_run_record
+from ..training.trainer import TranslationTrainer
+from ..utils.files import write_json
+from ..utils.processes import PatientGroup
 
 logger = logging.get_logger(__name__)
 
@@ -40,13 +39,17 @@ def run_training(
     training_args: TranslationTrainingArguments,
     *,
     train: Dataset | None = None,
-    distillation: "Distillation | None" = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    make_trainer: Callable[..., TranslationTrainer] = TranslationTrainer,
+    recorded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, average, evaluate and save; every input is checked before the training starts.
 
     Args:
         train: training pairs, columns `source` and `target`; default: the train split of `corpus_args`.
-        distillation: the teachers, where the model is a student.
+        tokenizer: default: the one that the options name, or a new one.
+        make_trainer: `TranslationTrainer`, or what takes its arguments and makes one.
+        recorded: further options for the run's recipe.
 
     Returns:
         The scores: `{"validation": {"bleu": …, …}, "test": {…}}`, as `results.json` in the output folder has them.
@@ -68,7 +71,6 @@ def run_training(
     if model_args.model_name_or_path is None:
         RSMarianConfig(**model_args.config_fields())  # an impossible model is said before a tokenizer is trained
 
-    tokenizer = None if distillation is None else distillation.tokenizer
     if tokenizer is None:
         tokenizer = load_or_train_tokenizer(
             tokenizer_args, model_args, corpus_args, train, training_args.output_dir, resuming=checkpoint is not None
@@ -82,35 +84,42 @@ def run_training(
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=training_args.seed, buffer_size=corpus_args.shuffle_buffer_size)
     if training_args.should_save:
-        options = {} if distillation is None else dict(distillation.options)
+        options = dict(recorded or {})
         for group in (model_args, corpus_args, tokenizer_args, decoding_args):
             options |= asdict(group)
         write_run_record(training_args.output_dir, options | training_args.to_dict())
         keep_lineage(model_args.model_name_or_path, training_args.output_dir)
 
-    trainer_options = {
-        "args": training_args,
-        "eval_dataset": evaluated.get("validation"),
-        "decoding": replace(decoding_args, num_beams=training_args.eval_num_beams),
-        "target_lang": corpus_args.target_lang,
-        "max_length": max(corpus_args.max_source_length, corpus_args.max_target_length),
-    }
-    if distillation is None:
-        trainer = TranslationTrainer(model, train_dataset=train, processing_class=tokenizer, **trainer_options)
-    else:
-        trainer = distillation.make_trainer(model, train, tokenizer, **trainer_options)
+    trainer = make_trainer(
+        model,
+        train_dataset=train,
+        processing_class=tokenizer,
+        args=training_args,
+        eval_dataset=evaluated.get("validation"),
+        decoding=replace(decoding_args, num_beams=training_args.eval_num_beams),
+        target_lang=corpus_args.target_lang,
+        max_length=max(corpus_args.max_source_length, corpus_args.max_target_length),
+    )
+    return train_and_evaluate(trainer, checkpoint, evaluated, decoding_args)
+
+
+def train_and_evaluate(
+    trainer: TranslationTrainer, checkpoint: str | None, evaluated: dict[str, Dataset], decoding: DecodingArguments
+) -> dict[str, Any]:
+    """Train, average, save, and score the final model; what `run_training` does once all is prepared."""
+    args = trainer.args
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    if training_args.average_checkpoints:
-        load_average(trainer, training_args.average_checkpoints)
+    if args.average_checkpoints:
+        load_average(trainer, args.average_checkpoints)
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", outcome.metrics)
-    results = final_evaluation(trainer, evaluated, decoding_args, corpus_args.target_lang)
+    results = final_evaluation(trainer, evaluated, decoding, trainer.target_lang)
     results["training"] = {"train_seconds": outcome.metrics["train_runtime"], "updates": outcome.global_step}
-    if training_args.should_save:
-        write_json(results, Path(training_args.output_dir, "results.json"))
+    if args.should_save:
+        write_json(results, Path(args.output_dir, "results.json"))
         trainer.create_model_card()
-    if training_args.push_to_hub:
+    if args.push_to_hub:
         trainer.push_to_hub()
     return results
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .attention_analysis import KINDS, STATES, AttentionStatistics, SentenceAttention
-from .plotting import font_families
+from ..utils.plotting import font_families
+from .collection import KINDS, STATES, AttentionStatistics, SentenceAttention
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def draw_heads_mean(sentences: Mapping[str, SentenceAttention], kind: str) -> "F
 
     Args:
         sentences: name of the model -> its attention; models stand one below the other, on one colour scale.
-        kind: one of `attention_analysis.KINDS`.
+        kind: one of `collection.KINDS`.
     """
     attentions = {name: getattr(sentence, kind).mean(1) for name, sentence in sentences.items()}
     rows = [-(-len(attention) // STEPS_A_ROW) for attention in attentions.values()]
@@ -66,7 +66,7 @@ def draw_step(sentence: SentenceAttention, kind: str, step: int) -> "Figure":
 
     Args:
         sentence: its attention.
-        kind: one of `attention_analysis.KINDS`.
+        kind: one of `collection.KINDS`.
         step: 0 … depth-1.
     """
     attention = getattr(sentence, kind)[step].mean(0)
@@ -97,7 +97,7 @@ def draw_heads(sentences: Mapping[str, SentenceAttention], kind: str) -> "Figure
 
     Args:
         sentences: name of the model -> its attention.
-        kind: one of `attention_analysis.KINDS`.
+        kind: one of `collection.KINDS`.
     """
     from matplotlib import colormaps
 

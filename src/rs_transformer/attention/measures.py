@@ -1,6 +1,6 @@
 """Measures of attention and hidden states as arrays, and their means over a corpus with confidence intervals.
 
-Not for models (`attention_analysis.py`).
+Not for models (`collection.py`).
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The corpus that teachers translate for a student: sequence-level knowledge distillation's first half.
 
-The teachers themselves: `teachers.py`. Which of their translations the student learns from: `distilled_targets.py`.
+The teachers themselves: `teachers.py`. Which of their translations the student learns from: `targets.py`.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from datasets import Dataset
 from transformers import MarianMTModel
 from transformers.utils import logging
 
-from .corpus import CorpusArguments
-from .decoding import DecodingArguments, Engine, TransformersEngine, length_batches, source_limit
-from .run_folder import RECORDED_PACKAGES
-from .sharding import Rows, check_output, map_shards
+from ..corpus import CorpusArguments
+from ..decoding import DecodingArguments, Engine, TransformersEngine, length_batches, source_limit
+from ..training.run_folder import RECORDED_PACKAGES
+from ..utils.map_shards import Rows, check_output, map_shards
 from .teachers import Teacher, TeacherArguments, combined
 
 logger = logging.get_logger(__name__)
@@ -39,7 +39,7 @@ def ctranslate2_engine(folder: str, teacher: Teacher, decoding: DecodingArgument
             f"engine=ctranslate2 is for Marian models, which {teacher.name} is not: set engine=transformers"
         )
     try:
-        from .export.ctranslate2 import CTranslate2Decoder
+        from ..export.ctranslate2 import CTranslate2Decoder
     except ImportError as error:
         raise ImportError('engine=ctranslate2 needs: pip install "rs-transformer[ctranslate2]"') from error
     positions = getattr(teacher.model.config, "max_position_embeddings", decoding.max_new_tokens)

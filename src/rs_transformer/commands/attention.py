@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer
 
-from .attention_analysis import (
+from ..attention.collection import (
     KINDS,
     AttentionStatistics,
     SentenceAttention,
@@ -18,21 +18,14 @@ from .attention_analysis import (
     collect_attention,
     encode_sentences,
 )
-from .attention_figures import (
-    TITLES,
-    draw_entropy_map,
-    draw_heads,
-    draw_heads_mean,
-    draw_steps,
-    save_figure,
-)
-from .attention_page import write_page
-from .corpus import SPLITS, OptionalCorpusArguments, load_split
-from .decoding import DecodingArguments, Translator
-from .model_building import load_checkpoint
-from .plotting import check_matplotlib
-from .run_folder import write_json
-from .tokenization import check_language_pair
+from ..attention.figures import TITLES, draw_entropy_map, draw_heads, draw_heads_mean, draw_steps, save_figure
+from ..attention.page import write_page
+from ..checkpoints import Translator, load_checkpoint
+from ..corpus import SPLITS, OptionalCorpusArguments, load_split
+from ..decoding import DecodingArguments
+from ..tokenization import check_language_pair
+from ..utils.files import write_json
+from ..utils.plotting import check_matplotlib
 
 
 @dataclass

@@ -6,14 +6,12 @@ which, and `forward` takes it as `encoder_depth` and `decoder_depth`.
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import EarlyStoppingCallback, PretrainedConfig, TrainerCallback
 
-from .configuration_rs_marian import SIDES, RSMarianConfig
-
-if TYPE_CHECKING:
-    from .trainer import TranslationTrainingArguments
+from ..configuration_rs_marian import SIDES, RSMarianConfig
+from .arguments import TranslationTrainingArguments, check_updates
 
 
 class DepthSchedule(TrainerCallback):
@@ -66,7 +64,7 @@ class DepthSchedule(TrainerCallback):
                 )
 
     @classmethod
-    def from_args(cls, args: "TranslationTrainingArguments", config: PretrainedConfig) -> "DepthSchedule | None":
+    def from_args(cls, args: TranslationTrainingArguments, config: PretrainedConfig) -> "DepthSchedule | None":
         """The schedule that training arguments ask for, None if the depth stays as it is."""
         elastic = {side: getattr(args, f"elastic_{side}_layers") for side in SIDES}
         elastic = {side: depth for side, depth in elastic.items() if depth is not None}
@@ -102,12 +100,3 @@ class GrownEarlyStopping(EarlyStoppingCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         if state.global_step > self.grown:
             super().on_evaluate(args, state, control, metrics, **kwargs)
-
-
-def check_updates(growing_updates: Sequence[int], updates: int) -> None:
-    """Raise `ValueError` if a run of so many updates ends before its model has grown."""
-    if growing_updates and growing_updates[-1] >= updates:
-        raise ValueError(
-            f"growing_updates must end before the last update ({updates}), got {list(growing_updates)}: the model "
-            "would never be trained at its own depth"
-        )

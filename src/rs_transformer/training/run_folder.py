@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from ..utils.files import write_json
+
 logger = logging.get_logger(__name__)
 
 COMPLETE_MARKER = "checkpoint_complete.json"
@@ -93,13 +95,6 @@ def load_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     for name in names:
         state |= load_file(Path(folder, name))
     return state
-
-
-def write_json(data: Any, file: str | Path) -> None:
-    """Write JSON so that the file is either the old one or the whole new one."""
-    staged = Path(f"{file}.tmp")
-    staged.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    staged.replace(file)
 
 
 def write_run_record(run_dir: str | Path, options: Mapping[str, Any]) -> None:

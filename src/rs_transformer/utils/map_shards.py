@@ -5,11 +5,9 @@ For work that takes hours and a model. What needs none is `Dataset.map`.
 
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .launching import PatientGroup
-from .run_folder import write_json
+from .files import atomic_file, write_json
+from .processes import PatientGroup
 
 logger = logging.get_logger(__name__)
 
@@ -213,27 +211,6 @@ def _read(file: Path) -> pa.Table:
         return pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"the shard {file} is damaged ({error}); remove it and start again") from error
-
-
-@contextmanager
-def atomic_file(file: Path) -> Iterator[Path]:
-    """A temporary name to write to; the file gets its own name once its content has reached the disk."""
-    staged = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        yield staged
-        with open(staged, "rb") as opened:
-            os.fsync(opened.fileno())
-        staged.replace(file)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"{file} could not be written ({error.strerror or error}). What was finished is kept: mend the disk, "
-            "start again",
-        ) from error
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
 
 
 class _Progress:

@@ -20,8 +20,9 @@ from datasets import Dataset, load_dataset
 from sacrebleu.metrics import BLEU, CHRF
 from transformers.utils import logging
 
-from .metrics import bleu_tokenizer
-from .sharding import METADATA_KEY, atomic_file, check_settings, read_record
+from ..metrics import bleu_tokenizer
+from ..utils.files import atomic_file
+from ..utils.map_shards import METADATA_KEY, check_settings, read_record
 
 logger = logging.get_logger(__name__)
 

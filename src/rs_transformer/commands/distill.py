@@ -1,7 +1,7 @@
 """From a teacher and a corpus to a distilled student: what `training/distill.py` does, stage by stage.
 
-generate (`teacher_corpus.py`), filter (`distilled_targets.py`), train (`distillation.py`, `training_run.py`), evaluate
-(`evaluation.py`). Each stage finds what is done already and goes on from there.
+generate (`distillation/teacher_corpus.py`), filter (`distillation/targets.py`), train (`distillation/trainer.py`,
+`commands/train.py`), evaluate (`commands/evaluate.py`). Each stage finds what is done already and goes on from there.
 """
 
 import json
@@ -17,28 +17,25 @@ from datasets import Dataset
 from transformers import AutoTokenizer, MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .configuration_rs_marian import RSMarianConfig
-from .corpus import CorpusArguments, load_split
-from .decoding import DecodingArguments
-from .depth_schedule import DepthSchedule
-from .distillation import DistillationLossArguments, DistillationTrainer, cache_top_k, check_depths, check_match
-from .distilled_targets import TargetArguments, load_targets, write_targets
-from .evaluation import EvaluateArguments, evaluate_systems
-from .launching import PatientGroup
-from .model_building import ModelArguments, build_model
-from .run_folder import complete_checkpoints, write_json
-from .sharding import read_record
-from .teacher_corpus import check_corpus, check_sources, generate_corpus
-from .teachers import Teacher, TeacherArguments, combined, load_teachers
-from .tokenization import TokenizerArguments, check_language_pair, same_vocabulary
-from .trainer import TranslationTrainingArguments
-from .training_run import (
-    check_output_dir,
-    check_validation,
-    load_evaluation_splits,
-    run_training,
-    set_up_logging,
-)
+from ..configuration_rs_marian import RSMarianConfig
+from ..corpus import CorpusArguments, load_split
+from ..decoding import DecodingArguments
+from ..distillation.cache import cache_top_k
+from ..distillation.losses import DistillationLossArguments, check_depths, check_match
+from ..distillation.targets import TargetArguments, load_targets, write_targets
+from ..distillation.teacher_corpus import check_corpus, check_sources, generate_corpus
+from ..distillation.teachers import Teacher, TeacherArguments, combined, load_teachers
+from ..distillation.trainer import DistillationTrainer
+from ..tokenization import TokenizerArguments, check_language_pair, same_vocabulary
+from ..training.arguments import TranslationTrainingArguments
+from ..training.depth_schedule import DepthSchedule
+from ..training.model import ModelArguments, build_model
+from ..training.run_folder import complete_checkpoints
+from ..utils.files import write_json
+from ..utils.map_shards import read_record
+from ..utils.processes import PatientGroup
+from .evaluate import EvaluateArguments, evaluate_systems
+from .train import check_output_dir, check_validation, load_evaluation_splits, run_training, set_up_logging
 
 logger = logging.get_logger(__name__)
 
@@ -83,21 +80,22 @@ class Distillation:
     Args:
         loss: what is learned besides translations.
         teachers: loaded.
-        tokenizer: the student's; None for one to be trained.
         cache_file: where the teacher's most probable tokens are kept, if they are.
         shard_size: of that file's making.
-        options: for the run's record.
     """
 
     loss: DistillationLossArguments
     teachers: Sequence[Teacher]
-    tokenizer: PreTrainedTokenizerBase | None
     cache_file: Path
     shard_size: int
-    options: dict[str, Any]
 
     def make_trainer(
-        self, model: PreTrainedModel, train_dataset: Dataset, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
+        self,
+        model: PreTrainedModel,
+        *,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        **kwargs: Any,
     ) -> DistillationTrainer:
         """The student's trainer; computes the cache before, where there is to be one."""
         teacher = combined(self.teachers) if self.loss.active else None
@@ -105,7 +103,7 @@ class Distillation:
             train_dataset = cache_top_k(
                 train_dataset,
                 teacher,
-                tokenizer,
+                processing_class,
                 self.loss.word_top_k,
                 self.cache_file,
                 teacher_digest=" ".join(each.digest for each in self.teachers),
@@ -117,7 +115,7 @@ class Distillation:
         return DistillationTrainer(
             model,
             train_dataset=train_dataset,
-            processing_class=tokenizer,
+            processing_class=processing_class,
             distillation=self.loss,
             teacher=teacher,
             **kwargs,
@@ -201,9 +199,11 @@ def distill(
             decoding_args,
             training_args,
             train=train,
-            distillation=Distillation(
-                loss_args, teachers, tokenizer, work / "teacher_top_k.parquet", teacher_args.shard_size, options
-            ),
+            tokenizer=tokenizer,
+            make_trainer=Distillation(
+                loss_args, teachers, work / "teacher_top_k.parquet", teacher_args.shard_size
+            ).make_trainer,
+            recorded=options,
         )
         group.wait()  # the main process is the last to finish
     if "evaluate" in args.stages:

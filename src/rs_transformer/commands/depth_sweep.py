@@ -10,13 +10,14 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from .corpus import SPLITS, CorpusArguments, load_split
-from .decoding import DecodingArguments, load_translator, timed_translate, translate
-from .layer_transfer import check_rs_marian, depth_config, with_depth
-from .metrics import corpus_scores
-from .plotting import check_plot_file
-from .run_folder import write_json
-from .tokenization import check_language_pair
+from ..checkpoints import load_translator
+from ..corpus import SPLITS, CorpusArguments, load_split
+from ..decoding import DecodingArguments, timed_translate, translate
+from ..layer_transfer import check_rs_marian, depth_config, with_depth
+from ..metrics import corpus_scores
+from ..tokenization import check_language_pair
+from ..utils.files import write_json
+from ..utils.plotting import check_plot_file
 
 
 @dataclass

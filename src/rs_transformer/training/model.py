@@ -1,19 +1,15 @@
 """A model for training, new or from a checkpoint, from a recipe's options. For inference use the Auto classes."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
-from transformers.utils import CONFIG_NAME, cached_file, logging
-from transformers.utils.hub import extract_commit_hash
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from .configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
-from .layer_transfer import depth_config
-from .modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
+from ..checkpoints import bar_padding, check_tokenizer, load_checkpoint
+from ..configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
+from ..layer_transfer import depth_config
+from ..modeling_rs_marian import RSMarianForConditionalGeneration
 
 logger = logging.get_logger(__name__)
 
@@ -115,50 +111,6 @@ def check_step_layer_norms(args: ModelArguments, config: PretrainedConfig) -> No
         depth_config(config, args.encoder_layers, args.decoder_layers)
 
 
-def check_model_folder(name_or_path: str) -> None:
-    """Raise `ValueError` for a folder in which there is no model; transformers would speak of its tokenizer."""
-    folder = Path(name_or_path)
-    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{name_or_path} is a folder without {CONFIG_NAME}: no training has finished there")
-
-
-def load_checkpoint(name_or_path: str, **options: Any) -> Any:
-    """`AutoModelForSeq2SeqLM.from_pretrained`, with a plain word for a file that is damaged.
-
-    Stock Marian's sinusoidal positions come out of `from_pretrained` as trainable; here they are not, as they are
-    never saved.
-
-    Raises:
-        ValueError: the weights are truncated or otherwise no safetensors file.
-        OSError: there is no such checkpoint.
-    """
-    try:
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, **options)
-    except SafetensorError as error:
-        raise ValueError(
-            f"the weights of {name_or_path} are truncated or damaged ({error}); copy or download them again"
-        ) from error
-    for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
-        if isinstance(module, MarianSinusoidalPositionalEmbedding):
-            module.weight.requires_grad_(False)
-    return loaded
-
-
-def commit_of(name_or_path: str, revision: str) -> str | None:
-    """The Hub commit that a revision of a checkpoint is at, as its cached files tell; None for a plain folder."""
-    return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
-
-
-def bar_padding(model: PreTrainedModel) -> None:
-    """Bar the padding token of a Marian model through `final_logits_bias`, as a new RSMarian has it.
-
-    OPUS-MT checkpoints come without: there training moves the start embedding, and other engines translate otherwise.
-    """
-    bias = getattr(model, "final_logits_bias", None)
-    if bias is not None:
-        bias[:, model.config.pad_token_id] = PAD_LOGIT_BIAS
-
-
 def config_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:
     """The fields of a Marian configuration that follow from a `MarianTokenizer`."""
     separate = getattr(tokenizer, "separate_vocabs", False)
@@ -171,24 +123,3 @@ def config_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:
         "eos_token_id": tokenizer.eos_token_id,
         "forced_eos_token_id": tokenizer.eos_token_id,
     }
-
-
-def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `ValueError` if a tokenizer has ids that a model has not, or another padding token."""
-    config = model.config
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} entries, the model's vocabulary {config.vocab_size}: they do not "
-            "belong together"
-        )
-    targets = len(tokenizer.target_encoder) if getattr(tokenizer, "separate_vocabs", False) else 0
-    if targets > config.decoder_vocab_size:
-        raise ValueError(
-            f"the tokenizer has {targets} target entries, the model's decoder vocabulary {config.decoder_vocab_size}: "
-            "they do not belong together"
-        )
-    if tokenizer.pad_token_id != config.pad_token_id:
-        raise ValueError(
-            f"the tokenizer's padding token is {tokenizer.pad_token_id}, the model's {config.pad_token_id}: they do "
-            "not belong together"
-        )

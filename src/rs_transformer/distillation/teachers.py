@@ -1,6 +1,6 @@
 """Teachers of a student: which models, told which languages, loaded and checked.
 
-What they translate: `teacher_corpus.py`. What is learned from their distributions: `distillation.py`.
+What they translate: `teacher_corpus.py`. What is learned from their distributions: `losses.py`.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .corpus import CorpusArguments
-from .decoding import DecodingArguments, load_translator
-from .ensemble import EnsembleForSeq2SeqLM
-from .model_building import bar_padding, check_tokenizer, commit_of
-from .tokenization import check_language_pair, same_vocabulary
+from ..checkpoints import bar_padding, check_tokenizer, commit_of, load_translator
+from ..corpus import CorpusArguments
+from ..decoding import DecodingArguments
+from ..ensemble import EnsembleForSeq2SeqLM
+from ..tokenization import check_language_pair, same_vocabulary
 
 logger = logging.get_logger(__name__)
 

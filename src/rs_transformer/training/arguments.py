@@ -1,0 +1,99 @@
+"""`Seq2SeqTrainingArguments` and what this package adds, checked before anything starts."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import Seq2SeqTrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer_utils import SaveStrategy
+
+
+def check_updates(growing_updates: Sequence[int], updates: int) -> None:
+    """Raise `ValueError` if a run of so many updates ends before its model has grown."""
+    if growing_updates and growing_updates[-1] >= updates:
+        raise ValueError(
+            f"growing_updates must end before the last update ({updates}), got {list(growing_updates)}: the model "
+            "would never be trained at its own depth"
+        )
+
+
+@dataclass
+class TranslationTrainingArguments(Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` and what this package adds."""
+
+    max_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batches by token budget: sentences times the longest side's tokens, on each device. "
+            "Replaces per_device_train_batch_size."
+        },
+    )
+    average_checkpoints: int = field(
+        default=0, metadata={"help": "Average the weights of the last so many checkpoints into the final model."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+    frozen_embedding_updates: int = field(
+        default=0,
+        metadata={"help": "Leave embeddings, and an output projection tied to them, alone for the first updates."},
+    )
+    eval_num_beams: int = field(default=1, metadata={"help": "Beam size of the validation translations in training."})
+    growing_depths: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Depths to train at before the model's own, as 1 2 4. For RSMarian.", "nargs": "+"},
+    )
+    growing_updates: list[int] = field(
+        default_factory=list,
+        metadata={"help": "For each of growing_depths, the update that the next depth begins with.", "nargs": "+"},
+    )
+    elastic_encoder_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Draw the encoder's depth for each update, from this to its own, so that one model works at all "
+            "of them. For RSMarian."
+        },
+    )
+    elastic_decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoder."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.average_checkpoints < 0:
+            raise ValueError(f"average_checkpoints must be at least 0, got {self.average_checkpoints}")
+        if self.frozen_embedding_updates < 0:
+            raise ValueError(f"frozen_embedding_updates must be at least 0, got {self.frozen_embedding_updates}")
+        if len(self.growing_depths) != len(self.growing_updates):
+            raise ValueError(
+                f"growing_depths and growing_updates go together, one for one; got {self.growing_depths} and "
+                f"{self.growing_updates}"
+            )
+        for name in ("growing_depths", "growing_updates"):
+            values = getattr(self, name)
+            if values and (values[0] < 1 or sorted(set(values)) != values):
+                raise ValueError(f"{name} must start at 1 at least and grow, got {values}")
+        if self.max_steps > 0:
+            check_updates(self.growing_updates, self.max_steps)
+        if self.average_checkpoints and self.save_strategy == SaveStrategy.NO:
+            raise ValueError(
+                f"average_checkpoints={self.average_checkpoints} with save_strategy: no leaves nothing to average; "
+                "save checkpoints, or set average_checkpoints: 0"
+            )
+        kept = self.save_total_limit
+        needed = self.average_checkpoints + int(self.load_best_model_at_end)
+        if self.average_checkpoints and kept is not None and kept < needed:
+            raise ValueError(
+                f"average_checkpoints={self.average_checkpoints} needs save_total_limit of at least {needed} "
+                f"(one more where the best model is kept), got {kept}"
+            )
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
+        # Before 5.23 transformers checkpoints `__call__`, FSDP2's hooks with it, which the backward pass runs again.
+        sharded = self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if "__call__" in vars(GradientCheckpointingLayer) and sharded and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing under FSDP needs transformers 5.23 or newer: before, it trains to other "
+                "gradients without a word. Update transformers, or set gradient_checkpointing: false"
+            )

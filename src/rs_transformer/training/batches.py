@@ -1,0 +1,86 @@
+"""Batches by token budget, as machine translation is trained."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+
+
+class TokenBatchSampler(Sampler[list[int]]):
+    """Batches of similar length within a token budget, as machine translation is trained.
+
+    A batch's size is its number of sentences times its longest length. Sentences are sorted by length, those of equal
+    length shuffled anew each epoch; the order of the batches is shuffled too. Since the sorted lengths are the same
+    in every epoch, so is the number of batches.
+
+    With several processes the batches are those of one process with `num_processes` times the budget, dealt out: the
+    sampler yields the shares of the first batch, one a process, then those of the second. A share may thus exceed
+    `max_tokens` by one sentence.
+
+    Args:
+        lengths: of every sentence pair, in tokens.
+        max_tokens: the budget of each process.
+        num_processes: how many processes share the batches.
+        seed: of the shuffling, together with the epoch.
+
+    Raises:
+        ValueError: a sentence is longer than the budget, or there are fewer sentences than processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], max_tokens: int, num_processes: int = 1, seed: int = 0):
+        if len(lengths) < num_processes:
+            raise ValueError(f"{num_processes} processes cannot share {len(lengths)} training pairs; start fewer")
+        self.lengths = torch.as_tensor(lengths)
+        self.num_processes = num_processes
+        self.seed = seed
+        self.epoch = 0
+        longest = int(self.lengths.max())
+        if longest > max_tokens:
+            raise ValueError(
+                f"max_tokens={max_tokens} is less than the longest training pair ({longest} tokens); raise it, or "
+                "lower max_source_length and max_target_length"
+            )
+        self.bounds = self._bounds(self.lengths.sort().values.tolist(), max_tokens * num_processes)
+
+    def _bounds(self, lengths: list[int], budget: int) -> list[tuple[int, int]]:
+        bounds, start = [], 0
+        for end in range(1, len(lengths)):
+            if lengths[end] * (end + 1 - start) > budget and end - start >= self.num_processes:
+                bounds.append((start, end))
+                start = end
+        if len(lengths) - start < self.num_processes and bounds:
+            start = bounds.pop()[0]
+        return [*bounds, (start, len(lengths))]
+
+    @property
+    def sampler(self) -> "TokenBatchSampler":
+        """Where accelerate looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.bounds) * self.num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        order = shuffled[self.lengths[shuffled].sort(stable=True).indices]
+        for number in torch.randperm(len(self.bounds), generator=generator).tolist():
+            start, end = self.bounds[number]
+            batch = order[start:end].tolist()
+            for process in range(self.num_processes):
+                yield batch[process :: self.num_processes]
+
+
+class SetEpochCallback(TrainerCallback):
+    """Tells a batch sampler the epoch, which accelerate does not pass through all of its wrappers on a resume."""
+
+    def __init__(self, sampler: TokenBatchSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch))

@@ -1,0 +1,50 @@
+"""Cross-entropy with label smoothing that leaves the padding token alone."""
+
+import torch
+from torch import nn
+
+
+def label_smoothed_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    pad_token_id: int | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy against the label with probability 1 - epsilon and all tokens with epsilon / vocabulary size.
+
+    The padding token takes no part: it is never a label, and pulling its probability up would move Marian's start
+    embedding, which must stay zero (see `PAD_LOGIT_BIAS`).
+
+    Args:
+        logits: `(batch, length, vocabulary)`.
+        labels: `(batch, length)`, -100 where there is none.
+        epsilon: smoothing, 0 … 1.
+        pad_token_id: left out of the smoothing.
+        num_items_in_batch: divides the sum; without it the number of labels in `labels`.
+    """
+    loss = label_smoothed_nll(logits.float().log_softmax(dim=-1), labels, epsilon, pad_token_id)
+    return loss / number_of_items(labels, num_items_in_batch)
+
+
+def label_smoothed_nll(
+    log_probs: torch.Tensor, labels: torch.Tensor, epsilon: float, pad_token_id: int | None = None
+) -> torch.Tensor:
+    """`label_smoothed_cross_entropy` from log-probabilities, summed over the labels."""
+    loss = nn.functional.nll_loss(log_probs.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    if epsilon:
+        uniform, size = log_probs.sum(dim=-1), log_probs.shape[-1]
+        if pad_token_id is not None:
+            uniform, size = uniform - log_probs[..., pad_token_id], size - 1
+        uniform = -uniform.masked_fill(labels == -100, 0.0).sum() / size
+        loss = (1 - epsilon) * loss + epsilon * uniform
+    return loss
+
+
+def number_of_items(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | int:
+    """What a sum over tokens is divided by: the labels of the accumulated batch where the Trainer has counted them."""
+    if num_items_in_batch is None:
+        return (labels != -100).sum()
+    if torch.is_tensor(num_items_in_batch):
+        return num_items_in_batch.to(labels.device)
+    return num_items_in_batch
