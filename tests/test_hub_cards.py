@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, script
 from huggingface_hub import ModelCard
 
-from rs_transformer.commands.publish import files_to_publish
+from rs_transformer.commands.publish import files_to_publish, lay_out
 from rs_transformer.configuration_rs_marian import REMOTE_CODE_FILES
 from rs_transformer.model_card import build_card, card_disagreements
 
@@ -43,10 +43,14 @@ def test_a_folder_holds_what_is_published_and_nothing_else(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_source_that_travels_with_a_model_is_the_packages(name):
+def test_the_source_lies_here_once_and_leaves_as_files(name, tmp_path):
+    lay_out(HUB / name, tmp_path / "laid out", f"org/{name}")
     for file in REMOTE_CODE_FILES:
-        carried, own = HUB / name / file, ROOT / "src" / "rs_transformer" / file
-        assert carried.read_text() == own.read_text(), f"copy {own} to {carried}"
+        own = ROOT / "src" / "rs_transformer" / file
+        assert (HUB / name / file).resolve() == own
+        left = tmp_path / "laid out" / file
+        assert left.read_text() == own.read_text()
+        assert not left.is_symlink()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,10 +73,14 @@ def test_evaluation_gives_the_scores_of_the_card(name, tmp_path):
         assert measured[f"{metric}_signature"] == said[metric].metric_args["signature"]
 
 
-def test_the_shipped_model_translates_from_its_own_source_as_its_card_shows():
-    """Without this package, as `trust_remote_code=True` loads it."""
+@pytest.mark.parametrize("laid_out", [False, True], ids=["in-the-clone", "laid-out"])
+def test_the_shipped_model_translates_from_its_own_source_as_its_card_shows(laid_out, tmp_path):
+    """Without this package, as `trust_remote_code=True` loads it; where it lies, and in an empty place."""
     text = (HUB / "rs-marian-ja-en" / "README.md").read_text()
     (remote,) = (code for code in re.findall(r"```python\n(.+?)```", text, re.DOTALL) if "trust_remote_code" in code)
+    if laid_out:
+        lay_out(HUB / "rs-marian-ja-en", tmp_path / "hub_cards" / "rs-marian-ja-en", "org/rs-marian-ja-en")
     code = f"import sys; sys.modules['rs_transformer'] = None\n{remote}print(translator('猫が好きです。'))\n"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    cwd = tmp_path if laid_out else ROOT
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=cwd)
     assert done.stdout.strip().endswith("[{'translation_text': 'i like cats.'}]")
