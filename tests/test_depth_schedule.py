@@ -9,13 +9,13 @@ import torch
 from conftest import CHECKPOINTING, RECIPE, losses, script, task_options
 from datasets import Dataset
 from oracle import batch, marian, rs_config, rs_model
-from rs_transformer.distillation.trainer.losses import DistillationLossArguments
-from rs_transformer.distillation.trainer.trainer import DistillationTrainer
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, TrainerControl, TrainerState, pipeline
 
 from rs_transformer.checkpoints import load_translator
 from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.distillation.losses import DistillationLossArguments
+from rs_transformer.distillation.trainer import DistillationTrainer
 from rs_transformer.layer_transfer import expand, with_depth
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.depth_schedule import DepthSchedule, GrownEarlyStopping

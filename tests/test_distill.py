@@ -19,15 +19,6 @@ import yaml
 from conftest import ROOT, launch, run, script, task_options
 from datasets import Dataset
 from reverse_task import write_jsonl
-from rs_transformer.distillation.trainer.targets import (
-    TargetArguments,
-    closest_to_reference,
-    longest_repetition,
-    reason_to_leave_out,
-    write_targets,
-)
-from rs_transformer.distillation.trainer.teacher_corpus import CORPUS_SCHEMA
-from rs_transformer.distillation.trainer.teachers import Teacher, TeacherArguments, load_teachers, set_languages
 from sacrebleu.metrics import CHRF
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -43,6 +34,15 @@ from transformers import (
 from rs_transformer import expand
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.distillation.targets import (
+    TargetArguments,
+    closest_to_reference,
+    longest_repetition,
+    reason_to_leave_out,
+    write_targets,
+)
+from rs_transformer.distillation.teacher_corpus import CORPUS_SCHEMA
+from rs_transformer.distillation.teachers import Teacher, TeacherArguments, load_teachers, set_languages
 from rs_transformer.modeling_rs_marian import PAD_LOGIT_BIAS
 from rs_transformer.utils.map_shards import map_shards, read_record
 
@@ -109,7 +109,7 @@ def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp
 # A fifth of a second a shard, so that no kill comes too late.
 SLOW = """
 import runpy, sys, time
-from rs_transformer.distillation.trainer.teacher_corpus import TransformersEngine
+from rs_transformer.distillation.teacher_corpus import TransformersEngine
 translate_batch = TransformersEngine.translate_batch
 def slowly(*args):
     time.sleep(0.2)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 from oracle import batch, marian, rs_model
-from rs_transformer.distillation.trainer.cache import DistillationCollator, cache_top_k
-from rs_transformer.distillation.trainer.losses import (
+from torch.nn import functional as F
+
+from rs_transformer.distillation.cache import DistillationCollator, cache_top_k
+from rs_transformer.distillation.losses import (
     DistillationLossArguments,
     attention_loss,
     check_match,
@@ -16,9 +18,7 @@ from rs_transformer.distillation.trainer.losses import (
     top_k_word_level_loss,
     word_level_loss,
 )
-from rs_transformer.distillation.trainer.trainer import DistillationTrainer
-from torch.nn import functional as F
-
+from rs_transformer.distillation.trainer import DistillationTrainer
 from rs_transformer.ensemble import EnsembleForSeq2SeqLM
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.losses import label_smoothed_cross_entropy

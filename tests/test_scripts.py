@@ -10,9 +10,6 @@ import pytest
 import yaml
 from conftest import RECIPE, ROOT, launch, script, task_options
 from oracle import unrolled_marian
-from rs_transformer.distillation.trainer.losses import DistillationLossArguments
-from rs_transformer.distillation.trainer.targets import TargetArguments
-from rs_transformer.distillation.trainer.teachers import TeacherArguments
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import RSMarianForConditionalGeneration
@@ -22,6 +19,9 @@ from rs_transformer.commands.depth_sweep import DepthSweepArguments
 from rs_transformer.commands.distill import DistillArguments
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, timed_translate, translate
+from rs_transformer.distillation.losses import DistillationLossArguments
+from rs_transformer.distillation.targets import TargetArguments
+from rs_transformer.distillation.teachers import TeacherArguments
 from rs_transformer.tokenization import TokenizerArguments
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.model import ModelArguments

@@ -13,13 +13,12 @@ the targets come from, what was left out) and `evaluation.json` (student against
 
 import sys
 
-from rs_transformer.distillation.trainer.losses import DistillationLossArguments
-from rs_transformer.distillation.trainer.targets import TargetArguments
-from rs_transformer.distillation.trainer.teachers import TeacherArguments
-
 from rs_transformer.commands.distill import STAGES, DistillArguments, distill
 from rs_transformer.corpus import CorpusArguments
 from rs_transformer.decoding import DecodingArguments
+from rs_transformer.distillation.losses import DistillationLossArguments
+from rs_transformer.distillation.targets import TargetArguments
+from rs_transformer.distillation.teachers import TeacherArguments
 from rs_transformer.tokenization import TokenizerArguments
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.model import ModelArguments
