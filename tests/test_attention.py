@@ -27,7 +27,7 @@ from rs_transformer.attention.figures import (
 )
 from rs_transformer.attention.page import write_page
 from rs_transformer.checkpoints import load_translator
-from rs_transformer.commands import attention as attention_report
+from rs_transformer.commands import attention as command
 from rs_transformer.commands.attention import print_statistics
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.training.model import config_from_tokenizer
@@ -116,7 +116,7 @@ def test_sentences_of_ones_own_need_no_corpus(trained, tmp_path, capsys):
 )
 def test_bad_input_is_named_before_anything_is_measured(trained, monkeypatch, tmp_path, options, message):
     for name in ("collect_attention", "attention_statistics"):
-        monkeypatch.setattr(attention_report, name, lambda *args, **kwargs: pytest.fail("something was measured"))
+        monkeypatch.setattr(command, name, lambda *args, **kwargs: pytest.fail("something was measured"))
     with pytest.raises(ValueError, match=message):
         attention(trained, "--output_dir", tmp_path, *options)
 

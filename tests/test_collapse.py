@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from rs_transformer import RSMarianForConditionalGeneration, expand
-from rs_transformer.commands import collapse as collapsing
+from rs_transformer.commands import collapse as command
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.tokenization import train_tokenizer
@@ -353,7 +353,7 @@ def test_full_disk_leaves_nothing(parent, tmp_path, monkeypatch):
     def full(data, file):
         raise OSError(28, "No space left on device", str(file))
 
-    monkeypatch.setattr(collapsing, "write_json", full)
+    monkeypatch.setattr(command, "write_json", full)
     with pytest.raises(OSError, match="No space left on device"):
         script("collapse")("--model_name_or_path", parent, "--output_dir", tmp_path / "rs")
     assert listing(tmp_path) == []
@@ -363,8 +363,8 @@ def test_killed_run_leaves_no_output_folder_and_the_next_one_succeeds(parent, tm
     # Killed when the model is written and the record is not: it would have been the last file.
     code = (
         "import runpy, time\n"
-        "from rs_transformer import collapsing\n"
-        "collapsing.write_json = lambda *args: print('writing', flush=True) or time.sleep(600)\n"
+        "from rs_transformer.commands import collapse as command\n"
+        "command.write_json = lambda *args: print('writing', flush=True) or time.sleep(600)\n"
         "runpy.run_path('training/collapse.py', run_name='__main__')\n"
     )
     command = [sys.executable, "-c", code, "--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]

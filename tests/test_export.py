@@ -14,7 +14,7 @@ from oracle import marian, rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
-from rs_transformer.commands import export as exporting
+from rs_transformer.commands import export as command
 from rs_transformer.decoding import DecodingArguments, TransformersEngine, translate
 from rs_transformer.export import ctranslate2 as ctranslate2_export
 from rs_transformer.export import onnx as onnx_export
@@ -266,9 +266,9 @@ def test_marians_format_is_written_where_there_is_no_engine_of_marians(trained, 
 def test_verification_translates_long_input_as_pytorch_does(trained, tmp_path):
     """Cut to what the model takes, on both sides."""
     long = " ".join("abcdefghijkl" * 4)
-    arguments = exporting.ExportArguments(str(trained), "ctranslate2", str(tmp_path / "ct2"), verify=[long, "a b"])
-    corpus = exporting.OptionalCorpusArguments()
-    record = exporting.export_checkpoint(arguments, corpus, DecodingArguments(max_new_tokens=31))
+    arguments = command.ExportArguments(str(trained), "ctranslate2", str(tmp_path / "ct2"), verify=[long, "a b"])
+    corpus = command.OptionalCorpusArguments()
+    record = command.export_checkpoint(arguments, corpus, DecodingArguments(max_new_tokens=31))
     assert [row["same"] for row in record["verification"]] == [1, 1]
 
 

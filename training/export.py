@@ -16,7 +16,7 @@ GROUPS = (ExportArguments, OptionalCorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = RecipeParser(GROUPS, positional="model_name_or_path", sentences=("verify",), description=__doc__)
+    parser = RecipeParser(GROUPS, positional="model_name_or_path", prose=("verify",), description=__doc__)
     export_checkpoint(*parser.parse_recipe(argv))
 
 

@@ -112,7 +112,7 @@ def load_engine(target: str, decodes: bool = True) -> ModuleType:
     """
     needs = f'to={target} needs: pip install "rs-transformer[{target}]"'
     try:
-        module = importlib.import_module(f".export.{target}", __package__)
+        module = importlib.import_module(f"rs_transformer.export.{target}")
     except ImportError as error:
         raise ValueError(f"{needs} ({error})") from error
     if decodes and importlib.util.find_spec(TARGETS[target]) is None:

@@ -10,7 +10,7 @@ from oracle import rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from rs_transformer.attention import collection as attention_analysis
+from rs_transformer.attention import collection
 from rs_transformer.attention.collection import KINDS, STATES, attention_statistics, collect_attention
 from rs_transformer.attention.measures import (
     attention_measures,
@@ -180,12 +180,10 @@ def test_translations_that_run_on_are_looked_into_in_smaller_batches(model, toke
     greedy = DecodingArguments(num_beams=1, max_new_tokens=30)
     expected = collect_attention(model, tokenizer, SOURCES, decoding=greedy)
     sizes = []
-    forced_pass = attention_analysis._forced_pass
-    monkeypatch.setattr(
-        attention_analysis, "_forced_pass", lambda *args: sizes.append(len(args[2])) or forced_pass(*args)
-    )
+    forced_pass = collection._forced_pass
+    monkeypatch.setattr(collection, "_forced_pass", lambda *args: sizes.append(len(args[2])) or forced_pass(*args))
     longest = max(len(sentence.output_tokens) for sentence in expected)
-    monkeypatch.setattr(attention_analysis, "BATCH_BYTES", 2 * 4 * 3 * 3 * 4 * longest**2)
+    monkeypatch.setattr(collection, "BATCH_BYTES", 2 * 4 * 3 * 3 * 4 * longest**2)
     found = collect_attention(model, tokenizer, SOURCES, decoding=greedy)
     assert sizes == [2, 2, 1]
     for mine, theirs in zip(found, expected, strict=True):
@@ -302,12 +300,10 @@ def test_statistics_are_the_means_of_the_sentences(model, tokenizer, monkeypatch
     cka = {name: statistics.by_step[name]["cka"] for name in STATES}
     for estimate in cka.values():
         assert np.all((estimate.low < estimate.mean) & (estimate.mean < estimate.high))
-    monkeypatch.setattr(attention_analysis, "CKA_SENTENCES", 15)
+    monkeypatch.setattr(collection, "CKA_SENTENCES", 15)
     half = attention_statistics(model, tokenizer, sources, targets)
     for name in STATES:
-        every_other = np.stack(
-            [attention_analysis._draw(sentences[index], index)[name] for index in range(0, 30, 2)], axis=1
-        )
+        every_other = np.stack([collection._draw(sentences[index], index)[name] for index in range(0, 30, 2)], axis=1)
         expected = [linear_cka(before, after) for before, after in pairwise(every_other)]
         np.testing.assert_allclose(half.by_step[name]["cka"].mean, expected, atol=1e-5)
         assert np.isnan(half.by_step[name]["cka"].low).all()  # of 15 sentences
@@ -316,7 +312,7 @@ def test_statistics_are_the_means_of_the_sentences(model, tokenizer, monkeypatch
 def test_positions_that_cka_takes_are_spread_over_the_sentence(model, tokenizer):
     (sentence,) = collect_attention(model, tokenizer, SOURCES[:1], TARGETS[:1])
     states = sentence.encoder_hidden_states
-    drawn = [attention_analysis._draw(sentence, index)["encoder_hidden_states"][0] for index in range(100)]
+    drawn = [collection._draw(sentence, index)["encoder_hidden_states"][0] for index in range(100)]
     positions = [int(np.abs(states[0] - row).sum(-1).argmin()) for row in drawn]
     assert set(positions) == set(range(states.shape[1]))
 

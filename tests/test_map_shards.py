@@ -8,7 +8,7 @@ import pytest
 from conftest import run
 from datasets import Dataset
 
-from rs_transformer.utils import map_shards as sharding
+from rs_transformer.utils import map_shards as module
 from rs_transformer.utils.map_shards import map_shards, read_record
 
 SCHEMA = pa.schema({"text": pa.string(), "twice": pa.string()})
@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_finished_shards_and_names_the_file(tmp_path, monkeypa
         if len(written) == 3:
             raise OSError(28, "No space left on device", str(file))
 
-    monkeypatch.setattr(sharding.pq, "write_table", full)
+    monkeypatch.setattr(module.pq, "write_table", full)
     calls = []
     with pytest.raises(OSError, match=r"00000002.parquet could not be written \(No space left on device\)"):
         shards(tmp_path / "out.parquet", twice(calls))
