@@ -9,23 +9,13 @@ check lies between.
 """
 
 import statistics
-from typing import Any
 
 import torch
 from common import build, interleave, parse_args, report, source_batch
 
-from rs_transformer import RSMarianForConditionalGeneration
-from rs_transformer.modeling_rs_marian import CACHE, CheckedCacheMixin
+from rs_transformer.modeling_rs_marian import CheckedGenerationMixin
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class PassedOver(RSMarianForConditionalGeneration):
-    """A model whose cache is not looked at."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop(CACHE, None)
-        return super().forward(*args, **kwargs)
 
 
 def main() -> None:
@@ -38,25 +28,17 @@ def main() -> None:
         for vocab_size in args.vocab_size:
             model = build("RS 1x6", d_model, args.seed, vocab_size=vocab_size).eval()
             steps = {
-                "check": model._cache_fault,
+                "check": model._judge_cache,
                 "translation": lambda model=model: model.generate(**inputs, min_new_tokens=24, max_new_tokens=24),
             }
             seconds = interleave(steps, args.rounds)
             milliseconds = {f"{name} ms": round(1000 * statistics.median(seconds[name]), 1) for name in steps}
             for dtype in DTYPES:
-                errors = {"error": model, "error, passed over": passed_over(model)}
-                figures = {name: f"{m.to(dtype)._cached_step_error():.4f}" for name, m in errors.items()}
-                rows.append(
-                    {"d_model": d_model, "vocabulary": vocab_size, "dtype": str(dtype)[6:], **figures, **milliseconds}
-                )
+                error, passed_over = (f"{value:.4f}" for value in model.to(dtype)._cached_step_errors())
+                figures = {"dtype": str(dtype)[6:], "error": error, "error, passed over": passed_over}
+                rows.append({"d_model": d_model, "vocabulary": vocab_size, **figures, **milliseconds})
                 milliseconds = dict.fromkeys(milliseconds, "")
-    report(rows, args, ratio=f"tolerance {CheckedCacheMixin.cache_tolerance}")
-
-
-def passed_over(model: RSMarianForConditionalGeneration) -> PassedOver:
-    other = PassedOver(model.config).eval()
-    other.load_state_dict(model.state_dict())
-    return other
+    report(rows, args, ratio=f"tolerance {CheckedGenerationMixin.cache_tolerance}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .modeling_rs_marian import CACHE, CheckedCacheMixin, strict_forward
+from .modeling_rs_marian import CACHE, CheckedGenerationMixin, strict_forward
 
 
-class EnsembleForSeq2SeqLM(CheckedCacheMixin, PreTrainedModel):
+class EnsembleForSeq2SeqLM(CheckedGenerationMixin, PreTrainedModel):
     """An ensemble that decodes like one model: greedy, beam and sampling, with one cache.
 
     The distribution of the next token is the mean of the models' distributions. Not to be trained or saved.

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 from torch import nn
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers import __version__ as transformers_version
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
@@ -71,9 +71,11 @@ TESTED_TRANSFORMERS = ("5.18.0", "5.24.0")
 # 5.24 renamed `past_key_values` to `cache`, in arguments and in outputs; the old name goes in 5.40.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-# What transformers hands through every `forward`, down to the attention; and what its decorators take out on the way.
+# What transformers hands through every `forward`, down to the attention; what its decorators take out on the way; and
+# what `generate` gives to a `forward` or an encoder beside that.
 HANDED_THROUGH = TransformersKwargs.__optional_keys__
-OF_DECORATORS = frozenset({"return_dict", "debug_io", "debug_io_dir", "prune_layers"})
+OF_DECORATORS = {"return_dict", "use_cache", "output_cross_attentions", "debug_io", "debug_io_dir", "prune_layers"}
+OF_GENERATE = {"labels", "tokenizer", "assistant_tokenizer"}
 
 
 def takes_old_name(function: Callable, until: str = "5.40.0") -> Callable:
@@ -87,17 +89,18 @@ def strict_forward(forward: Callable) -> Callable:
     """Give a `forward` that is written with `cache` the names of this transformers, and refuse unknown arguments.
 
     Raises:
-        TypeError: when called with an argument that neither the `forward` nor transformers knows. `**kwargs` alone
-            would swallow a renamed `cache`, and each step would then be decoded as if it were the first.
+        TypeError: when called with an argument that neither the `forward` nor transformers knows; None is none given,
+            as for `generate`. `**kwargs` alone would swallow a renamed `cache`, and each step would then be decoded
+            as if it were the first.
     """
     signature = inspect.signature(forward)
     parameters = [p.replace(name=CACHE) if p.name == "cache" else p for p in signature.parameters.values()]
-    known = HANDED_THROUGH | OF_DECORATORS | {p.name for p in parameters}
+    known = HANDED_THROUGH | OF_DECORATORS | OF_GENERATE | {p.name for p in parameters}
 
     @wraps(forward)
     def checked(self, *args, **kwargs):
-        for name in kwargs:
-            if name not in known:
+        for name, value in kwargs.items():
+            if name not in known and value is not None:
                 raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}")
         if CACHE in kwargs:
             kwargs["cache"] = kwargs.pop(CACHE)
@@ -125,43 +128,56 @@ cache_verdicts: dict[type, bool] = {}
 cache_verdicts_lock = threading.Lock()
 
 
-class CheckedCacheMixin(GenerationMixin):
+class CheckedGenerationMixin(GenerationMixin):
     """Generation that does not trust a transformers newer than `TESTED_TRANSFORMERS`.
 
     There, the first `generate` of a process compares one cached step with the same step uncached; where they differ,
     or the cached one fails, it decodes without a cache, and says so once. Put it before the classes that have
-    `generate`. Nothing is checked under `torch.compile`, nor in training mode, where dropout tells the two apart.
+    `generate`. Nothing is checked under `torch.compile`, in training mode, where dropout tells the two apart, and
+    where PEFT has put its prefix into the cache.
     """
 
-    # How far the logits of a cached step may lie from the uncached one's, as a part of their spread: rounding gives up
-    # to 0.02 (bfloat16, 96 steps), a cache that is passed over 0.2 and more.
+    # How far the logits of a cached step may lie from the uncached one's, as a part of their spread: rounding gives
+    # up to 0.02 (bfloat16, 96 steps), and 0.03 where activations are quantised.
     cache_tolerance = 0.05
 
     @partial(takes_old_name, until="6.0.0")
     @wraps(GenerationMixin.generate)
-    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
-        if not self._cache_is_right():
-            # Assisted decoding is the same search, and cannot do without a cache.
-            for name in (CACHE, "assistant_model", "prompt_lookup_num_tokens"):
-                kwargs.pop(name, None)
-            if generation_config is None:
-                kwargs["use_cache"] = False
-            else:
-                generation_config = copy.deepcopy(generation_config)
-                generation_config.use_cache = False
-        return super().generate(inputs, generation_config, *args, **kwargs)
+    def generate(self, *args, **kwargs):
+        if kwargs.get("use_cache") is False or self._cache_is_right():
+            return super().generate(*args, **kwargs)
+        # Assisted decoding is the same search, and cannot do without a cache.
+        off = {"cache_implementation": None, "prompt_lookup_num_tokens": None, "assistant_early_exit": None}
+        off["use_cache"] = False
+        given = inspect.signature(GenerationMixin.generate).bind(self, *args, **kwargs).arguments
+        options = given.pop("kwargs", {})
+        given = {name: value for name, value in given.items() if name not in ("self", "assistant_model")}
+        options = {name: value for name, value in options.items() if name not in {*off, CACHE, "assistant_tokenizer"}}
+        if given.get("generation_config") is not None:
+            given["generation_config"] = copy.deepcopy(given["generation_config"])
+            given["generation_config"].update(**off)
+        other = self._with_generation_config(copy.deepcopy(self.generation_config))
+        other.generation_config.update(**off)
+        return super(CheckedGenerationMixin, other).generate(**given, **options)
+
+    def _with_generation_config(self, generation_config: GenerationConfig) -> "CheckedGenerationMixin":
+        """This model, all of its modules and tensors shared, with another generation configuration."""
+        other = copy.copy(self)
+        other.generation_config = generation_config
+        return other
 
     def _cache_is_right(self) -> bool:
         if (verdict := cache_verdicts.get(type(self))) is not None:
             return verdict
         compiled = self._compiled_call_impl is not None or hasattr(self.forward, "_torchdynamo_orig_callable")
-        if is_torchdynamo_compiling() or compiled or self.training:
+        prefixed = "prepare_inputs_for_generation" in vars(self)  # by PEFT
+        if is_torchdynamo_compiling() or compiled or prefixed or self.training:
             return True
         with cache_verdicts_lock:
             if type(self) not in cache_verdicts:
-                fault = None
+                verdict, fault = True, None
                 if Version(transformers_version) > Version(TESTED_TRANSFORMERS[1]):
-                    fault = self._cache_fault()
+                    verdict, fault = self._judge_cache()
                 if fault:
                     logger.warning_once(
                         f"transformers {transformers_version} is newer than {TESTED_TRANSFORMERS[1]}, the newest that "
@@ -169,43 +185,49 @@ class CheckedCacheMixin(GenerationMixin):
                         "right, but slower. Update rs-transformer and the source beside the model, or install "
                         f"transformers=={TESTED_TRANSFORMERS[1]}."
                     )
-                cache_verdicts[type(self)] = not fault
+                if verdict is None:
+                    return True
+                cache_verdicts[type(self)] = verdict
         return cache_verdicts[type(self)]
 
-    def _cache_fault(self) -> str | None:
-        """What is wrong with decoding with a cache, if something is."""
+    def _judge_cache(self) -> tuple[bool | None, str | None]:
+        """Whether decoding with a cache is right, None if this model cannot tell; and what is wrong with it."""
         try:
-            error = self._cached_step_error()
+            error, passed_over = self._cached_step_errors()
         except Exception as failure:
-            return f"decoding with a cache fails ({type(failure).__name__}: {failure})"
-        return "decoding with a cache gives other results than without" if error > self.cache_tolerance else None
+            return False, f"decoding with a cache fails ({type(failure).__name__}: {failure})"
+        if not passed_over > self.cache_tolerance:
+            return None, None
+        if error <= self.cache_tolerance:
+            return True, None
+        return False, "decoding with a cache gives other results than without"
 
     @torch.no_grad()
-    def _cached_step_error(self) -> float:
-        """How far the logits of a translation's second step lie from the same without a cache, in their deviations."""
+    def _cached_step_errors(self) -> tuple[float, float]:
+        """How far the logits of a translation's second step lie from the same without a cache, in their deviations.
+
+        Returns:
+            The cached step's, and for comparison those of a step that sees its own token alone, as if it were the
+            first: NaN if the model gives no finite logits, and small if it hardly looks at the tokens before.
+        """
+        names = ("decoder_start_token_id", "pad_token_id")
+        special = {name: getattr(self.generation_config, name, None) for name in names}
+        special = {name: getattr(self.config, name, None) if i is None else i for name, i in special.items()}
+        search = GenerationConfig(**special, min_length=3, max_length=3, return_dict_in_generate=True)
+        search.output_logits = True
         device = "cpu" if self.device.type == "meta" else self.device  # offloaded: accelerate moves the inputs
         source = torch.linspace(0, self.config.vocab_size - 1, 8, device=device).long()[None]
         inputs = {self.main_input_name: source, "attention_mask": torch.ones_like(source)}
-        start = self.generation_config.decoder_start_token_id
-        search = {
-            "decoder_start_token_id": getattr(self.config, "decoder_start_token_id", None) if start is None else start,
-            "min_length": 3,
-            "max_length": 3,
-            "min_new_tokens": None,
-            "max_new_tokens": None,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "do_sample": False,
-            "use_cache": True,
-            "cache_implementation": "dynamic",
-            "return_dict_in_generate": True,
-            "output_logits": True,
-        }
-        output = super().generate(**inputs, **search)
-        uncached = self(**inputs, decoder_input_ids=output.sequences[:, :-1], use_cache=False).logits[:, -1].float()
-        kept = uncached > -1e3  # without the entries that a bias bars
-        difference = output.logits[-1].float()[kept] - uncached[kept]
-        return (difference.std() / uncached[kept].std()).item()
+        output = super(CheckedGenerationMixin, self._with_generation_config(search)).generate(**inputs)
+        prefix = output.sequences[:, :-1]
+        uncached, alone = (
+            self(**inputs, decoder_input_ids=ids, use_cache=False).logits[:, -1].float()
+            for ids in (prefix, prefix[:, -1:])
+        )
+        kept = ~(uncached < -1e3)  # without the entries that a bias bars
+        uncached, alone, cached = uncached[kept], alone[kept], output.logits[-1].float()[kept]
+        errors = [(logits - uncached - (logits - uncached).mean()).norm() for logits in (cached, alone)]
+        return tuple((error / (uncached - uncached.mean()).norm()).item() for error in errors)
 
 
 # Added to the logit of the padding token, which is also Marian's start token and must never be generated: its
@@ -593,12 +615,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         if attention_mask is None and not is_torchdynamo_compiling():
             attention_mask = torch.ones(batch_size, past_length + seq_length, device=inputs_embeds.device)
         self_attention_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            **{CACHE: self_attention_cache},
-        )
+        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, self_attention_cache)
         encoder_attention_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -643,7 +660,7 @@ class RSMarianModel(RSMarianPreTrainedModel, MarianModel):
         self.post_init()
 
 
-class RSMarianForConditionalGeneration(CheckedCacheMixin, RSMarianPreTrainedModel, MarianMTModel):
+class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTrainedModel, MarianMTModel):
     """Recurrently stacked Marian for translation.
 
     Equal, to rounding, to a `MarianMTModel` whose layers are copies of the shared ones. The cache, `hidden_states` and
