@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import RSMarianForConditionalGeneration
 from rs_transformer.checkpoints import load_translator
-from rs_transformer.commands import evaluate as evaluation
+from rs_transformer.commands import translate as translate_command
 from rs_transformer.commands.depth_sweep import DepthSweepArguments
 from rs_transformer.commands.distill import DistillArguments
 from rs_transformer.corpus import CorpusArguments, load_split
@@ -283,7 +283,7 @@ def test_translate_keeps_what_is_done_when_it_is_stopped(trained, test_pairs, tm
             raise OSError("No space left on device")
         return timed_translate(*args, **kwargs)
 
-    monkeypatch.setattr(evaluation, "timed_translate", full_disk)
+    monkeypatch.setattr(translate_command, "timed_translate", full_disk)
     options = ["--input_file", tmp_path / "in.txt", "--output_file", tmp_path / "out.txt", "--chunk_size", 20]
     with pytest.raises(OSError, match="No space left"):
         script("translate")("--model_name_or_path", trained, *options)
