@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 from conftest import ROOT
 
+from rs_transformer import __version__
+
 PACKAGE = ROOT / "src" / "rs_transformer"
 # From the ground up: a room imports from its own floor and from those before it.
 FLOORS = (
@@ -64,6 +66,10 @@ def test_every_module_lies_in_a_room_that_the_plan_has():
 def test_a_module_imports_from_its_own_floor_and_from_below(module):
     above = [name for name in GRAPH[module] if floor_of(name) > floor_of(module)]
     assert not above
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_no_import_goes_in_a_circle():

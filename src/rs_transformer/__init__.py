@@ -12,6 +12,8 @@ from .layer_transfer import collapse, expand, with_depth
 from .modeling_rs_marian import RSMarianForConditionalGeneration, RSMarianModel
 from .pipeline_rs_marian import TranslationPipeline
 
+__version__ = "0.1.0"
+
 
 class _TaskAliases(dict):
     """The registry's aliases, with `translation_ja_to_en` and its like for `translation`."""
@@ -42,6 +44,7 @@ __all__ = [
     "RSMarianForConditionalGeneration",
     "RSMarianModel",
     "TranslationPipeline",
+    "__version__",
     "collapse",
     "expand",
     "with_depth",
