@@ -10,6 +10,7 @@ environment, more for builds of PyTorch with CUDA.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -66,22 +67,31 @@ class Environment:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0
 
-    def build(self, folder: Path, pins: dict[str, str]) -> None:
-        """Install the package, with the other libraries as pinned if they go together with the one under test."""
+    def build(self, folder: Path, dependencies: list[str], pins: dict[str, str]) -> None:
+        """Install the package, with the other libraries as pinned if they go together with the one under test.
+
+        An environment that was made from the same is used again.
+        """
         self.python = folder / self.name / "bin" / "python"
         library = re.split(r"[=<>]", self.requirement)[0] if self.requirement else None
         strict = {name: pin for name, pin in pins.items() if name != library}
         relaxed = {name: pin for name, pin in strict.items() if name == "torch"}
-        for constraints in (strict, relaxed):
-            run([sys.executable, "-m", "venv", "--clear", self.python.parents[1]])
-            file = folder / f"{self.name}.txt"
-            file.write_text("".join(f"{name}=={version}\n" for name, version in constraints.items()))
-            wanted = ["--editable", ROOT, *TEST_PACKAGES, *filter(None, [self.requirement])]
-            done = run([self.python, "-m", "pip", "install", "--quiet", "--constraint", file, *wanted], check=False)
-            if not done.returncode:
-                break
+        pip = [self.python, "-m", "pip", "install", "--quiet", "--editable", ROOT]
+        stamp, made_from = folder / f"{self.name}.json", json.dumps([self.requirement, dependencies, strict])
+        if stamp.is_file() and stamp.read_text() == made_from:
+            run([*pip, "--no-deps"])
         else:
-            raise SystemExit(f"{self.name}: pip found nothing that goes together\n{done.stderr}")
+            for constraints in (strict, relaxed):
+                run([sys.executable, "-m", "venv", "--clear", self.python.parents[1]])
+                file = folder / f"{self.name}.txt"
+                file.write_text("".join(f"{name}=={version}\n" for name, version in constraints.items()))
+                wanted = [*TEST_PACKAGES, *filter(None, [self.requirement])]
+                done = run([*pip, "--constraint", file, *wanted], check=False)
+                if not done.returncode:
+                    break
+            else:
+                raise SystemExit(f"{self.name}: pip found nothing that goes together\n{done.stderr}")
+            stamp.write_text(made_from)
         code = f"from importlib.metadata import version\nfor name in {LIBRARIES}: print(version(name))"
         self.versions = dict(zip(LIBRARIES, run([self.python, "-c", code]).stdout.split(), strict=True))
 
@@ -171,7 +181,7 @@ def main() -> int:
         parser.error(f"no rows called {', '.join(sorted(unknown))}; there are LIBRARY-oldest and LIBRARY-newest")
     for environment in {environment.name: environment for environment in table.values()}.values():
         print(f"{environment.name} …", file=sys.stderr, flush=True)
-        environment.build(folder, pins)
+        environment.build(folder, dependencies, pins)
         environment.test(folder)
         print(" ".join(environment.cells()), file=sys.stderr, flush=True)
     header = ["environment", *LIBRARIES, *SUITES, "seconds"]
