@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-transformers test-versions lint benchmarks clean
 
 # Train a small recurrently stacked model on the shipped sentence pairs and translate with it.
-demo: $(VENV)/installed
+demo: $(VENV)/made
 	rm -rf runs/demo
 	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 training/train.py training/recipes/demo.yaml
 
@@ -33,8 +33,12 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/compiled.py
 	$(BIN)/python benchmarks/decode.py
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
+$(VENV)/installed: $(VENV)/made
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 

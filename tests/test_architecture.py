@@ -2,10 +2,13 @@
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 from rs_transformer import __version__
 
@@ -66,6 +69,24 @@ def test_every_module_lies_in_a_room_that_the_plan_has():
 def test_a_module_imports_from_its_own_floor_and_from_below(module):
     above = [name for name in GRAPH[module] if floor_of(name) > floor_of(module)]
     assert not above
+
+
+def test_importing_the_package_needs_what_pip_installs_with_it_and_no_more():
+    """Accelerate, datasets and the like are the extra `train`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = {Requirement(line).name for line in project["dependencies"]} | {"huggingface_hub"}
+    reached, todo = set(), {""}
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        todo |= set(GRAPH[module]) - reached
+    for module in reached:
+        (file,) = (file for file in MODULES if name_of(file) == module)
+        tree = ast.parse(file.read_text())
+        names = [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+        names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+        packages = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+        assert packages <= installed, module
 
 
 def test_the_citation_is_of_this_version():

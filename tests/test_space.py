@@ -107,7 +107,7 @@ def test_nothing_and_too_much_are_refused_with_a_reason(page):
 
 def test_what_a_space_needs_is_in_its_folder():
     requirements = (SPACE / "requirements.txt").read_text().split()
-    assert requirements == ["rs-transformer[plots]", "gradio>=6.0"]
+    assert requirements == ["rs-transformer[train,plots]", "gradio>=6.0"]
     card = RepoCard.load(SPACE / "README.md").data
     assert (card.sdk, card.app_file) == ("gradio", "app.py")
     assert version("gradio").split(".")[0] == card.sdk_version.split(".")[0]

@@ -76,7 +76,7 @@ class Environment:
         library = re.split(r"[=<>]", self.requirement)[0] if self.requirement else None
         strict = {name: pin for name, pin in pins.items() if name != library}
         relaxed = {name: pin for name, pin in strict.items() if name == "torch"}
-        pip = [self.python, "-m", "pip", "install", "--quiet", "--editable", ROOT]
+        pip = [self.python, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[train]"]
         stamp, made_from = folder / f"{self.name}.json", json.dumps([self.requirement, dependencies, strict])
         if stamp.is_file() and stamp.read_text() == made_from:
             run([*pip, "--no-deps"])
@@ -174,7 +174,8 @@ def main() -> int:
     args = parser.parse_args()
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    dependencies = [*project["dependencies"], *project["optional-dependencies"]["train"]]
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     table = rows(dependencies, pins, args.only)
     if unknown := set(args.only) - table.keys():

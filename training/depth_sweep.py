@@ -4,22 +4,11 @@
         --finetuned runs/decoder2 runs/decoder1 --source_lang ja --target_lang en \\
         --test_file data/tanaka/test.jsonl --num_beams 1 --output_file sweep.json --plot_file sweep.png
 
-Prints BLEU, chrF and sentences per second of every encoder depth × decoder depth, all from one run.
+More in `--help`; the work is done in `rs_transformer.commands.depth_sweep`.
 """
 
-from rs_transformer.commands.depth_sweep import DepthSweepArguments, sweep_depths
-from rs_transformer.corpus import CorpusArguments
-from rs_transformer.decoding import DecodingArguments
-from rs_transformer.utils.processes import processes
-from rs_transformer.utils.recipes import RecipeParser
-
-GROUPS = (DepthSweepArguments, CorpusArguments, DecodingArguments)
-
-
-def main(argv: list[str] | None = None) -> None:
-    sweep_depths(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
-
+from rs_transformer.commands.depth_sweep import main
+from rs_transformer.utils.processes import run
 
 if __name__ == "__main__":
-    with processes():
-        main()
+    run(main)

@@ -1,4 +1,12 @@
-"""Pictures, a page and figures of what one or two models attend to: what `training/attention.py` does."""
+"""What each step of a recurrently stacked model attends to, beside another model: figures, pictures, and a page.
+
+    accelerate launch training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
+        --text "彼は水泳が得意だ。" --reference "he is good at swimming." --output_dir attention
+    accelerate launch training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
+        --dataset data/tanaka --output_dir attention
+
+Open `attention.html` of the output folder in a browser.
+"""
 
 import math
 import time
@@ -26,6 +34,8 @@ from ..decoding import DecodingArguments
 from ..tokenization import check_language_pair
 from ..utils.files import write_json
 from ..utils.plotting import check_matplotlib
+from ..utils.processes import run
+from ..utils.recipes import RecipeParser
 
 
 @dataclass
@@ -207,3 +217,15 @@ def print_statistics(statistics: Mapping[str, AttentionStatistics]) -> None:
                     cells.append("–" if math.isnan(mean) else f"{mean:.3f}{interval}")
                 cells += [""] * (steps - len(cells))
                 print(f"| {TITLES[group]} | {measure.replace('_', ' ')} | {name} | {' | '.join(cells)} |")
+
+
+GROUPS = (AttentionArguments, OptionalCorpusArguments, DecodingArguments)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = RecipeParser(GROUPS, positional="models", prose=("text", "reference"), description=__doc__)
+    report_attention(*parser.parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

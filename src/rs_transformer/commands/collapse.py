@@ -1,4 +1,13 @@
-"""Collapse a checkpoint into a folder: what `training/collapse.py` does. Models in memory: `layer_transfer.py`."""
+"""Collapse a trained Marian model, such as an OPUS-MT checkpoint, into a recurrently stacked one of the same depth.
+
+    accelerate launch training/collapse.py --model_name_or_path Helsinki-NLP/opus-mt-ja-en --output_dir runs/collapsed
+    accelerate launch training/collapse.py --model_name_or_path runs/tanaka_vanilla6 --output_dir runs/calibrated \\
+        --method calibrated --source_lang ja --target_lang en --train_file data/tanaka/train.jsonl \\
+        --evaluate --test_file data/tanaka/test.jsonl
+
+The output folder holds model, tokenizer, generation config, remote code and `collapse.json`, which says where each
+layer comes from. Fine-tune it by `training/train.py --model_name_or_path runs/collapsed`.
+"""
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,13 +23,15 @@ from transformers.utils import logging
 from ..calibration import LEARNING_RATE, OUTPUT_WEIGHT, STACK_PARAMETER, UPDATES
 from ..checkpoints import commit_of, load_parent
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES
-from ..corpus import CorpusArguments, load_split, prepare_training_pairs
+from ..corpus import CorpusArguments, OptionalCorpusArguments, load_split, prepare_training_pairs
 from ..decoding import DecodingArguments
 from ..layer_transfer import METHODS, TransferPlan, collapse, collapsed_config, count_parameters, plan_collapse
 from ..tokenization import check_language_pair
 from ..training.batches import TokenBatchSampler
 from ..training.run_folder import RECORDED_PACKAGES
 from ..utils.files import check_output, staged_folder, write_json
+from ..utils.processes import run
+from ..utils.recipes import RecipeParser
 from .evaluate import EvaluateArguments, evaluate_systems
 
 logger = logging.get_logger(__name__)
@@ -213,3 +224,14 @@ def calibration_batches(
     sampler = TokenBatchSampler(pairs["length"][:], args.calibration_max_tokens, seed=args.seed)
     pairs = pairs.select_columns(["input_ids", "labels"])
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=DataCollatorForSeq2Seq(tokenizer))
+
+
+GROUPS = (CollapseArguments, OptionalCorpusArguments, DecodingArguments)
+
+
+def main(argv: list[str] | None = None) -> None:
+    collapse_checkpoint(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,4 +1,11 @@
-"""One checkpoint at many depths, quality against speed: what `training/depth_sweep.py` does."""
+"""Quality against speed of one recurrently stacked checkpoint at many depths, before and after fine-tuning.
+
+    accelerate launch training/depth_sweep.py --model_name_or_path runs/tanaka_rs6 --decoder_depths 6 5 4 3 2 1 \\
+        --finetuned runs/decoder2 runs/decoder1 --source_lang ja --target_lang en \\
+        --test_file data/tanaka/test.jsonl --num_beams 1 --output_file sweep.json --plot_file sweep.png
+
+Prints BLEU, chrF and sentences per second of every encoder depth × decoder depth, all from one run.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,6 +25,8 @@ from ..metrics import corpus_scores
 from ..tokenization import check_language_pair
 from ..utils.files import write_json
 from ..utils.plotting import check_plot_file
+from ..utils.processes import run
+from ..utils.recipes import RecipeParser
 
 
 @dataclass
@@ -174,3 +183,14 @@ def plot_sweep(rows: Sequence[dict[str, Any]], file: str | Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)
+
+
+GROUPS = (DepthSweepArguments, CorpusArguments, DecodingArguments)
+
+
+def main(argv: list[str] | None = None) -> None:
+    sweep_depths(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

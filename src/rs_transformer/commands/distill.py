@@ -1,11 +1,19 @@
-"""From a teacher and a corpus to a distilled student: what `training/distill.py` does, stage by stage.
+"""Distil a teacher into a recurrently stacked student: its translations, its distributions, or both.
 
-generate (`distillation/teacher_corpus.py`), filter (`distillation/targets.py`), train (`distillation/trainer.py`,
-`commands/train.py`), evaluate (`commands/evaluate.py`). Each stage finds what is done already and goes on from there.
+    accelerate launch training/distill.py training/recipes/tanaka_distilled.yaml
+    accelerate launch training/distill.py generate training/recipes/tanaka_distilled.yaml --teacher_n_best 5
+    accelerate launch training/distill.py filter train training/recipes/tanaka_distilled.yaml --word_weight 0 \\
+        --word_top_k 0 --output_dir runs/tanaka_distilled_sequence
+
+The stages, all of them unless some are named: generate (the teacher translates the training sources), filter (choose
+what the student learns from), train, evaluate. The same command goes on where it was stopped; what is decoded and
+trained already is not done again. The output folder is that of `training/train.py`, with `distillation.json` (where
+the targets come from, what was left out) and `evaluation.json` (student against teacher).
 """
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +41,8 @@ from ..training.model import ModelArguments, build_model
 from ..training.run_folder import complete_checkpoints
 from ..utils.files import write_json
 from ..utils.map_shards import read_record
-from ..utils.processes import PatientGroup
+from ..utils.processes import PatientGroup, run
+from ..utils.recipes import RecipeParser
 from .evaluate import EvaluateArguments, evaluate_systems
 from .train import check_output_dir, check_validation, load_evaluation_splits, run_training, set_up_logging
 
@@ -344,3 +353,30 @@ def check_student(
     if loss_args.word_top_k > sizes[0]:
         raise ValueError(f"word_top_k must be at most the vocabulary ({sizes[0]}), got {loss_args.word_top_k}")
     return student.config
+
+
+GROUPS = (
+    DistillArguments,
+    TeacherArguments,
+    TargetArguments,
+    DistillationLossArguments,
+    ModelArguments,
+    CorpusArguments,
+    TokenizerArguments,
+    DecodingArguments,
+    TranslationTrainingArguments,
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    stages = []
+    while argv and argv[0] in STAGES:
+        stages.append(argv.pop(0))
+    if stages:
+        argv += ["--stages", *stages]
+    distill(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

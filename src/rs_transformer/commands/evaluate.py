@@ -1,4 +1,10 @@
-"""Systems scored on a test set, and compared: what `training/evaluate.py` does."""
+"""Score models, or files of translations, on a test set: BLEU and chrF with signatures, and a paired bootstrap.
+
+    accelerate launch training/evaluate.py --systems runs/demo --source_lang ja --target_lang en \\
+        --test_file training/data/tanaka-excerpt/test.jsonl
+    accelerate launch training/evaluate.py --systems runs/vanilla6 runs/rs6 --source_lang ja --target_lang en \\
+        --test_file test.ja test.en --num_beams 5 --output_file scores.json
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +20,8 @@ from ..decoding import DecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
 from ..tokenization import check_language_pair
 from ..utils.files import write_json
+from ..utils.processes import run
+from ..utils.recipes import RecipeParser
 
 
 @dataclass
@@ -110,3 +118,14 @@ def print_scores(rows: Sequence[dict[str, Any]]) -> None:
         print(line)
     shown = rows[-1].get("bootstrap", rows[-1])
     print(f"{shown['bleu_signature']}\n{shown['chrf_signature']}", flush=True)
+
+
+GROUPS = (EvaluateArguments, CorpusArguments, DecodingArguments)
+
+
+def main(argv: list[str] | None = None) -> None:
+    evaluate_systems(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

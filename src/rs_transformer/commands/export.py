@@ -1,4 +1,11 @@
-"""A checkpoint written for another engine, verified by translating on both sides; what `training/export.py` does."""
+"""Write a checkpoint for another engine, and verify it by translating on both sides.
+
+    python training/export.py runs/tanaka_rs6 --to ctranslate2 --quantization int8 --output_dir rs6-ct2 \\
+        --test_file data/tanaka/test.jsonl --source_lang ja --target_lang en
+    python training/export.py runs/tanaka_rs6 --to transformers --output_dir rs6-marian --verify sentences.ja
+
+The folder is there only if the translations are PyTorch's; `export.json` in it says how many are.
+"""
 
 import importlib.util
 import math
@@ -16,6 +23,8 @@ from ..corpus import SPLITS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, Engine, TransformersEngine, encode_sources, length_batches
 from ..metrics import corpus_scores
 from ..utils.files import check_output, staged_folder, write_json
+from ..utils.processes import run
+from ..utils.recipes import RecipeParser
 
 # Each engine, and the package that it comes in.
 TARGETS = {
@@ -212,3 +221,15 @@ def print_export(record: dict[str, Any]) -> None:
         print(line)
     if record["verification"]:
         print(record["verification"][0]["bleu_signature"], flush=True)
+
+
+GROUPS = (ExportArguments, OptionalCorpusArguments, DecodingArguments)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = RecipeParser(GROUPS, positional="model_name_or_path", prose=("verify",), description=__doc__)
+    export_checkpoint(*parser.parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

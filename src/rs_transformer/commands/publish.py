@@ -1,4 +1,12 @@
-"""Put a finished model's folder on the Hub, or lay it out as its repository: what `training/publish.py` does."""
+"""Put a finished model's folder on the Hugging Face Hub, with its card.
+
+    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en --card true --dry_run true
+    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en
+    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en --output_dir published --dtype float16
+
+The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit. The third
+one lays the repository out in a folder, here with weights in half precision.
+"""
 
 import shutil
 from dataclasses import dataclass, field
@@ -14,6 +22,8 @@ from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
 from ..model_card import CARD, card_disagreements, write_card
 from ..utils.files import check_output, staged_folder
+from ..utils.processes import run
+from ..utils.recipes import RecipeParser
 
 TOKENIZER_FILES = ("tokenizer_config.json", "source.spm", "target.spm", "vocab.json")
 RECORDS = (
@@ -158,3 +168,12 @@ def check_card(folder: Path, repo: str) -> None:
         )
     if f'"{repo}"' not in (folder / CARD).read_text("utf-8"):
         raise ValueError(f"the card of {folder} does not say how to load {repo!r}; --card true writes it for it")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = RecipeParser((PublishArguments,), positional="folder", description=__doc__)
+    publish(*parser.parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

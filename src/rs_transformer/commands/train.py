@@ -1,4 +1,14 @@
-"""One training run from arguments to a finished folder: what `training/train.py` does."""
+"""Train a translation model on a parallel corpus, from scratch or from a checkpoint.
+
+    accelerate launch training/train.py training/recipes/demo.yaml
+    accelerate launch --num_processes 2 training/train.py training/recipes/tanaka_rs6.yaml --output_dir runs/rs6
+    accelerate launch training/train.py --model_name_or_path runs/rs6 --train_file a.ja a.en \\
+        --source_lang ja --target_lang en --output_dir runs/tuned --learning_rate 2e-4
+
+The recipe is YAML; options on the command line win. Defaults are those of `RSMarianConfig` and
+`Seq2SeqTrainingArguments`. The output folder holds the model, ready for the Hub, and `recipe.yaml`, `run.json`,
+`results.json`, translations and TensorBoard logs.
+"""
 
 import shutil
 import sys
@@ -24,7 +34,8 @@ from ..training.model import ModelArguments, build_model
 from ..training.run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_run_record
 from ..training.trainer import TranslationTrainer
 from ..utils.files import write_json
-from ..utils.processes import PatientGroup
+from ..utils.processes import PatientGroup, run
+from ..utils.recipes import RecipeParser
 
 logger = logging.get_logger(__name__)
 
@@ -286,3 +297,14 @@ def print_samples(split: str, dataset: Dataset, translations: list[str]) -> None
         print(f"{' ' * len(split)}   translation  {translation}")
         print(f"{' ' * len(split)}   reference    {row['target']}")
     print()
+
+
+GROUPS = (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_training(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+
+
+if __name__ == "__main__":
+    run(main)

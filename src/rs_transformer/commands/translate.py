@@ -1,4 +1,10 @@
-"""Translate a file: what `training/translate.py` does."""
+"""Translate a file with a model, a sentence a line.
+
+    accelerate launch training/translate.py --model_name_or_path runs/demo \\
+        --input_file sentences.ja --output_file sentences.en --num_beams 5
+
+Several processes share the sentences: `accelerate launch --num_processes 2 …`.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +14,8 @@ from accelerate import PartialState
 from ..checkpoints import load_translator
 from ..corpus import read_sentences
 from ..decoding import DecodingArguments, timed_translate
+from ..utils.processes import run
+from ..utils.recipes import RecipeParser
 
 
 @dataclass
@@ -55,3 +63,14 @@ def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> flo
     if is_main:
         partial.replace(output)
     return len(sentences) / seconds
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = RecipeParser((TranslateArguments, DecodingArguments), description=__doc__)
+    args, decoding_args = parser.parse_recipe(argv)
+    speed = translate_file(args, decoding_args)
+    PartialState().print(f"{args.output_file}: {speed:.1f} sentences per second")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -5,7 +5,7 @@ On GPUs accelerate needs no help to start. Not a launcher: torch.distributed's i
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -38,6 +38,12 @@ def processes() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def run(main: Callable[[], Any]) -> None:
+    """Run a command's `main` in the processes that the user asked for."""
+    with processes():
+        main()
+
+
 def _start_processes() -> None:
     if any(int(os.environ.get(name, 1)) > 1 for name in MPI_SIZES):
         if not torch.accelerator.is_available():
@@ -47,7 +53,7 @@ def _start_processes() -> None:
     # Set by `accelerate launch` for the processes to find each other, and only where there are to be several.
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
     if asked and "WORLD_SIZE" not in os.environ:
-        os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *_torchrun_options(), *sys.argv])
+        os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *_torchrun_options(), *_program()])
 
 
 class PatientGroup:
@@ -78,6 +84,12 @@ class PatientGroup:
         finally:
             if first:
                 self.wait()
+
+
+def _program() -> list[str]:
+    """This process's program and its arguments, as an interpreter takes them."""
+    module = sys.modules["__main__"].__spec__
+    return sys.argv if module is None else ["-m", module.name, *sys.argv[1:]]
 
 
 def _torchrun_options() -> list[str]:

@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from argparse import Action
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,11 +11,29 @@ import yaml
 from transformers import HfArgumentParser
 
 
+class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """Examples as they are typed, and the default of each option."""
+
+
+class HelpAll(Action):
+    """Shows what `--help` leaves out, too."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str = SUPPRESS, **kwargs: Any):
+        super().__init__(option_strings, dest=dest, default=SUPPRESS, nargs=0, **kwargs)
+
+    def __call__(self, parser: "RecipeParser", *args: Any) -> None:
+        for action, text in parser.inherited.items():
+            action.help = text
+        parser.print_help()
+        parser.exit()
+
+
 class RecipeParser(HfArgumentParser):
     """`HfArgumentParser` that also takes `--recipe FILE.yaml` (or the file as first argument).
 
     A recipe holds options by name. An unknown name, there or on the command line, is an error that suggests the
-    nearest known ones.
+    nearest known ones. `--help` shows the options of each dataclass as a group, named as its docstring begins, without
+    those that are inherited from transformers; `--help-all` shows these as well.
 
     Args:
         positional: the option that bare arguments at the beginning are for, if not None.
@@ -29,10 +47,23 @@ class RecipeParser(HfArgumentParser):
         prose: Sequence[str] = (),
         **kwargs,
     ):
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.inherited: dict[Action, str | None] = {}
+        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self.positional = positional
         self.prose = prose
         self.add_argument("--recipe", default=None, metavar="FILE.yaml", help="Options from a YAML file; others win.")
+        if self.inherited:
+            self.add_argument("--help-all", action=HelpAll, help="Show the options of transformers' Trainer, too.")
+
+    def _add_dataclass_arguments(self, dtype: type) -> None:
+        dtype._argument_group_name = dtype.__doc__.splitlines()[0].rstrip(".")  # where the base class looks for it
+        before = set(map(id, self._actions))
+        super()._add_dataclass_arguments(dtype)
+        of = {name: cls for cls in reversed(dtype.__mro__) for name in vars(cls).get("__annotations__", {})}
+        for action in self._actions:
+            name = action.dest.removeprefix("no_")
+            if id(action) not in before and of.get(name, dtype).__module__.startswith("transformers."):
+                self.inherited[action], action.help = action.help, SUPPRESS
 
     def parse_recipe(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Parse the command line (default: this process's) into one instance of each dataclass."""
@@ -90,5 +121,5 @@ class RecipeParser(HfArgumentParser):
     def _refuse(self, name: str, where: str) -> NoReturn:
         known = [action.dest for action in self._actions]
         near = difflib.get_close_matches(name.lstrip("-").split("=")[0], known)
-        hint = f"; did you mean {' or '.join(near)}?" if near else " (--help lists all)"
+        hint = f"; did you mean {' or '.join(near)}?" if near else " (--help and --help-all list them)"
         self.error(f"unknown option {name!r} in {where}{hint}")

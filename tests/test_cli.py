@@ -1,0 +1,73 @@
+"""`rs-transformer COMMAND`, and a command as a module under `accelerate launch`."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RECIPE, ROOT, losses, run, script, task_options
+
+import rs_transformer_cli
+from rs_transformer import __version__
+from rs_transformer.commands.train import GROUPS
+from rs_transformer.utils.recipes import RecipeParser
+
+PROGRAM = Path(sys.executable).with_name("rs-transformer")
+
+
+def test_help_lists_every_script_without_importing_torch():
+    code = "import sys, rs_transformer_cli; rs_transformer_cli.main([]); print('torch' in sys.modules)"
+    *lines, torch = run(sys.executable, "-c", code).stdout.splitlines()
+    listed = {line.split()[0].replace("-", "_") for line in lines if line.startswith("  ")}
+    assert listed == {file.stem for file in (ROOT / "training").glob("*.py")}
+    assert torch == "False"
+
+
+def test_a_command_runs_what_its_script_runs(trained, task, tmp_path):
+    options = ["--model_name_or_path", trained, "--output_file", tmp_path / "out.txt"]
+    (tmp_path / "in.txt").write_text("a b c d\ne f g\n")
+    run(PROGRAM, "translate", *options, "--input_file", tmp_path / "in.txt")
+    assert (tmp_path / "out.txt").read_text() == "d c b a\ng f e\n"
+
+
+def test_an_unknown_command_is_named_with_the_nearest(capsys):
+    assert rs_transformer_cli.main(["trian"]) == 2
+    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
+    assert rs_transformer_cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_accelerate_launches_a_command_as_a_module_in_two_processes(task, tmp_path):
+    options = [RECIPE, *task_options(task), "--max_steps", 6, "--logging_steps", 1, "--dropout", 0]
+    options += ["--eval_strategy", "no", "--save_strategy", "no", "--average_checkpoints", 0, "--max_new_tokens", 8]
+    accelerate = Path(sys.executable).with_name("accelerate")
+    launch = [accelerate, "launch", "--cpu", "--num_processes", 2, "-m", "rs_transformer.commands.train"]
+    run(*launch, *options, "--load_best_model_at_end", "false", "--max_tokens", 256, "--output_dir", tmp_path / "two")
+    more = ["--load_best_model_at_end", "false", "--max_tokens", 512, "--output_dir", tmp_path / "one"]
+    script("train")(*options, *more)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all"])
+def test_help_shows_options_by_group_and_the_trainers_where_asked_for(option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        RecipeParser(GROUPS, description="An example:\n\n    train.py  recipe.yaml").parse_recipe([option])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert "\n    train.py  recipe.yaml\n" in shown  # as it is typed
+    assert "\nHow to decode:\n" in shown
+    assert "--max_tokens" in shown
+    assert "--help-all" in shown
+    assert ("--learning_rate" in shown) == (option == "--help-all")
+
+
+def test_a_command_without_its_packages_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert rs_transformer_cli.main(["train", "--help"]) == 2
+    assert 'rs-transformer train needs accelerate: pip install "rs-transformer[train]"' in capsys.readouterr().err
+
+
+def test_options_that_help_leaves_out_are_taken_all_the_same(tmp_path):
+    *_, training = RecipeParser(GROUPS).parse_recipe(
+        ["--source_lang", "a", "--target_lang", "b", "--output_dir", str(tmp_path), "--learning_rate", "0.5"]
+    )
+    assert training.learning_rate == 0.5
