@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Train a small recurrently stacked model on the shipped sentence pairs and translate with it.
 demo: $(VENV)/made
 	rm -rf runs/demo
-	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process 2 training/train.py training/recipes/demo.yaml
+	$(BIN)/python training/train.py training/recipes/demo.yaml
 
 test: $(VENV)/installed
 	tests/system_packages.sh

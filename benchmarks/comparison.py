@@ -1,8 +1,8 @@
 """Quality and speed of several models side by side, as a table and a plot, from what two scripts have written:
 
     SYSTEMS="runs/tanaka_vanilla6 runs/tanaka_rs6 …"        # the first is what the others are compared to
-    accelerate launch training/evaluate.py --systems $SYSTEMS … --output_file evaluation.json
-    accelerate launch training/depth_sweep.py --model_name_or_path runs/tanaka_vanilla6 --finetuned runs/tanaka_rs6 … \
+    python training/evaluate.py --systems $SYSTEMS … --output_file evaluation.json
+    python training/depth_sweep.py --model_name_or_path runs/tanaka_vanilla6 --finetuned runs/tanaka_rs6 … \
         --num_beams 1 --decoding_max_tokens 1 --output_file speed.json
     python benchmarks/comparison.py evaluation.json speed.json --plot comparison.png
 

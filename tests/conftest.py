@@ -119,6 +119,7 @@ def trained(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     options = ["--average_checkpoints", 2, "--report_to", "tensorboard"]
     done = launch("train.py", RECIPE, *task_options(task), "--output_dir", folder, *options)
     (folder / "printed.txt").write_text(done.stdout + done.stderr)
+    (folder / "stdout.txt").write_text(done.stdout)
     return folder
 
 

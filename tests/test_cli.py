@@ -1,5 +1,7 @@
 """`rs-transformer COMMAND`, and a command as a module under `accelerate launch`."""
 
+import re
+import signal
 import sys
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from conftest import RECIPE, ROOT, losses, run, script, task_options
 
 import rs_transformer_cli
 from rs_transformer import __version__
-from rs_transformer.commands.train import GROUPS
+from rs_transformer.commands.train import TrainOptions
+from rs_transformer.configuration_rs_marian import layer_map
+from rs_transformer.utils.console import say, short_errors
 from rs_transformer.utils.recipes import RecipeParser
 
 PROGRAM = Path(sys.executable).with_name("rs-transformer")
@@ -50,7 +54,9 @@ def test_accelerate_launches_a_command_as_a_module_in_two_processes(task, tmp_pa
 @pytest.mark.parametrize("option", ["--help", "--help-all"])
 def test_help_shows_options_by_group_and_the_trainers_where_asked_for(option, capsys):
     with pytest.raises(SystemExit) as stopped:
-        RecipeParser(GROUPS, description="An example:\n\n    train.py  recipe.yaml").parse_recipe([option])
+        RecipeParser(TrainOptions.types(), description="An example:\n\n    train.py  recipe.yaml").parse_recipe(
+            [option]
+        )
     assert not stopped.value.code
     shown = capsys.readouterr().out
     assert "\n    train.py  recipe.yaml\n" in shown  # as it is typed
@@ -67,7 +73,74 @@ def test_a_command_without_its_packages_says_what_to_install(capsys, monkeypatch
 
 
 def test_options_that_help_leaves_out_are_taken_all_the_same(tmp_path):
-    *_, training = RecipeParser(GROUPS).parse_recipe(
+    *_, training = RecipeParser(TrainOptions.types()).parse_recipe(
         ["--source_lang", "a", "--target_lang", "b", "--output_dir", str(tmp_path), "--learning_rate", "0.5"]
     )
     assert training.learning_rate == 0.5
+
+
+# What a user is told
+
+
+def fails(capsys, error: BaseException) -> tuple[int, str]:
+    """Exit status and line of a command that ends with an error."""
+    with pytest.raises(SystemExit) as stopped, short_errors("go on so"):
+        raise error
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_an_expected_error_is_one_line_and_status_2(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["training/train.py", "--seed", "1"])
+    with pytest.raises(SystemExit) as stopped, short_errors():
+        RecipeParser(TrainOptions.types()).parse_recipe(["--d_model", "eight"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "train.py: error: argument --d_model/--d-model: invalid int value: 'eight'\n"
+    with pytest.raises(SystemExit) as stopped, short_errors():
+        layer_map(6, 8, "cycle")
+    assert stopped.value.code == 2
+    assert re.fullmatch(r"train.py: error: .+\n", capsys.readouterr().err)
+    code, line = fails(capsys, FileNotFoundError("there is no\n  such file"))
+    assert (code, line) == (2, "train.py: error: there is no such file (--debug shows where)\n")
+
+
+def test_debug_shows_the_traceback_and_other_errors_always_do(monkeypatch):
+    with pytest.raises(KeyError), short_errors():
+        raise KeyError("a fault of the program")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--debug", "--seed", "1"])
+    with pytest.raises(ValueError, match="told in full"), short_errors():
+        raise ValueError("told in full")
+    assert sys.argv == ["train.py", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--debug", "underflow_overflow"])
+    with pytest.raises(SystemExit), short_errors():
+        raise ValueError("transformers' own option is left to it")
+    assert sys.argv == ["train.py", "--debug", "underflow_overflow"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_stop_is_one_line_that_says_how_to_go_on(number, status, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as stopped, short_errors("go on so"):
+        signal.raise_signal(number)
+    assert stopped.value.code == status
+    assert re.fullmatch(r"train.py: stopped by (SIGTERM|Ctrl-C); go on so\n", capsys.readouterr().err)
+
+
+def test_of_several_processes_one_speaks(tmp_path, capsys, monkeypatch):
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
+        say(f"process {rank}")
+    assert capsys.readouterr().err == "process 0\n"
+
+
+def test_a_command_lists_no_option_that_it_ignores_and_refuses_its_use(capsys):
+    with pytest.raises(SystemExit):
+        script("evaluate")("--help")
+    shown = capsys.readouterr().out
+    assert "--test_file" in shown
+    assert "--max_train_samples" not in shown
+    with pytest.raises(SystemExit):
+        script("evaluate")("--systems", "a", "--source_lang", "a", "--target_lang", "b", "--max_train_samples", 5)
+    assert "there is no use for max_train_samples here" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, 
     launch("train.py", RECIPE, "--model_name_or_path", tmp_path / "collapsed", *options, "--save_strategy", "no")
     text = ModelCard.load(tmp_path / "tuned" / "README.md").text
     assert f"Fine-tuned from `{tmp_path}/collapsed`, which goes back to a collapse of `{tmp_path}/vanilla`" in text
-    assert "accelerate launch training/train.py recipe.yaml" in text
+    assert "python training/train.py recipe.yaml" in text
 
 
 def test_card_of_a_student_names_its_teachers_and_the_command(folder):
@@ -129,7 +129,7 @@ def test_card_of_a_student_names_its_teachers_and_the_command(folder):
     assert (
         "Distilled from `org/teacher`, `runs/second`: targets best, weight of the teacher's distributions 0.5" in text
     )
-    assert "accelerate launch training/distill.py recipe.yaml" in text
+    assert "python training/distill.py recipe.yaml" in text
 
 
 def test_card_of_a_tokenizer_that_names_no_languages(folder):

@@ -52,10 +52,31 @@ def test_train_learns_the_task_and_leaves_a_folder_that_says_how(trained, test_p
     assert "transformers" in json.loads((trained / "run.json").read_text())["versions"]
     assert list((trained / "runs").rglob("events.out.tfevents*"))
     printed = (trained / "printed.txt").read_text()
-    assert "test: BLEU" in printed
-    assert printed.count("[test] source") == 10
-    assert "4000 of 4000 kept" in printed
+    assert "Training pairs: 4000 of 4000 kept" in printed
+    assert "85,504 parameters stored, 169,216 if no step shared; encoder steps apply layers 0 0" in printed
+    assert f"Updates: {results['training']['updates']} of at most 512 tokens" in printed
     assert "Averaging checkpoint-" in printed
+    assert printed.count("[test] source") == 5
+
+
+def test_the_screen_of_a_run_is_short_and_ends_with_scores_and_the_next_command(trained):
+    lines = (trained / "stdout.txt").read_text().splitlines()
+    updates = [line for line in lines if line.startswith("update ")]
+    assert "  loss " in updates[0]
+    assert any("validation: loss" in line and "  BLEU " in line for line in updates)
+    assert len(lines) - len(updates) < 40
+    last = lines[-7:]
+    scores = json.loads((trained / "results.json").read_text())["test"]
+    assert last[1].startswith(f"test: BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}")
+    assert last[3].strip() == scores["bleu_signature"]
+    assert last[-1].strip().startswith(f"rs-transformer translate --model_name_or_path {trained}")
+    log = (trained / "run.log").read_text()
+    assert "Running training" in log
+    printed = (trained / "printed.txt").read_text()
+    for noise in ("Running training", "INFO", "config.json", "Instantaneous batch size", "early stopping required"):
+        assert noise not in printed
+    for misleading in ("Instantaneous batch size", "early stopping required", "missing keys"):
+        assert misleading not in log
 
 
 def test_trained_folder_loads_with_the_auto_classes(trained):

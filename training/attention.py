@@ -1,6 +1,6 @@
 """What each step of a recurrently stacked model attends to, beside another model: figures, pictures, and a page.
 
-    accelerate launch training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
+    python training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
         --text "彼は水泳が得意だ。" --reference "he is good at swimming." --output_dir attention
 
 More in `--help`; the work is done in `rs_transformer.commands.attention`.

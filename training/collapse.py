@@ -1,6 +1,6 @@
 """Collapse a trained Marian model, such as an OPUS-MT checkpoint, into a recurrently stacked one of the same depth.
 
-    accelerate launch training/collapse.py --model_name_or_path Helsinki-NLP/opus-mt-ja-en --output_dir runs/collapsed
+    python training/collapse.py --model_name_or_path Helsinki-NLP/opus-mt-ja-en --output_dir runs/collapsed
 
 More in `--help`; the work is done in `rs_transformer.commands.collapse`.
 """

@@ -1,6 +1,6 @@
 """Distil a teacher into a recurrently stacked student: its translations, its distributions, or both.
 
-    accelerate launch training/distill.py training/recipes/tanaka_distilled.yaml
+    python training/distill.py training/recipes/tanaka_distilled.yaml
 
 More in `--help`; the work is done in `rs_transformer.commands.distill`.
 """

@@ -1,6 +1,6 @@
 """Train a translation model on a parallel corpus, from scratch or from a checkpoint.
 
-    accelerate launch training/train.py training/recipes/demo.yaml
+    python training/train.py training/recipes/demo.yaml
 
 More in `--help`; the work is done in `rs_transformer.commands.train`.
 """

@@ -1,6 +1,6 @@
 """Translate a file with a model, a sentence a line.
 
-    accelerate launch training/translate.py --model_name_or_path runs/demo \\
+    python training/translate.py --model_name_or_path runs/demo \\
         --input_file sentences.ja --output_file sentences.en --num_beams 5
 
 More in `--help`; the work is done in `rs_transformer.commands.translate`.

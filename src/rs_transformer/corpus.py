@@ -19,6 +19,17 @@ logger = logging.get_logger(__name__)
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLITS = ("train", "validation", "test")
 AnyDataset = Dataset | IterableDataset
+# Of `CorpusArguments`: what those have no use for that only translate.
+TRAINING_OPTIONS = (
+    "streaming",
+    "shuffle_buffer_size",
+    "max_train_samples",
+    "max_eval_samples",
+    "max_source_length",
+    "max_target_length",
+    "max_length_ratio",
+    "preprocessing_num_workers",
+)
 
 
 @dataclass

@@ -4,9 +4,9 @@ Not for single requests (`pipeline_rs_marian.py`).
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -15,7 +15,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .pipeline_rs_marian import is_blank
+
 logger = logging.get_logger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -35,6 +39,11 @@ class DecodingArguments:
         for name in ("num_beams", "max_new_tokens", "decoding_max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def batch_tokens(self) -> int:
+        """Source tokens of a decoding batch, padding included, so that its beams fit into `decoding_max_tokens`."""
+        return max(1, self.decoding_max_tokens // self.num_beams)
 
     def search_kwargs(self) -> dict:
         """What `generate` and a `GenerationConfig` take of the search."""
@@ -86,8 +95,42 @@ def generate_texts(
     return [texts[start : start + n_best] for start in range(0, len(texts), n_best)]
 
 
+def map_by_length(
+    function: Callable[[list[int]], Sequence[Result]],
+    lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    advance: Callable[[int], None] = lambda items: None,
+    shared: bool = False,
+) -> list[Result]:
+    """A function over items in batches of similar length (`length_batches`), its results in the order of the items.
+
+    Args:
+        function: takes the indices of a batch, returns a result for each.
+        lengths: of the items.
+        max_tokens: of a batch, padding included.
+        advance: called with the number of items that a batch has done; of all processes together, where they share.
+        shared: each process takes a share of the batches, and all get all results, which must be picklable.
+    """
+    state = PartialState()
+    number, processes = (state.process_index, state.num_processes) if shared else (0, 1)
+    batches, left = list(length_batches(lengths, max_tokens)), len(lengths)
+    results: list[tuple[int, Result]] = []
+    for batch in batches[number::processes]:
+        results.extend(zip(batch, function(batch), strict=True))
+        # The main process counts for all, since the others do as much in the same time.
+        step = min(len(batch) * processes, left)
+        left -= step
+        advance(step)
+    if processes > 1:
+        results = gather_object(results)
+    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
 class Engine(Protocol):
     """Translates a batch of token ids into `n_best` hypotheses each, the best first."""
+
+    tokenizer: PreTrainedTokenizerBase
 
     def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]: ...
 
@@ -105,12 +148,47 @@ class TransformersEngine:
         return generate_texts(self.model, self.tokenizer, input_ids, self.decoding, self.n_best)
 
 
+def decode_all(
+    engine: Engine,
+    input_ids: Sequence[list[int]],
+    max_tokens: int,
+    *,
+    advance: Callable[[int], None] = lambda items: None,
+    shared: bool = False,
+) -> list[list[str]]:
+    """The hypotheses of every source, in order; an empty one for a blank source, whatever the engine makes of it.
+
+    Args:
+        engine: any of them.
+        input_ids: from `encode_sources`.
+        max_tokens, advance, shared: as for `map_by_length`; `DecodingArguments.batch_tokens`.
+    """
+    filled = [index for index, ids in enumerate(input_ids) if not is_blank(engine.tokenizer, ids)]
+    advance(len(input_ids) - len(filled))
+    found = map_by_length(
+        lambda batch: engine.translate_batch([input_ids[filled[position]] for position in batch]),
+        [len(input_ids[index]) for index in filled],
+        max_tokens,
+        advance=advance,
+        shared=shared,
+    )
+    hypotheses = dict(zip(filled, found, strict=True))
+    return [hypotheses.get(index, [""]) for index in range(len(input_ids))]
+
+
 def encode_sources(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
 ) -> list[list[int]]:
-    """Token ids of sentences; one that is longer than the model takes is cut, with a warning that names it."""
+    """Token ids of sentences; one that is longer than the model takes is cut, with a warning that names it.
+
+    A sentence in which nothing is to be seen has the ids of an empty one.
+    """
     limit = source_limit(model, tokenizer)
     encoded = [tokenizer(sentence, verbose=False)["input_ids"] for sentence in sentences]
+    empty = tokenizer("")["input_ids"]
+    encoded = [
+        empty if is_blank(tokenizer, ids, sentence) else ids for sentence, ids in zip(sentences, encoded, strict=True)
+    ]
     for sentence, ids in zip(sentences, encoded, strict=True):
         if len(ids) > limit and PartialState().is_main_process:
             logger.warning(
@@ -140,22 +218,15 @@ def translate(
         The translations, in the order of `sentences`.
     """
     args = args or DecodingArguments()
-    state = PartialState()
     encoded = encode_sources(model, tokenizer, sentences)
-    batches = list(length_batches([len(ids) for ids in encoded], max(1, args.decoding_max_tokens // args.num_beams)))
+    engine = TransformersEngine(model, tokenizer, args)
     was_training = model.training
     model.eval()
-    results: list[tuple[int, str]] = []
-    disable = None if progress and state.is_main_process else True
+    disable = None if progress and PartialState().is_main_process else True
     with tqdm(total=len(encoded), unit=" sentences", desc="Translating", disable=disable, leave=False) as bar:
-        for batch in batches[state.process_index :: state.num_processes]:
-            hypotheses = generate_texts(model, tokenizer, [encoded[i] for i in batch], args)
-            results.extend((index, text) for index, (text,) in zip(batch, hypotheses, strict=True))
-            bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))
+        hypotheses = decode_all(engine, encoded, args.batch_tokens, advance=bar.update, shared=True)
     model.train(was_training)
-    if state.num_processes > 1:
-        results = gather_object(results)
-    return [text for _, text in sorted(results)]
+    return [texts[0] for texts in hypotheses]
 
 
 def timed_translate(*args, **kwargs) -> tuple[list[str], float]:

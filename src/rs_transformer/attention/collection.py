@@ -7,17 +7,15 @@ Not for the measures themselves (`measures.py`), for pictures (`figures.py`) or 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..decoding import DecodingArguments, length_batches, source_limit
+from ..decoding import DecodingArguments, map_by_length, source_limit
 from ..tokenization import convert_source_ids_to_tokens
 from .measures import (
     BOOTSTRAP_SEED,
@@ -121,21 +119,18 @@ def collect_attention(
         ValueError: no sentences, an empty one, one that is longer than the model takes, another number of targets
             than of sources, or a model that gives no attention weights, or none of each position for each other.
     """
-    batches = _batches(model, tokenizer, sources, targets, decoding or DecodingArguments())
-    found = {}
-    for indices, attend in batches:
-        found |= dict(zip(indices, attend(), strict=True))
-    return [found[index] for index in range(len(sources))]
+    attend, lengths, max_tokens = _plan(model, tokenizer, sources, targets, decoding or DecodingArguments())
+    return map_by_length(lambda batch: list(attend(batch)), lengths, max_tokens)
 
 
-def _batches(
+def _plan(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sources: Sequence[str],
     targets: Sequence[str] | None,
     decoding: DecodingArguments,
-) -> list[tuple[list[int], Callable[[], Iterator[SentenceAttention]]]]:
-    """Check and encode sentences; batches of indices, each with what gives their attention, in that order."""
+) -> tuple[Callable[[list[int]], Iterator[SentenceAttention]], list[int], int]:
+    """Check and encode sentences: what attends to those of some indices, the lengths of all, and a batch's tokens."""
     source_ids, target_ids = encode_sentences(model, tokenizer, sources, targets)
 
     def attend(indices: list[int]) -> Iterator[SentenceAttention]:
@@ -147,11 +142,7 @@ def _batches(
                 decoder_ids = _shifted_ids(model, [target_ids[index] for index in indices])
             yield from _forced_passes(model, tokenizer, inputs, decoder_ids)
 
-    lengths = [len(ids) for ids in source_ids]
-    return [
-        (indices, partial(attend, indices))
-        for indices in length_batches(lengths, decoding.decoding_max_tokens // decoding.num_beams)
-    ]
+    return attend, [len(ids) for ids in source_ids], decoding.batch_tokens
 
 
 def encode_sentences(
@@ -341,20 +332,19 @@ def attention_statistics(
 
     Arguments and errors are those of `collect_attention`; `progress` shows a bar where standard error is a terminal.
     """
-    state = PartialState()
-    batches = _batches(model, tokenizer, sources, targets, decoding or DecodingArguments())
+    attend, lengths, max_tokens = _plan(model, tokenizer, sources, targets, decoding or DecodingArguments())
     stride = -(-len(sources) // CKA_SENTENCES)
-    rows: list[tuple[int, SentenceMeasures, DrawnStates]] = []
-    disable = None if progress and state.is_main_process else True
+
+    def measure(indices: list[int]) -> list[tuple[SentenceMeasures, DrawnStates]]:
+        return [
+            (_sentence_measures(sentence), _draw(sentence, index) if index % stride == 0 else {})
+            for index, sentence in zip(indices, attend(indices), strict=True)
+        ]
+
+    disable = None if progress and PartialState().is_main_process else True
     with tqdm(total=len(sources), unit=" sentences", desc="Attending", disable=disable, leave=False) as bar:
-        for indices, attend in batches[state.process_index :: state.num_processes]:
-            for index, sentence in zip(indices, attend(), strict=True):
-                drawn = _draw(sentence, index) if index % stride == 0 else {}
-                rows.append((index, _sentence_measures(sentence), drawn))
-            bar.update(min(len(indices) * state.num_processes, bar.total - bar.n))
-    if state.num_processes > 1:
-        rows = gather_object(rows)
-    return _estimates([row[1:] for row in sorted(rows, key=lambda row: row[0])])
+        rows = map_by_length(measure, lengths, max_tokens, advance=bar.update, shared=True)
+    return _estimates(rows)
 
 
 def _estimates(rows: Sequence[tuple[SentenceMeasures, DrawnStates]]) -> AttentionStatistics:

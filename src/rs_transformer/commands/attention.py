@@ -1,8 +1,8 @@
 """What each step of a recurrently stacked model attends to, beside another model: figures, pictures, and a page.
 
-    accelerate launch training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
+    rs-transformer attention runs/tanaka_collapsed runs/tanaka_vanilla6 \\
         --text "彼は水泳が得意だ。" --reference "he is good at swimming." --output_dir attention
-    accelerate launch training/attention.py runs/tanaka_collapsed runs/tanaka_vanilla6 \\
+    rs-transformer attention runs/tanaka_collapsed runs/tanaka_vanilla6 \\
         --dataset data/tanaka --output_dir attention
 
 Open `attention.html` of the output folder in a browser.
@@ -29,7 +29,7 @@ from ..attention.collection import (
 from ..attention.figures import TITLES, draw_entropy_map, draw_heads, draw_heads_mean, draw_steps, save_figure
 from ..attention.page import write_page
 from ..checkpoints import Translator, load_checkpoint
-from ..corpus import SPLITS, OptionalCorpusArguments, load_split
+from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split
 from ..decoding import DecodingArguments
 from ..tokenization import check_language_pair
 from ..utils.files import write_json
@@ -223,7 +223,9 @@ GROUPS = (AttentionArguments, OptionalCorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = RecipeParser(GROUPS, positional="models", prose=("text", "reference"), description=__doc__)
+    parser = RecipeParser(
+        GROUPS, positional="models", prose=("text", "reference"), unused=TRAINING_OPTIONS, description=__doc__
+    )
     report_attention(*parser.parse_recipe(argv))
 
 

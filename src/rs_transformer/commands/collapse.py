@@ -1,12 +1,12 @@
 """Collapse a trained Marian model, such as an OPUS-MT checkpoint, into a recurrently stacked one of the same depth.
 
-    accelerate launch training/collapse.py --model_name_or_path Helsinki-NLP/opus-mt-ja-en --output_dir runs/collapsed
-    accelerate launch training/collapse.py --model_name_or_path runs/tanaka_vanilla6 --output_dir runs/calibrated \\
+    rs-transformer collapse --model_name_or_path Helsinki-NLP/opus-mt-ja-en --output_dir runs/collapsed
+    rs-transformer collapse --model_name_or_path runs/tanaka_vanilla6 --output_dir runs/calibrated \\
         --method calibrated --source_lang ja --target_lang en --train_file data/tanaka/train.jsonl \\
         --evaluate --test_file data/tanaka/test.jsonl
 
 The output folder holds model, tokenizer, generation config, remote code and `collapse.json`, which says where each
-layer comes from. Fine-tune it by `training/train.py --model_name_or_path runs/collapsed`.
+layer comes from. Fine-tune it by `rs-transformer train --model_name_or_path runs/collapsed …`.
 """
 
 from dataclasses import dataclass, field
@@ -226,11 +226,12 @@ def calibration_batches(
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=DataCollatorForSeq2Seq(tokenizer))
 
 
+UNUSED = ("streaming", "shuffle_buffer_size", "max_train_samples", "max_eval_samples")
 GROUPS = (CollapseArguments, OptionalCorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    collapse_checkpoint(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+    collapse_checkpoint(*RecipeParser(GROUPS, unused=UNUSED, description=__doc__).parse_recipe(argv))
 
 
 if __name__ == "__main__":

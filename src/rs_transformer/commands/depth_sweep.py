@@ -1,6 +1,6 @@
 """Quality against speed of one recurrently stacked checkpoint at many depths, before and after fine-tuning.
 
-    accelerate launch training/depth_sweep.py --model_name_or_path runs/tanaka_rs6 --decoder_depths 6 5 4 3 2 1 \\
+    rs-transformer depth-sweep --model_name_or_path runs/tanaka_rs6 --decoder_depths 6 5 4 3 2 1 \\
         --finetuned runs/decoder2 runs/decoder1 --source_lang ja --target_lang en \\
         --test_file data/tanaka/test.jsonl --num_beams 1 --output_file sweep.json --plot_file sweep.png
 
@@ -18,7 +18,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from ..checkpoints import load_translator
-from ..corpus import SPLITS, CorpusArguments, load_split
+from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split
 from ..decoding import DecodingArguments, timed_translate, translate
 from ..layer_transfer import check_rs_marian, depth_config, with_depth
 from ..metrics import corpus_scores
@@ -189,7 +189,7 @@ GROUPS = (DepthSweepArguments, CorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    sweep_depths(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+    sweep_depths(*RecipeParser(GROUPS, unused=TRAINING_OPTIONS, description=__doc__).parse_recipe(argv))
 
 
 if __name__ == "__main__":

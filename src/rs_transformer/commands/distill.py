@@ -1,8 +1,8 @@
 """Distil a teacher into a recurrently stacked student: its translations, its distributions, or both.
 
-    accelerate launch training/distill.py training/recipes/tanaka_distilled.yaml
-    accelerate launch training/distill.py generate training/recipes/tanaka_distilled.yaml --teacher_n_best 5
-    accelerate launch training/distill.py filter train training/recipes/tanaka_distilled.yaml --word_weight 0 \\
+    rs-transformer distill training/recipes/tanaka_distilled.yaml
+    rs-transformer distill generate training/recipes/tanaka_distilled.yaml --teacher_n_best 5
+    rs-transformer distill filter train training/recipes/tanaka_distilled.yaml --word_weight 0 \\
         --word_top_k 0 --output_dir runs/tanaka_distilled_sequence
 
 The stages, all of them unless some are named: generate (the teacher translates the training sources), filter (choose
@@ -14,8 +14,8 @@ the targets come from, what was left out) and `evaluation.json` (student against
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, MarianTokenizer, PretrainedConfig, PreTr
 from transformers.utils import logging
 
 from ..configuration_rs_marian import RSMarianConfig
-from ..corpus import CorpusArguments, load_split
+from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments
 from ..distillation.cache import cache_top_k
 from ..distillation.losses import DistillationLossArguments, check_depths, check_match
@@ -39,12 +39,13 @@ from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
 from ..training.run_folder import complete_checkpoints
+from ..utils.console import log_to
 from ..utils.files import write_json
 from ..utils.map_shards import read_record
 from ..utils.processes import PatientGroup, run
-from ..utils.recipes import RecipeParser
+from ..utils.recipes import ArgumentGroups, RecipeParser
 from .evaluate import EvaluateArguments, evaluate_systems
-from .train import check_output_dir, check_validation, load_evaluation_splits, run_training, set_up_logging
+from .train import RUN_LOG, UNUSED, check_output_dir, check_validation, load_data, run_training, set_up_screen
 
 logger = logging.get_logger(__name__)
 
@@ -131,106 +132,151 @@ class Distillation:
         )
 
 
-def distill(
-    args: DistillArguments,
-    teacher_args: TeacherArguments,
-    target_args: TargetArguments,
-    loss_args: DistillationLossArguments,
-    model_args: ModelArguments,
-    corpus_args: CorpusArguments,
-    tokenizer_args: TokenizerArguments,
-    decoding_args: DecodingArguments,
-    training_args: TranslationTrainingArguments,
-) -> None:
+@dataclass
+class DistillOptions(ArgumentGroups):
+    """What a distillation is told."""
+
+    distill: DistillArguments
+    teacher: TeacherArguments
+    targets: TargetArguments
+    loss: DistillationLossArguments
+    model: ModelArguments
+    corpus: CorpusArguments
+    tokenizer: TokenizerArguments
+    decoding: DecodingArguments
+    training: TranslationTrainingArguments
+
+    @property
+    def output(self) -> Path:
+        """The student's folder."""
+        return Path(self.training.output_dir)
+
+    @property
+    def work(self) -> Path:
+        """Where the targets and the teacher's distributions are; the Trainer does not push what begins so."""
+        return self.output / "_distillation"
+
+    @property
+    def corpus_file(self) -> Path:
+        """The teacher's corpus."""
+        return Path(self.distill.distilled_dir or self.work) / "corpus.parquet"
+
+    @property
+    def targets_file(self) -> Path:
+        """What the student learns from."""
+        return self.work / "targets.parquet"
+
+    @property
+    def translating(self) -> bool:
+        """Whether the teachers translate anything."""
+        return self.targets.targets != "reference"
+
+
+def distill(options: DistillOptions) -> None:
     """Run the stages that were asked for; every input of all of them is checked before the first one starts.
 
     Raises:
         ValueError, OSError: an option, a model or the data is wrong or not there, or was changed since the run began.
     """
-    set_up_logging(training_args)
+    set_up_screen(options.training)
     group = PatientGroup()
-    output = Path(training_args.output_dir)
-    work = output / "_distillation"  # the Trainer does not push what begins so
-    corpus_file = Path(args.distilled_dir or work) / "corpus.parquet"
-    targets_file = work / "targets.parquet"
-    translating = target_args.targets != "reference"
-    check_combination(teacher_args, target_args, loss_args, corpus_args)
-    options: dict[str, Any] = {}
-    for arguments in (
-        args,
-        teacher_args,
-        target_args,
-        loss_args,
-        model_args,
-        corpus_args,
-        tokenizer_args,
-        decoding_args,
-    ):
-        options |= asdict(arguments)
-    training = "train" in args.stages and not check_finished(output, options, training_args)
-    train = load_split(corpus_args, "train")
-    if corpus_args.max_train_samples is not None:
-        train = train.take(corpus_args.max_train_samples)
-    splits = load_evaluation_splits(corpus_args)
-    if "evaluate" in args.stages and "test" not in splits:
+    stages = options.distill.stages
+    check_combination(options)
+    training = "train" in stages and not check_finished(options)
+    train, splits = load_data(options.corpus)
+    if "evaluate" in stages and "test" not in splits:
         raise ValueError("the stage evaluate needs test data: give test_file, or leave the stage out of stages")
-    check_sources(train, teacher_args.skip_empty_sources)
-    teachers = load_teachers(teacher_args, corpus_args)
-    tokenizer = student_tokenizer(args, model_args, tokenizer_args, corpus_args, teachers)
+    check_sources(train, options.teacher.skip_empty_sources)
+    teachers = load_teachers(options.teacher, options.corpus)
+    tokenizer = student_tokenizer(options, teachers)
     if training:
-        if training_args.resume_from_checkpoint is None and complete_checkpoints(output):
-            training_args.resume_from_checkpoint = "true"
-        check_output_dir(training_args)
-        check_validation(training_args, splits)
-        student = check_student(model_args, tokenizer, teacher_args, loss_args, corpus_args, teachers)
-        check_depths(DepthSchedule.from_args(training_args, student), loss_args)
-
-    if "generate" in args.stages and translating:
-        generate_corpus(train, teachers, teacher_args, corpus_args, corpus_file)
-    elif translating and ("filter" in args.stages or (training and targets_file.is_file())):
-        check_corpus(corpus_file, train, teachers, teacher_args, corpus_args)
-    if "filter" in args.stages and translating:
-        with group.main_process_first():
-            record = write_targets(
-                corpus_file, targets_file, target_args, corpus_args.target_lang, corpus_args.preprocessing_num_workers
-            )
-        if PartialState().is_main_process:
-            corpus = {name: value for name, value in read_record(corpus_file).items() if name != "digests"}
-            write_json({"corpus": corpus, "targets": record}, output / "distillation.json")
-            print(f"targets: {record['pairs']} pairs, {record['distilled']} distilled, left out: {record['left_out']}")
+        check_training(options, splits, tokenizer, teachers)
+    if options.training.should_save:
+        log_to(options.output / RUN_LOG)
+    if options.translating:
+        translate_and_choose(options, train, teachers, group, training)
     if training:
-        if translating:
-            train = load_targets(targets_file, corpus_file, target_args, corpus_args.target_lang)
-        run_training(
-            model_args,
-            corpus_args,
-            tokenizer_args,
-            decoding_args,
-            training_args,
-            train=train,
-            tokenizer=tokenizer,
-            make_trainer=Distillation(
-                loss_args, teachers, work / "teacher_top_k.parquet", teacher_args.shard_size
-            ).make_trainer,
-            recorded=options,
+        if options.translating:
+            language = options.corpus.target_lang
+            train = load_targets(options.targets_file, options.corpus_file, options.targets, language)
+        distillation = Distillation(
+            options.loss, teachers, options.work / "teacher_top_k.parquet", options.teacher.shard_size
         )
+        run_training(options, train=train, tokenizer=tokenizer, make_trainer=distillation.make_trainer)
         group.wait()  # the main process is the last to finish
-    if "evaluate" in args.stages:
-        if not (output / "results.json").is_file():
-            raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
-        device = PartialState().device
-        loaded = {t.name: (t.model.to(device), t.tokenizer) for t in teachers if not t.prefix}
-        systems = EvaluateArguments(systems=[*loaded, str(output)], output_file=str(output / "evaluation.json"))
-        evaluate_systems(systems, corpus_args, decoding_args, loaded)
+    if "evaluate" in stages:
+        compare_to_teachers(options, teachers)
 
 
-def check_combination(
-    teacher_args: TeacherArguments,
-    target_args: TargetArguments,
-    loss_args: DistillationLossArguments,
-    corpus_args: CorpusArguments,
+def check_training(
+    options: DistillOptions,
+    splits: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase | None,
+    teachers: Sequence[Teacher],
 ) -> None:
+    """Check what the stage train will need, before hours of decoding; a run that has begun goes on.
+
+    Raises:
+        ValueError: as `run_training` and `check_student`.
+    """
+    if options.training.resume_from_checkpoint is None and complete_checkpoints(options.output):
+        options.training.resume_from_checkpoint = "true"
+    check_output_dir(options.training)
+    check_validation(options.training, splits)
+    student = check_student(options, tokenizer, teachers)
+    check_depths(DepthSchedule.from_args(options.training, student), options.loss)
+
+
+def translate_and_choose(
+    options: DistillOptions, train: Dataset, teachers: Sequence[Teacher], group: PatientGroup, training: bool
+) -> None:
+    """The stages generate and filter, those that were asked for; else the check of what they have left.
+
+    Raises:
+        ValueError, FileNotFoundError: what the stages refuse, or what is there was made otherwise.
+    """
+    stages, corpus_file, targets_file = options.distill.stages, options.corpus_file, options.targets_file
+    if "generate" in stages:
+        generate_corpus(train, teachers, options.teacher, options.corpus, corpus_file)
+    elif "filter" in stages or (training and targets_file.is_file()):
+        check_corpus(corpus_file, train, teachers, options.teacher, options.corpus)
+    if "filter" not in stages:
+        return
+    with group.main_process_first():
+        record = write_targets(
+            corpus_file,
+            targets_file,
+            options.targets,
+            options.corpus.target_lang,
+            options.corpus.preprocessing_num_workers,
+        )
+    if PartialState().is_main_process:
+        corpus = {name: value for name, value in read_record(corpus_file).items() if name != "digests"}
+        write_json({"corpus": corpus, "targets": record}, options.output / "distillation.json")
+        left_out = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items()) or "none"
+        print(
+            f"targets: {record['pairs']:,} pairs, {record['distilled']:,} distilled; left out: {left_out}", flush=True
+        )
+
+
+def compare_to_teachers(options: DistillOptions, teachers: Sequence[Teacher]) -> None:
+    """The stage evaluate: student against teachers on the test set, into `evaluation.json`.
+
+    Raises:
+        FileNotFoundError: no student has been trained.
+    """
+    output = options.output
+    if not (output / "results.json").is_file():
+        raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
+    device = PartialState().device
+    loaded = {t.name: (t.model.to(device), t.tokenizer) for t in teachers if not t.prefix}
+    systems = EvaluateArguments(systems=[*loaded, str(output)], output_file=str(output / "evaluation.json"))
+    evaluate_systems(systems, options.corpus, options.decoding, loaded)
+
+
+def check_combination(options: DistillOptions) -> None:
     """Raise `ValueError` for options that are each possible and make no sense together."""
+    teacher_args, target_args, loss_args = options.teacher, options.targets, options.loss
     several = len(teacher_args.teachers) > 1
     pooled = several and teacher_args.teacher_mode == "pool"
     if target_args.targets == "reference" and not loss_args.active:
@@ -245,26 +291,31 @@ def check_combination(
         raise ValueError("word_weight, hidden_weight and attention_weight need one teacher, or teacher_mode=ensemble")
     if several and (loss_args.hidden_weight or loss_args.attention_weight):
         raise ValueError("hidden_weight and attention_weight need one teacher, not an ensemble")
-    if corpus_args.streaming:
+    if options.corpus.streaming:
         raise ValueError("streaming does not go with distillation, whose shards need to know the number of pairs")
 
 
-def check_finished(output: Path, options: dict[str, Any], training_args: TranslationTrainingArguments) -> bool:
+def check_finished(options: DistillOptions) -> bool:
     """Whether the student in a folder is trained already, by these options.
+
+    An option that the run's recipe does not have was not set then, or not known to the transformers of then: it must
+    have its default.
 
     Raises:
         ValueError: there is a run in the folder, finished or begun, of other options.
     """
+    output = options.output
     finished = (output / "results.json").is_file()
     if not finished and not complete_checkpoints(output):
         return False
     found = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
-    trained_with = {name: value for name, value in training_args.to_dict().items() if name in found}
-    wanted = json.loads(json.dumps(options | trained_with, default=str))
+    defaults = TranslationTrainingArguments(output_dir=str(output)).to_dict()
+    wanted = json.loads(json.dumps(options.options(), default=str))
     for name in sorted(wanted):
-        if not CHANGEABLE.fullmatch(name) and found.get(name) != wanted[name]:
+        then = found.get(name, defaults.get(name))
+        if not CHANGEABLE.fullmatch(name) and then != wanted[name]:
             raise ValueError(
-                f"{output} holds a run with {name}={found.get(name)!r}, now it is {wanted[name]!r}: go on with the "
+                f"{output} holds a run with {name}={then!r}, now it is {wanted[name]!r}: go on with the "
                 "former, or choose another output_dir (distilled_dir keeps the teacher's corpus)"
             )
     if finished:
@@ -272,29 +323,24 @@ def check_finished(output: Path, options: dict[str, Any], training_args: Transla
     return finished
 
 
-def student_tokenizer(
-    args: DistillArguments,
-    model_args: ModelArguments,
-    tokenizer_args: TokenizerArguments,
-    corpus_args: CorpusArguments,
-    teachers: Sequence[Teacher],
-) -> PreTrainedTokenizerBase | None:
+def student_tokenizer(options: DistillOptions, teachers: Sequence[Teacher]) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was named, the checkpoint's, or the first teacher's; None for one to be trained.
 
     Raises:
         ValueError: it is of the opposite direction, or a new student's is no `MarianTokenizer`.
     """
-    name = tokenizer_args.tokenizer_name_or_path or model_args.model_name_or_path
+    named, model_args = options.tokenizer.tokenizer_name_or_path, options.model
+    name = named or model_args.model_name_or_path
     if name is not None:
-        if args.new_tokenizer:
+        if options.distill.new_tokenizer:
             raise ValueError(
                 f"new_tokenizer, but the student's tokenizer is to be that of {name}: give one of the two"
             )
-        revision = "main" if tokenizer_args.tokenizer_name_or_path else model_args.revision
+        revision = "main" if named else model_args.revision
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+        check_language_pair(tokenizer, options.corpus.source_lang, options.corpus.target_lang)
         return tokenizer
-    if args.new_tokenizer:
+    if options.distill.new_tokenizer:
         return None
     if not isinstance(teachers[0].tokenizer, MarianTokenizer):
         raise ValueError(
@@ -305,12 +351,7 @@ def student_tokenizer(
 
 
 def check_student(
-    model_args: ModelArguments,
-    tokenizer: PreTrainedTokenizerBase | None,
-    teacher_args: TeacherArguments,
-    loss_args: DistillationLossArguments,
-    corpus_args: CorpusArguments,
-    teachers: Sequence[Teacher],
+    options: DistillOptions, tokenizer: PreTrainedTokenizerBase | None, teachers: Sequence[Teacher]
 ) -> PretrainedConfig:
     """Build the student as the training will, hold it against the teachers, and return its configuration.
 
@@ -318,54 +359,51 @@ def check_student(
         ValueError: an impossible configuration; or, where more than translations is learned, another vocabulary,
             shapes that do not match, or pairs that are too long for a teacher.
     """
+    loss_args = options.loss
     if tokenizer is None:
-        config = RSMarianConfig(**model_args.config_fields())
+        config = RSMarianConfig(**options.model.config_fields())
         if loss_args.active:
             raise ValueError(
                 "word_weight, hidden_weight and attention_weight need the teacher's tokenizer, not a new one"
             )
         return config
-    student = build_model(model_args, tokenizer)
-    if not loss_args.active:
-        return student.config
-    longest = max(corpus_args.max_source_length, corpus_args.max_target_length)
-    for teacher in teachers:
-        if teacher.prefix or hasattr(teacher.tokenizer, "src_lang"):
-            raise ValueError(f"{teacher.name} is multilingual: learn from its translations alone")
-        if difference := same_vocabulary(tokenizer, teacher.tokenizer):
-            raise ValueError(
-                f"student and teacher {teacher.name} must have one vocabulary for word_weight, hidden_weight and "
-                f"attention_weight: {difference}. Give the student the teacher's tokenizer_name_or_path, or learn "
-                "from translations alone"
-            )
-        sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher.model)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"student and teacher {teacher.name} have output vocabularies of {sizes[0]} and {sizes[1]}"
-            )
-        positions = getattr(teacher.model.config, "max_position_embeddings", longest)
-        if positions < longest:
-            raise ValueError(
-                f"teacher {teacher.name} has {positions} positions: lower max_source_length and max_target_length "
-                f"({longest}) to that"
-            )
-        check_match(student.config, teacher.model.config, loss_args)
-    if loss_args.word_top_k > sizes[0]:
-        raise ValueError(f"word_top_k must be at most the vocabulary ({sizes[0]}), got {loss_args.word_top_k}")
+    student = build_model(options.model, tokenizer)
+    if loss_args.active:
+        longest = max(options.corpus.max_source_length, options.corpus.max_target_length)
+        for teacher in teachers:
+            check_teacher(teacher, student, tokenizer, longest)
+            check_match(student.config, teacher.model.config, loss_args)
+        vocabulary = student.get_output_embeddings().weight.shape[0]
+        if loss_args.word_top_k > vocabulary:
+            raise ValueError(f"word_top_k must be at most the vocabulary ({vocabulary}), got {loss_args.word_top_k}")
     return student.config
 
 
-GROUPS = (
-    DistillArguments,
-    TeacherArguments,
-    TargetArguments,
-    DistillationLossArguments,
-    ModelArguments,
-    CorpusArguments,
-    TokenizerArguments,
-    DecodingArguments,
-    TranslationTrainingArguments,
-)
+def check_teacher(
+    teacher: Teacher, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int
+) -> None:
+    """Raise `ValueError` if more than a teacher's translations is to be learned, and its tokens are not the student's.
+
+    Args:
+        longest: pair that the student trains on, in tokens.
+    """
+    if teacher.prefix or hasattr(teacher.tokenizer, "src_lang"):
+        raise ValueError(f"{teacher.name} is multilingual: learn from its translations alone")
+    if difference := same_vocabulary(tokenizer, teacher.tokenizer):
+        raise ValueError(
+            f"student and teacher {teacher.name} must have one vocabulary for word_weight, hidden_weight and "
+            f"attention_weight: {difference}. Give the student the teacher's tokenizer_name_or_path, or learn "
+            "from translations alone"
+        )
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher.model)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"student and teacher {teacher.name} have output vocabularies of {sizes[0]} and {sizes[1]}")
+    positions = getattr(teacher.model.config, "max_position_embeddings", longest)
+    if positions < longest:
+        raise ValueError(
+            f"teacher {teacher.name} has {positions} positions: lower max_source_length and max_target_length "
+            f"({longest}) to that"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -375,8 +413,10 @@ def main(argv: list[str] | None = None) -> None:
         stages.append(argv.pop(0))
     if stages:
         argv += ["--stages", *stages]
-    distill(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+    unused = (*UNUSED, "streaming", "shuffle_buffer_size")
+    parser = RecipeParser(DistillOptions.types(), unused=unused, description=__doc__)
+    distill(DistillOptions(*parser.parse_recipe(argv)))
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "the same command goes on where it was stopped")

@@ -1,8 +1,8 @@
 """Score models, or files of translations, on a test set: BLEU and chrF with signatures, and a paired bootstrap.
 
-    accelerate launch training/evaluate.py --systems runs/demo --source_lang ja --target_lang en \\
+    rs-transformer evaluate --systems runs/demo --source_lang ja --target_lang en \\
         --test_file training/data/tanaka-excerpt/test.jsonl
-    accelerate launch training/evaluate.py --systems runs/vanilla6 runs/rs6 --source_lang ja --target_lang en \\
+    rs-transformer evaluate --systems runs/vanilla6 runs/rs6 --source_lang ja --target_lang en \\
         --test_file test.ja test.en --num_beams 5 --output_file scores.json
 """
 
@@ -15,7 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..checkpoints import Translator, load_translator
-from ..corpus import SPLITS, CorpusArguments, load_split, read_sentences
+from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
 from ..tokenization import check_language_pair
@@ -124,7 +124,7 @@ GROUPS = (EvaluateArguments, CorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    evaluate_systems(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+    evaluate_systems(*RecipeParser(GROUPS, unused=TRAINING_OPTIONS, description=__doc__).parse_recipe(argv))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Write a checkpoint for another engine, and verify it by translating on both sides.
 
-    python training/export.py runs/tanaka_rs6 --to ctranslate2 --quantization int8 --output_dir rs6-ct2 \\
+    rs-transformer export runs/tanaka_rs6 --to ctranslate2 --quantization int8 --output_dir rs6-ct2 \\
         --test_file data/tanaka/test.jsonl --source_lang ja --target_lang en
-    python training/export.py runs/tanaka_rs6 --to transformers --output_dir rs6-marian --verify sentences.ja
+    rs-transformer export runs/tanaka_rs6 --to transformers --output_dir rs6-marian --verify sentences.ja
 
 The folder is there only if the translations are PyTorch's; `export.json` in it says how many are.
 """
@@ -19,8 +19,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..checkpoints import MODEL_TYPES, load_translator
-from ..corpus import SPLITS, OptionalCorpusArguments, load_split, read_sentences
-from ..decoding import DecodingArguments, Engine, TransformersEngine, encode_sources, length_batches
+from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
+from ..decoding import DecodingArguments, TransformersEngine, decode_all, encode_sources
 from ..metrics import corpus_scores
 from ..utils.files import check_output, staged_folder, write_json
 from ..utils.processes import run
@@ -174,8 +174,10 @@ def verify(
     rows = []
     for search in SEARCHES:
         its_decoding = replace(decoding, **search, max_new_tokens=longest)
-        ours = _decode(TransformersEngine(model, tokenizer, its_decoding), input_ids, its_decoding)
-        theirs = _decode(engine.load(folder, tokenizer, its_decoding), input_ids, its_decoding)
+        engines = (TransformersEngine(model, tokenizer, its_decoding), engine.load(folder, tokenizer, its_decoding))
+        ours, theirs = (
+            [texts[0] for texts in decode_all(each, input_ids, its_decoding.batch_tokens)] for each in engines
+        )
         different = [index for index, pair in enumerate(zip(ours, theirs, strict=True)) if len(set(pair)) > 1]
         same = 1 - len(different) / len(ours)
         if same < min_same:
@@ -194,17 +196,6 @@ def verify(
             row["pytorch_bleu"] = corpus_scores(ours, references, language)["bleu"]
         rows.append(row)
     return rows
-
-
-def _decode(engine: Engine, input_ids: Sequence[list[int]], decoding: DecodingArguments) -> list[str]:
-    """Translations in the order of the sources, in batches of similar length."""
-    translations = [""] * len(input_ids)
-    budget = decoding.decoding_max_tokens // decoding.num_beams
-    for batch in length_batches([len(ids) for ids in input_ids], budget):
-        found = engine.translate_batch([input_ids[index] for index in batch])
-        for index, hypotheses in zip(batch, found, strict=True):
-            translations[index] = hypotheses[0]
-    return translations
 
 
 def print_export(record: dict[str, Any]) -> None:
@@ -227,7 +218,9 @@ GROUPS = (ExportArguments, OptionalCorpusArguments, DecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = RecipeParser(GROUPS, positional="model_name_or_path", prose=("verify",), description=__doc__)
+    parser = RecipeParser(
+        GROUPS, positional="model_name_or_path", prose=("verify",), unused=TRAINING_OPTIONS, description=__doc__
+    )
     export_checkpoint(*parser.parse_recipe(argv))
 
 

@@ -1,8 +1,8 @@
 """Put a finished model's folder on the Hugging Face Hub, with its card.
 
-    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en --card true --dry_run true
-    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en
-    python training/publish.py runs/tanaka_rs6 --repo org/rs-marian-ja-en --output_dir published --dtype float16
+    rs-transformer publish runs/tanaka_rs6 --repo org/rs-marian-ja-en --card true --dry_run true
+    rs-transformer publish runs/tanaka_rs6 --repo org/rs-marian-ja-en
+    rs-transformer publish runs/tanaka_rs6 --repo org/rs-marian-ja-en --output_dir published --dtype float16
 
 The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit. The third
 one lays the repository out in a folder, here with weights in half precision.

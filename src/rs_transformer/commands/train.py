@@ -1,19 +1,21 @@
 """Train a translation model on a parallel corpus, from scratch or from a checkpoint.
 
-    accelerate launch training/train.py training/recipes/demo.yaml
-    accelerate launch --num_processes 2 training/train.py training/recipes/tanaka_rs6.yaml --output_dir runs/rs6
-    accelerate launch training/train.py --model_name_or_path runs/rs6 --train_file a.ja a.en \\
+    rs-transformer train training/recipes/demo.yaml
+    rs-transformer train training/recipes/tanaka_rs6.yaml --output_dir runs/rs6
+    accelerate launch --num_processes 2 -m rs_transformer.commands.train training/recipes/tanaka_rs6.yaml
+    rs-transformer train --model_name_or_path runs/rs6 --train_file a.ja a.en \\
         --source_lang ja --target_lang en --output_dir runs/tuned --learning_rate 2e-4
 
 The recipe is YAML; options on the command line win. Defaults are those of `RSMarianConfig` and
 `Seq2SeqTrainingArguments`. The output folder holds the model, ready for the Hub, and `recipe.yaml`, `run.json`,
-`results.json`, translations and TensorBoard logs.
+`results.json`, translations, TensorBoard logs, and `run.log`, with all that the libraries say.
 """
 
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +33,66 @@ from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
 from ..training.fsdp import load_whole_state
 from ..training.model import ModelArguments, build_model
+from ..training.progress import StartSummary
 from ..training.run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_run_record
 from ..training.trainer import TranslationTrainer
-from ..utils.files import write_json
+from ..utils.console import log_to, set_up_logging
+from ..utils.files import write_json, write_text
 from ..utils.processes import PatientGroup, run
-from ..utils.recipes import RecipeParser
+from ..utils.recipes import ArgumentGroups, RecipeParser
 
 logger = logging.get_logger(__name__)
 
-SAMPLES = 10
+SAMPLES = 5
+RUN_LOG = "run.log"
+GO_ON = "the same command with --resume_from_checkpoint true goes on from the last checkpoint"
+# Of the Trainer's options: what this package does in its own way, or not at all.
+UNUSED = (
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "predict_with_generate",
+    "generation_max_length",
+    "generation_num_beams",
+    "generation_config",
+    "sortish_sampler",
+    "prediction_loss_only",
+    "batch_eval_metrics",
+    "include_for_metrics",
+    "eval_accumulation_steps",
+    "eval_do_concat_batches",
+    "eval_use_gather_object",
+    "label_names",
+    "remove_unused_columns",
+    "length_column_name",
+)
+
+
+@dataclass
+class TrainOptions(ArgumentGroups):
+    """What a training run is told."""
+
+    model: ModelArguments
+    corpus: CorpusArguments
+    tokenizer: TokenizerArguments
+    decoding: DecodingArguments
+    training: TranslationTrainingArguments
 
 
 def run_training(
-    model_args: ModelArguments,
-    corpus_args: CorpusArguments,
-    tokenizer_args: TokenizerArguments,
-    decoding_args: DecodingArguments,
-    training_args: TranslationTrainingArguments,
+    options: TrainOptions,
     *,
     train: Dataset | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     make_trainer: Callable[..., TranslationTrainer] = TranslationTrainer,
-    recorded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, average, evaluate and save; every input is checked before the training starts.
 
     Args:
-        train: training pairs, columns `source` and `target`; default: the train split of `corpus_args`.
+        options: what is recorded as the run's recipe, with whatever groups there are beside those of `TrainOptions`.
+        train: training pairs, columns `source` and `target`; default: the train split of `options.corpus`.
         tokenizer: default: the one that the options name, or a new one.
         make_trainer: `TranslationTrainer`, or what takes its arguments and makes one.
-        recorded: further options for the run's recipe.
 
     Returns:
         The scores: `{"validation": {"bleu": …, …}, "test": {…}}`, as `results.json` in the output folder has them.
@@ -68,50 +100,50 @@ def run_training(
     Raises:
         ValueError, FileNotFoundError: an option or the data is wrong; the message says what and how to mend it.
     """
-    set_up_logging(training_args)
-    set_seed(training_args.seed)
-    checkpoint = check_output_dir(training_args)
-    check_streaming(corpus_args, training_args)
-
-    if train is None:
-        train = load_split(corpus_args, "train", streaming=corpus_args.streaming)
-        if corpus_args.max_train_samples is not None:
-            train = train.take(corpus_args.max_train_samples)
-    evaluated = load_evaluation_splits(corpus_args)
-    check_validation(training_args, evaluated)
-    if model_args.model_name_or_path is None:
-        RSMarianConfig(**model_args.config_fields())  # an impossible model is said before a tokenizer is trained
-
+    args, corpus = options.training, options.corpus
+    set_up_screen(args)
+    set_seed(args.seed)
+    checkpoint = check_output_dir(args)
+    check_streaming(corpus, args)
+    train, evaluated = load_data(corpus, train)
+    check_validation(args, evaluated)
+    if options.model.model_name_or_path is None:
+        RSMarianConfig(**options.model.config_fields())  # an impossible model is said before a tokenizer is trained
+    if args.should_save:
+        log_to(Path(args.output_dir, RUN_LOG))
     if tokenizer is None:
-        tokenizer = load_or_train_tokenizer(
-            tokenizer_args, model_args, corpus_args, train, training_args.output_dir, resuming=checkpoint is not None
-        )
-    model = build_model(model_args, tokenizer)
-    DepthSchedule.from_args(training_args, model.config)  # an impossible one is said before the corpus is prepared
+        tokenizer = load_or_train_tokenizer(options, train, resuming=checkpoint is not None)
+    model = build_model(options.model, tokenizer)
+    DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
-    model.generation_config.update(max_length=positions, **decoding_args.search_kwargs())
+    model.generation_config.update(max_length=positions, **options.decoding.search_kwargs())
     with PatientGroup().main_process_first(local=True):
-        train = prepare_training_pairs(train, tokenizer, corpus_args)
+        train = prepare_training_pairs(train, tokenizer, corpus)
     if isinstance(train, IterableDataset):
-        train = train.shuffle(seed=training_args.seed, buffer_size=corpus_args.shuffle_buffer_size)
-    if training_args.should_save:
-        options = dict(recorded or {})
-        for group in (model_args, corpus_args, tokenizer_args, decoding_args):
-            options |= asdict(group)
-        write_run_record(training_args.output_dir, options | training_args.to_dict())
-        keep_lineage(model_args.model_name_or_path, training_args.output_dir)
-
+        train = train.shuffle(seed=args.seed, buffer_size=corpus.shuffle_buffer_size)
+    if args.should_save:
+        write_run_record(args.output_dir, options.options())
+        keep_lineage(options.model.model_name_or_path, args.output_dir)
     trainer = make_trainer(
         model,
         train_dataset=train,
         processing_class=tokenizer,
-        args=training_args,
+        args=args,
         eval_dataset=evaluated.get("validation"),
-        decoding=replace(decoding_args, num_beams=training_args.eval_num_beams),
-        target_lang=corpus_args.target_lang,
-        max_length=max(corpus_args.max_source_length, corpus_args.max_target_length),
+        decoding=replace(options.decoding, num_beams=args.eval_num_beams),
+        target_lang=corpus.target_lang,
+        max_length=max(corpus.max_source_length, corpus.max_target_length),
     )
-    return train_and_evaluate(trainer, checkpoint, evaluated, decoding_args)
+    return train_and_evaluate(trainer, checkpoint, evaluated, options.decoding)
+
+
+def load_data(corpus: CorpusArguments, train: AnyDataset | None = None) -> tuple[AnyDataset, dict[str, Dataset]]:
+    """The training pairs, if they are not there yet, and the evaluation splits that were given."""
+    if train is None:
+        train = load_split(corpus, "train", streaming=corpus.streaming)
+        if corpus.max_train_samples is not None:
+            train = train.take(corpus.max_train_samples)
+    return train, load_evaluation_splits(corpus)
 
 
 def train_and_evaluate(
@@ -119,6 +151,7 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Train, average, save, and score the final model; what `run_training` does once all is prepared."""
     args = trainer.args
+    trainer.add_callback(StartSummary)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if args.average_checkpoints:
         load_average(trainer, args.average_checkpoints)
@@ -130,20 +163,34 @@ def train_and_evaluate(
     if args.should_save:
         write_json(results, Path(args.output_dir, "results.json"))
         trainer.create_model_card()
+        print_end(trainer, results)
     if args.push_to_hub:
         trainer.push_to_hub()
     return results
 
 
-def set_up_logging(args: TranslationTrainingArguments) -> None:
-    """Log once per node; draw progress bars on terminals only."""
-    verbosity = logging.INFO if args.should_log else logging.ERROR
-    logging.set_verbosity(verbosity)
-    logging.enable_explicit_format()
-    package = logging.get_logger("rs_transformer")
-    package.setLevel(verbosity)
-    package.handlers = logging.get_logger("transformers").handlers
-    package.propagate = False
+def print_end(trainer: TranslationTrainer, results: Mapping[str, Any]) -> None:
+    """Print what came of a run: best step, scores with signatures, folder, and what to type next."""
+    state, folder = trainer.state, trainer.args.output_dir
+    best = ""
+    if state.best_metric is not None:
+        name = trainer.args.metric_for_best_model.removeprefix("eval_")
+        best = f"; best validation {name} {state.best_metric:.2f} at update {state.best_global_step:,}"
+    seconds = results["training"]["train_seconds"]
+    print(f"{state.global_step:,} updates in {timedelta(seconds=round(seconds))}{best}")
+    scored = {split: row for split, row in results.items() if "bleu" in row}
+    for split, row in scored.items():
+        beam = f"beam {row['num_beams']}, {row['sentences']:,} sentences"
+        print(f"{split}: BLEU {row['bleu']:.2f}  chrF {row['chrf']:.2f}  ({beam})")
+    for signature in {row[name]: None for row in scored.values() for name in ("bleu_signature", "chrf_signature")}:
+        print(f"  {signature}")
+    print(f"The model is in {folder}. Next, with files of yours:")
+    print(f"  rs-transformer translate --model_name_or_path {folder} --input_file IN --output_file OUT", flush=True)
+
+
+def set_up_screen(args: TranslationTrainingArguments) -> None:
+    """Short lines of the main process of each machine on the screen; progress bars on terminals only."""
+    set_up_logging(args.should_log)
     if not sys.stderr.isatty():
         args.disable_tqdm = True
         logging.disable_progress_bar()
@@ -219,36 +266,30 @@ def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
     return splits
 
 
-def load_or_train_tokenizer(
-    args: TokenizerArguments,
-    model_args: ModelArguments,
-    corpus_args: CorpusArguments,
-    train: AnyDataset,
-    output_dir: str,
-    resuming: bool,
-) -> PreTrainedTokenizerBase:
+def load_or_train_tokenizer(options: TrainOptions, train: AnyDataset, resuming: bool) -> PreTrainedTokenizerBase:
     """The tokenizer that was named, else the checkpoint's; else a new one, or when resuming the one of this run."""
-    name = args.tokenizer_name_or_path or model_args.model_name_or_path
+    args, corpus = options.tokenizer, options.corpus
+    name = args.tokenizer_name_or_path or options.model.model_name_or_path
     if name is not None:
-        revision = "main" if args.tokenizer_name_or_path else model_args.revision
+        revision = "main" if args.tokenizer_name_or_path else options.model.revision
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+        check_language_pair(tokenizer, corpus.source_lang, corpus.target_lang)
         return tokenizer
     state = PartialState()
-    folder = Path(output_dir)
+    folder = Path(options.training.output_dir)
     with state.main_process_first():
         if state.is_main_process and not resuming:
             train_tokenizer(
                 train["source"],
                 train["target"],
                 folder,
-                source_lang=corpus_args.source_lang,
-                target_lang=corpus_args.target_lang,
+                source_lang=corpus.source_lang,
+                target_lang=corpus.target_lang,
                 vocab_size=args.vocab_size,
                 vocabulary=args.vocabulary,
                 character_coverage=args.character_coverage,
                 sample_size=args.tokenizer_sample_size,
-                model_max_length=model_args.max_position_embeddings or 512,
+                model_max_length=options.model.max_position_embeddings or 512,
             )
     return AutoTokenizer.from_pretrained(folder)
 
@@ -283,15 +324,15 @@ def final_evaluation(
         }
         if trainer.args.should_save:
             file = Path(trainer.args.output_dir, f"{split}_translations.txt")
-            file.write_text("".join(f"{text}\n" for text in trainer.translations), encoding="utf-8")
+            write_text("".join(f"{text}\n" for text in trainer.translations), file)
             print_samples(split, dataset, trainer.translations)
-            print(f"{split}: BLEU {results[split]['bleu']:.2f}  chrF {results[split]['chrf']:.2f}")
-            print(f"  {results[split]['bleu_signature']}\n  {results[split]['chrf_signature']}", flush=True)
     return results
 
 
 def print_samples(split: str, dataset: Dataset, translations: list[str]) -> None:
     """Print the first translations of a split beside source and reference."""
+    if split != "test":
+        return
     for row, translation in list(zip(dataset, translations, strict=True))[:SAMPLES]:
         print(f"\n[{split}] source       {row['source']}")
         print(f"{' ' * len(split)}   translation  {translation}")
@@ -299,12 +340,10 @@ def print_samples(split: str, dataset: Dataset, translations: list[str]) -> None
     print()
 
 
-GROUPS = (ModelArguments, CorpusArguments, TokenizerArguments, DecodingArguments, TranslationTrainingArguments)
-
-
 def main(argv: list[str] | None = None) -> None:
-    run_training(*RecipeParser(GROUPS, description=__doc__).parse_recipe(argv))
+    parser = RecipeParser(TrainOptions.types(), unused=UNUSED, description=__doc__)
+    run_training(TrainOptions(*parser.parse_recipe(argv)))
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, GO_ON)

@@ -1,9 +1,9 @@
 """Translate a file with a model, a sentence a line.
 
-    accelerate launch training/translate.py --model_name_or_path runs/demo \\
+    rs-transformer translate --model_name_or_path runs/demo \\
         --input_file sentences.ja --output_file sentences.en --num_beams 5
 
-Several processes share the sentences: `accelerate launch --num_processes 2 …`.
+Several processes share the sentences: `accelerate launch --num_processes 2 -m rs_transformer.commands.translate …`.
 """
 
 from dataclasses import dataclass, field

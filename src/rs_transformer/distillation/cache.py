@@ -1,9 +1,10 @@
 """A teacher's most probable tokens for every target token, computed once and kept on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -11,14 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..decoding import length_batches
+from ..decoding import map_by_length
 from ..utils.map_shards import Rows, map_shards
 from ..utils.processes import PatientGroup
 
 CACHE_SCHEMA = pa.schema({"teacher_ids": pa.list_(pa.int32()), "teacher_log_probs": pa.list_(pa.float16())})
 
 
-@torch.inference_mode()
 def cache_top_k(
     dataset: Dataset,
     teacher: PreTrainedModel,
@@ -51,20 +51,13 @@ def cache_top_k(
     collator = DataCollatorForSeq2Seq(tokenizer, model=teacher)
 
     def most_probable(rows: Rows, advance: Callable[[int], None]) -> Rows:
-        columns: Rows = {name: [None] * len(rows["labels"]) for name in CACHE_SCHEMA.names}
-        lengths = [max(map(len, pair)) for pair in zip(rows["input_ids"], rows["labels"], strict=True)]
-        for batch in length_batches(lengths, max_tokens):
+        def of_batch(batch: list[int]) -> list[tuple[Any, Any]]:
             features = [{"input_ids": rows["input_ids"][i], "labels": rows["labels"][i]} for i in batch]
-            inputs = collator(features).to(teacher.device)
-            del inputs["labels"]
-            log_probs = teacher(**inputs, use_cache=False).logits.float().log_softmax(-1)
-            values, ids = log_probs.topk(top_k)
-            for row, index in enumerate(batch):
-                length = len(rows["labels"][index])
-                columns["teacher_ids"][index] = ids[row, :length].flatten().tolist()
-                columns["teacher_log_probs"][index] = values[row, :length].half().flatten().cpu().numpy()
-            advance(len(batch))
-        return columns
+            return _top_k(teacher, collator(features), [len(rows["labels"][i]) for i in batch], top_k)
+
+        lengths = [max(map(len, pair)) for pair in zip(rows["input_ids"], rows["labels"], strict=True)]
+        found = map_by_length(of_batch, lengths, max_tokens, advance=advance)
+        return dict(zip(CACHE_SCHEMA.names, map(list, zip(*found, strict=True)), strict=True))
 
     file = map_shards(
         dataset.select_columns(["input_ids", "labels"]),
@@ -77,6 +70,21 @@ def cache_top_k(
     )
     with PatientGroup().main_process_first(local=True):
         return concatenate_datasets([dataset.flatten_indices(), Dataset.from_parquet(str(file))], axis=1)
+
+
+@torch.inference_mode()
+def _top_k(
+    teacher: PreTrainedModel, inputs: Any, lengths: Sequence[int], top_k: int
+) -> list[tuple[list[int], np.ndarray]]:
+    """Ids and log-probabilities of the most probable tokens of each row of a padded batch, target length times k."""
+    inputs = inputs.to(teacher.device)
+    del inputs["labels"]
+    log_probs = teacher(**inputs, use_cache=False).logits.float().log_softmax(-1)
+    values, ids = log_probs.topk(top_k)
+    return [
+        (ids[row, :length].flatten().tolist(), values[row, :length].half().flatten().cpu().numpy())
+        for row, length in enumerate(lengths)
+    ]
 
 
 class DistillationCollator(DataCollatorForSeq2Seq):

@@ -15,9 +15,10 @@ from transformers import MarianMTModel
 from transformers.utils import logging
 
 from ..corpus import CorpusArguments
-from ..decoding import DecodingArguments, Engine, TransformersEngine, length_batches, source_limit
+from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, source_limit
+from ..pipeline_rs_marian import is_blank
 from ..training.run_folder import RECORDED_PACKAGES
-from ..utils.map_shards import Rows, check_output, map_shards
+from ..utils.map_shards import Rows, check_made_from, map_shards
 from .teachers import Teacher, TeacherArguments, combined
 
 logger = logging.get_logger(__name__)
@@ -116,7 +117,7 @@ def check_corpus(
     if not Path(corpus).is_file():
         raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
     settings = generation_settings(teachers, args, corpus_args)
-    check_output(Path(corpus), dataset.select_columns(["source", "target"]), settings, args.shard_size)
+    check_made_from(Path(corpus), dataset.select_columns(["source", "target"]), settings, args.shard_size)
 
 
 def generate_corpus(
@@ -145,7 +146,6 @@ def generate_corpus(
     """
     settings, decoding = generation_settings(teachers, args, corpus_args), args.decoding(corpus_args)
     engines = make_engines(teachers, args, decoding)
-    budget = max(1, decoding.decoding_max_tokens // decoding.num_beams)
     limits = [source_limit(teacher.model, teacher.tokenizer) for teacher in teachers]
     limit = min(corpus_args.max_source_length, *limits)
     if limit < corpus_args.max_source_length:
@@ -157,27 +157,7 @@ def generate_corpus(
     }
 
     def decode(rows: Rows, advance: Callable[[int], None]) -> Rows:
-        hypotheses: list[list[str]] = [[] for _ in rows["source"]]
-        encoded = [
-            teacher.tokenizer([teacher.prefix + (source or "") for source in rows["source"]], verbose=False)[
-                "input_ids"
-            ]
-            for _, teacher in engines
-        ]
-        wanted = [
-            index
-            for index, source in enumerate(rows["source"])
-            if source and source.strip() and all(len(ids[index]) <= limit for ids in encoded)
-        ]
-        advance(len(hypotheses) - len(wanted))
-        for number, (engine, _) in enumerate(engines):
-            for batch in length_batches([len(encoded[number][index]) for index in wanted], budget):
-                indices = [wanted[position] for position in batch]
-                found = engine.translate_batch([encoded[number][index] for index in indices])
-                for index, texts in zip(indices, found, strict=True):
-                    hypotheses[index] = list(dict.fromkeys(hypotheses[index] + texts))
-                advance(len(batch) if number == len(engines) - 1 else 0)
-        return {**rows, "hypotheses": hypotheses}
+        return {**rows, "hypotheses": _hypotheses(engines, rows["source"], limit, decoding.batch_tokens, advance)}
 
     return map_shards(
         dataset.select_columns(["source", "target"]),
@@ -190,6 +170,34 @@ def generate_corpus(
         desc="Teacher decoding",
         unit="sentences",
     )
+
+
+def _hypotheses(
+    engines: Sequence[tuple[Engine, Teacher]],
+    sources: Sequence[str | None],
+    limit: int,
+    max_tokens: int,
+    advance: Callable[[int], None],
+) -> list[list[str]]:
+    """What the engines make of each source, without repetitions; nothing of a blank one or one over the limit."""
+    encoded = [
+        teacher.tokenizer([teacher.prefix + (source or "") for source in sources], verbose=False)["input_ids"]
+        for _, teacher in engines
+    ]
+    wanted = [
+        index
+        for index, source in enumerate(sources)
+        if not is_blank(engines[0][1].tokenizer, encoded[0][index], source or "")
+        and all(len(ids[index]) <= limit for ids in encoded)
+    ]
+    advance(len(sources) - len(wanted))
+    hypotheses: list[list[str]] = [[] for _ in sources]
+    for (engine, _), ids in zip(engines, encoded, strict=True):
+        counted = {"advance": advance} if engine is engines[-1][0] else {}
+        found = decode_all(engine, [ids[index] for index in wanted], max_tokens, **counted)
+        for index, texts in zip(wanted, found, strict=True):
+            hypotheses[index] = list(dict.fromkeys(hypotheses[index] + texts))
+    return hypotheses
 
 
 def check_sources(dataset: Dataset, skip_empty: bool = False) -> None:

@@ -32,9 +32,7 @@ def mark_complete(checkpoint: Path) -> None:
             sizes[str(file.relative_to(checkpoint))] = file.stat().st_size
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-    staged = checkpoint / f"{COMPLETE_MARKER}.tmp"
-    staged.write_text(json.dumps(sizes, indent=1))
-    staged.replace(checkpoint / COMPLETE_MARKER)
+    write_json(sizes, checkpoint / COMPLETE_MARKER)
 
 
 def complete_checkpoints(run_dir: str | Path) -> list[Path]:

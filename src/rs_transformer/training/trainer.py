@@ -14,6 +14,8 @@ from transformers import (
     MarianConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     Seq2SeqTrainer,
     TrainerCallback,
 )
@@ -28,6 +30,7 @@ from .batches import SetEpochCallback, TokenBatchSampler
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import embeddings_in_one_group, whole_model
 from .losses import label_smoothed_cross_entropy
+from .progress import LogLines, ProgressBar
 from .run_folder import mark_complete
 
 logger = logging.get_logger(__name__)
@@ -92,6 +95,9 @@ class TranslationTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self.label_smoother = None  # `translation_loss` smooths
+        for theirs, ours in ((PrinterCallback, LogLines), (ProgressCallback, ProgressBar)):
+            if self.pop_callback(theirs) is not None:
+                self.add_callback(ours)
         if self.depth_schedule is not None:
             self.add_callback(self.depth_schedule)
         model.config.use_cache = use_cache  # the base class switches it off for good: the saved model would be slow

@@ -30,11 +30,15 @@ def atomic_file(file: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(text: str, file: str | Path) -> None:
+    """Write a text file so that it is either the old one or the whole new one."""
+    with atomic_file(Path(file)) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
 def write_json(data: Any, file: str | Path) -> None:
     """Write JSON so that the file is either the old one or the whole new one."""
-    staged = Path(f"{file}.tmp")
-    staged.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    staged.replace(file)
+    write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", file)
 
 
 def check_output(output: Path) -> None:

@@ -116,7 +116,7 @@ def read_record(file: str | Path) -> dict[str, Any]:
     return json.loads(metadata[METADATA_KEY])
 
 
-def check_output(output: Path, dataset: Dataset, settings: Mapping[str, Any], shard_size: int) -> None:
+def check_made_from(output: Path, dataset: Dataset, settings: Mapping[str, Any], shard_size: int) -> None:
     """Raise `ValueError` unless a file was made by `map_shards` from these rows with these settings."""
     record = read_record(output)
     check_settings(output, record["settings"], {**settings, "shard_size": shard_size, "rows": len(dataset)})
@@ -127,7 +127,7 @@ def check_output(output: Path, dataset: Dataset, settings: Mapping[str, Any], sh
 def _open(output: Path, shards: Path, lock: FileLock, dataset: Dataset, settings: dict[str, Any]) -> list[int] | None:
     """The numbers of the shards that are to be done; None if the output is there."""
     if output.exists():
-        check_output(output, dataset, settings, settings["shard_size"])
+        check_made_from(output, dataset, settings, settings["shard_size"])
         shutil.rmtree(shards, ignore_errors=True)  # left by a kill right after the merge
         logger.info(f"{output} is there already, with the same settings and from the same rows: it is kept.")
         return None

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from .console import short_errors
+
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 
@@ -38,9 +40,9 @@ def processes() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run a command's `main` in the processes that the user asked for."""
-    with processes():
+def run(main: Callable[[], Any], go_on: str = "") -> None:
+    """Run a command's `main` in the processes that the user asked for; `go_on` says how, after it was stopped."""
+    with short_errors(go_on), processes():
         main()
 
 

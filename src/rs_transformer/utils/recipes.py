@@ -4,11 +4,33 @@ import difflib
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
+
+from .console import say
+
+
+@dataclass
+class ArgumentGroups:
+    """A command's argument groups as one: each field is a dataclass of options."""
+
+    @classmethod
+    def types(cls) -> tuple[type, ...]:
+        """The dataclasses, in order, for a `RecipeParser`."""
+        hints = get_type_hints(cls)
+        return tuple(hints[field.name] for field in fields(cls))
+
+    def options(self) -> dict[str, Any]:
+        """Every option of every group by its name; tokens masked."""
+        options: dict[str, Any] = {}
+        for field in fields(self):
+            group = getattr(self, field.name)
+            options |= group.to_dict() if isinstance(group, TrainingArguments) else asdict(group)
+        return options
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -33,9 +55,11 @@ class RecipeParser(HfArgumentParser):
 
     A recipe holds options by name. An unknown name, there or on the command line, is an error that suggests the
     nearest known ones. `--help` shows the options of each dataclass as a group, named as its docstring begins, without
-    those that are inherited from transformers; `--help-all` shows these as well.
+    those that are inherited from transformers; `--help-all` shows these as well. An error is one line.
 
     Args:
+        unused: options of the dataclasses that the command has no use for: not listed, and refused with another value
+            than their default. Those inherited from transformers are taken, since recorded recipes have them.
         positional: the option that bare arguments at the beginning are for, if not None.
         prose: list options whose items have spaces in them, so that text in a recipe is one item.
     """
@@ -45,15 +69,19 @@ class RecipeParser(HfArgumentParser):
         dataclass_types: Iterable[type],
         positional: str | None = None,
         prose: Sequence[str] = (),
+        unused: Sequence[str] = (),
         **kwargs,
     ):
         self.inherited: dict[Action, str | None] = {}
+        self.unused = set(unused)
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self.positional = positional
         self.prose = prose
         self.add_argument("--recipe", default=None, metavar="FILE.yaml", help="Options from a YAML file; others win.")
         if self.inherited:
             self.add_argument("--help-all", action=HelpAll, help="Show the options of transformers' Trainer, too.")
+        if "--debug" not in self._option_string_actions:  # where it is there, it also takes what transformers' takes
+            self.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
         dtype._argument_group_name = dtype.__doc__.splitlines()[0].rstrip(".")  # where the base class looks for it
@@ -62,7 +90,12 @@ class RecipeParser(HfArgumentParser):
         of = {name: cls for cls in reversed(dtype.__mro__) for name in vars(cls).get("__annotations__", {})}
         for action in self._actions:
             name = action.dest.removeprefix("no_")
-            if id(action) not in before and of.get(name, dtype).__module__.startswith("transformers."):
+            if id(action) in before:
+                continue
+            if name in self.unused:
+                action.help = SUPPRESS
+                action.required = False
+            elif of.get(name, dtype).__module__.startswith("transformers."):
                 self.inherited[action], action.help = action.help, SUPPRESS
 
     def parse_recipe(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -80,7 +113,16 @@ class RecipeParser(HfArgumentParser):
         *parsed, _, unknown = self.parse_args_into_dataclasses(argv, return_remaining_strings=True)
         if unknown:
             self._refuse(unknown[0], "the command line")
+        for group in parsed:
+            for option in fields(group):
+                own = option.name in self.unused and not isinstance(group, TrainingArguments)
+                if own and getattr(group, option.name) != _default(option):
+                    self.error(f"there is no use for {option.name} here; leave it out")
         return tuple(parsed)
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{self.prog}: error: {message}")
+        self.exit(2)
 
     def _set_recipe(self, file: str) -> None:
         if not Path(file).is_file():
@@ -123,3 +165,7 @@ class RecipeParser(HfArgumentParser):
         near = difflib.get_close_matches(name.lstrip("-").split("=")[0], known)
         hint = f"; did you mean {' or '.join(near)}?" if near else " (--help and --help-all list them)"
         self.error(f"unknown option {name!r} in {where}{hint}")
+
+
+def _default(option: Field) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
