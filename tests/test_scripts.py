@@ -5,11 +5,13 @@ import logging
 import random
 import re
 import shutil
+import tarfile
 
 import pytest
 import yaml
 from conftest import RECIPE, ROOT, launch, script, task_options
 from oracle import unrolled_marian
+from reverse_task import reverse_pairs, write_jsonl
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import RSMarianForConditionalGeneration
@@ -310,3 +312,21 @@ def test_translate_keeps_what_is_done_when_it_is_stopped(trained, test_pairs, tm
         script("translate")("--model_name_or_path", trained, *options)
     assert not (tmp_path / "out.txt").exists()
     assert exact((tmp_path / "out.txt.partial").read_text().splitlines(), references[:40]) > 0.9
+
+
+def test_a_run_of_the_layout_before_this_one_goes_on_and_its_checkpoint_loads(tmp_path):
+    """Made by version 0.1's first layout, killed after update 6; update 12 had a test loss of 3.374 there."""
+    with tarfile.open(ROOT / "tests" / "data" / "run_of_the_old_layout.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "run_of_the_old_layout"
+    model, tokenizer = load_translator(str(folder / "checkpoint-6"))
+    assert translate(model, tokenizer, ["a b c"], DecodingArguments(max_new_tokens=9), progress=False)
+    pairs = reverse_pairs(4200, seed=0)  # those that it was trained on, as `write_task` deals them out
+    files = {"train": write_jsonl(tmp_path / "train.jsonl", pairs[200:400])}
+    files["test"] = write_jsonl(tmp_path / "test.jsonl", pairs[100:110])
+    script("train")(
+        folder / "recipe.yaml", *task_options(files), "--output_dir", folder, "--resume_from_checkpoint", "true"
+    )
+    results = json.loads((folder / "results.json").read_text())
+    assert results["training"]["updates"] == 12
+    assert results["test"]["loss"] == pytest.approx(3.3744, abs=1e-3)

@@ -63,11 +63,7 @@ def calibrate(
         for batch in _cycle(batches, updates):
             batch = {name: tensor.to(child.device) for name, tensor in batch.items()}
             loss = calibration_loss(child, parent, batch, output_weight)
-            gradients = torch.autograd.grad(loss, layers)
-            for parameter, gradient in zip(layers, gradients, strict=True):
-                parameter.grad = gradient
-            torch.nn.utils.clip_grad_norm_(layers, MAX_GRAD_NORM)
-            optimizer.step()
+            _update(loss, layers, optimizer)
             schedule.step()
             losses.append(loss.item())
             if not torch.isfinite(loss):
@@ -82,6 +78,14 @@ def calibrate(
             model.train(training)
         child.zero_grad()
     return losses
+
+
+def _update(loss: torch.Tensor, layers: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """One update of some parameters alone; the others get no gradient."""
+    for parameter, gradient in zip(layers, torch.autograd.grad(loss, layers), strict=True):
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(layers, MAX_GRAD_NORM)
+    optimizer.step()
 
 
 def calibration_loss(

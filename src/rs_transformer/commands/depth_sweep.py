@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedModel
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split
@@ -27,6 +28,8 @@ from ..utils.files import write_json
 from ..utils.plotting import check_plot_file
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
+
+System = tuple[str, PreTrainedTokenizerBase, Callable[[], PreTrainedModel]]
 
 
 @dataclass
@@ -90,7 +93,7 @@ def sweep_depths(
     own = (base.config.encoder_layers, base.config.decoder_layers)
     depths = [(e, d) for e in args.encoder_depths or own[:1] for d in args.decoder_depths or own[1:]]
     # A copy for each depth would fill the memory; they are made when they are due.
-    systems: list[tuple[str, Any, Callable[[], PreTrainedModel]]] = []
+    systems: list[System] = []
     for encoder, decoder in dict.fromkeys([own, *depths]):
         depth_config(base.config, encoder, decoder)  # an impossible depth is said before the first one is measured
         make = partial(with_depth, base, encoder_layers=encoder, decoder_layers=decoder)
@@ -100,26 +103,8 @@ def sweep_depths(
         check_language_pair(its_tokenizer, corpus_args.source_lang, corpus_args.target_lang)
         systems.append((name, its_tokenizer, lambda model=model: model))
 
-    sources, references = dataset["source"][:], dataset["target"][:]
-    translate(base, tokenizer, sources[:8], decoding, progress=False)  # what is done once, is done
-    rows: list[dict[str, Any]] = []
-    for number in range(args.rounds):
-        for index, (name, its_tokenizer, make) in enumerate(systems):
-            model = make()
-            translations, speed = timed_translate(model, its_tokenizer, sources, decoding)
-            if number == 0:
-                rows.append(
-                    {
-                        "system": name,
-                        "encoder_layers": model.config.encoder_layers,
-                        "decoder_layers": model.config.decoder_layers,
-                        "parameters": model.num_parameters(only_trainable=True),
-                        **corpus_scores(translations, references, corpus_args.target_lang),
-                        "num_beams": decoding.num_beams,
-                        "rounds": [],
-                    }
-                )
-            rows[index]["rounds"].append(speed)
+    translate(base, tokenizer, dataset["source"][:8], decoding, progress=False)  # what is done once, is done
+    rows = _measure(systems, dataset, corpus_args.target_lang, decoding, args.rounds)
     for row in rows:
         row["sentences_per_second"] = statistics.median(row["rounds"])
         ratios = [speed / first for speed, first in zip(row["rounds"], rows[0]["rounds"], strict=True)]
@@ -130,6 +115,32 @@ def sweep_depths(
         print_sweep(rows)
         if args.plot_file is not None:
             plot_sweep(rows, args.plot_file)
+    return rows
+
+
+def _measure(
+    systems: Sequence[System], dataset: Dataset, target_lang: str | None, decoding: DecodingArguments, rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each system, with its sentences per second in each round."""
+    sources, references = dataset["source"][:], dataset["target"][:]
+    rows: list[dict[str, Any]] = []
+    for number in range(rounds):
+        for index, (name, tokenizer, make) in enumerate(systems):
+            model = make()
+            translations, speed = timed_translate(model, tokenizer, sources, decoding)
+            if number == 0:
+                rows.append(
+                    {
+                        "system": name,
+                        "encoder_layers": model.config.encoder_layers,
+                        "decoder_layers": model.config.decoder_layers,
+                        "parameters": model.num_parameters(only_trainable=True),
+                        **corpus_scores(translations, references, target_lang),
+                        "num_beams": decoding.num_beams,
+                        "rounds": [],
+                    }
+                )
+            rows[index]["rounds"].append(speed)
     return rows
 
 

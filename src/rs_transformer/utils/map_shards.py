@@ -43,11 +43,10 @@ def map_shards(
 ) -> Path:
     """Write `function` of every row of a dataset to one parquet file, in the dataset's order.
 
-    The dataset is cut into shards of `shard_size` rows, whatever the number of processes; under `accelerate launch`
-    the processes share them. Each shard is written to `OUTPUT.shards` under a temporary name, synced and renamed, so a
-    file that has a shard's name is whole. A later call does the shards that are not there, then merges all into
-    `output` and removes the folder. What `function` gives for a shard must depend on its rows and `settings` alone:
-    then so does every byte of the file.
+    The dataset is cut into shards, which the processes of `accelerate launch` share. Each is written to
+    `OUTPUT.shards` under a temporary name, synced and renamed, so a file that has a shard's name is whole. A later
+    call does those that are not there, then merges all into `output` and removes the folder. What `function` gives for
+    a shard must depend on its rows and `settings` alone: then so does every byte of the file.
 
     Args:
         dataset: the input; its rows are digested, and other rows are refused on a resume.
@@ -80,17 +79,12 @@ def map_shards(
         todo = broadcast_object_list([todo])[0]
         if todo is None:
             return output
-        if state.is_main_process:
-            logger.info(f"{desc}: {len(todo)} shards of {shard_size} {unit} on {state.num_processes} processes")
         progress = _Progress(len(dataset), todo, shard_size, desc, unit)
         for number in todo[state.process_index :: state.num_processes]:
             rows = _shard(dataset, number, shard_size)
             columns = function(rows, progress.advance)
             progress.log()
-            record = {"digest": _digest(rows), "origin": dict(origin or {})}
-            table = pa.Table.from_pydict(columns, schema=schema.with_metadata({METADATA_KEY: json.dumps(record)}))
-            with atomic_file(shards / _name(number)) as staged:
-                pq.write_table(table, staged)
+            _write(shards / _name(number), columns, schema, {"digest": _digest(rows), "origin": dict(origin or {})})
         progress.close()
         group.wait()
         with group.main_process_first():
@@ -189,6 +183,12 @@ def _name(number: int) -> str:
     return f"{number:08d}.parquet"
 
 
+def _write(file: Path, columns: Rows, schema: pa.Schema, record: Mapping[str, Any]) -> None:
+    table = pa.Table.from_pydict(columns, schema=schema.with_metadata({METADATA_KEY: json.dumps(record)}))
+    with atomic_file(file) as staged:
+        pq.write_table(table, staged)
+
+
 def _merge(output: Path, shards: Path, schema: pa.Schema, settings: dict[str, Any], rows: int) -> None:
     files = [shards / _name(number) for number in range(-(-rows // settings["shard_size"]))]
     records = [read_record(file) for file in files]
@@ -225,6 +225,8 @@ class _Progress:
         left = sum(min(shard_size, rows - number * shard_size) for number in todo)
         self.done_before, self.done, self.started = rows - left, 0, time.perf_counter()
         disable = None if state.is_main_process else True
+        if state.is_main_process:
+            logger.info(f"{desc}: {len(todo)} shards of {shard_size} {unit} on {state.num_processes} processes")
         self.bar = tqdm(total=rows, initial=self.done_before, unit=f" {unit}", desc=desc, disable=disable, leave=False)
 
     def advance(self, rows: int) -> None:
