@@ -12,7 +12,7 @@ import rs_transformer_cli
 from rs_transformer import __version__
 from rs_transformer.commands.train import TrainOptions
 from rs_transformer.configuration_rs_marian import layer_map
-from rs_transformer.utils.console import say, short_errors
+from rs_transformer.utils.errors import say, short_errors
 from rs_transformer.utils.recipes import RecipeParser
 
 PROGRAM = Path(sys.executable).with_name("rs-transformer")

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .console import say
+from .errors import say
 
 
 @dataclass
