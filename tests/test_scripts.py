@@ -5,6 +5,8 @@ import logging
 import random
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -14,7 +16,7 @@ from oracle import unrolled_marian
 from reverse_task import reverse_pairs, write_jsonl
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from rs_transformer import RSMarianForConditionalGeneration
+from rs_transformer import RSMarianForConditionalGeneration, with_depth
 from rs_transformer.checkpoints import load_translator
 from rs_transformer.commands import translate as translate_command
 from rs_transformer.commands.depth_sweep import DepthSweepArguments
@@ -27,6 +29,7 @@ from rs_transformer.distillation.teachers import TeacherArguments
 from rs_transformer.tokenization import TokenizerArguments
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.model import ModelArguments
+from rs_transformer.utils.files import claimed
 from rs_transformer.utils.recipes import RecipeParser
 
 LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
@@ -312,6 +315,58 @@ def test_translate_keeps_what_is_done_when_it_is_stopped(trained, test_pairs, tm
         script("translate")("--model_name_or_path", trained, *options)
     assert not (tmp_path / "out.txt").exists()
     assert exact((tmp_path / "out.txt.partial").read_text().splitlines(), references[:40]) > 0.9
+    monkeypatch.setattr(translate_command, "timed_translate", timed_translate)
+    with open(tmp_path / "out.txt.partial", "a") as file:
+        file.write("cut sh")  # what a kill within a chunk leaves
+    done = []
+    monkeypatch.setattr(
+        translate_command, "timed_translate", lambda *args: done.extend(args[2]) or timed_translate(*args)
+    )
+    script("translate")("--model_name_or_path", trained, *options)
+    assert done == sources[40:]
+    assert exact((tmp_path / "out.txt").read_text().splitlines(), references) > 0.9
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.txt", "out.txt"]
+    with pytest.raises(FileExistsError, match="is there already; overwrite=true replaces it"):
+        script("translate")("--model_name_or_path", trained, *options)
+
+
+def test_translate_refuses_to_replace_its_input_and_a_chunk_of_nothing(trained, tmp_path):
+    (tmp_path / "in.txt").write_text("a b c\n")
+    options = ["--model_name_or_path", trained, "--input_file", tmp_path / "in.txt"]
+    with pytest.raises(ValueError, match="would replace what it is made from"):
+        script("translate")(*options, "--output_file", tmp_path / "in.txt", "--overwrite", "true")
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got -1"):
+        script("translate")(*options, "--output_file", tmp_path / "out.txt", "--chunk_size", -1)
+
+
+def test_translate_keeps_blank_lines_blank_and_takes_a_depth(trained, tmp_path):
+    lines = ["a b c", "", "  ", "\u200b", "\u3000", "d e f"]
+    (tmp_path / "in.txt").write_text("".join(f"{line}\n" for line in lines))
+    options = ["--model_name_or_path", trained, "--input_file", tmp_path / "in.txt", "--output_file"]
+    script("translate")(*options, tmp_path / "own.txt")
+    assert (tmp_path / "own.txt").read_text() == "c b a\n\n\n\n\nf e d\n"
+    script("translate")(*options, tmp_path / "one.txt", "--decoder_layers", 1)
+    shallow = with_depth(load_translator(str(trained))[0], decoder_layers=1)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    expected = translate(shallow, tokenizer, lines, progress=False)
+    assert (tmp_path / "one.txt").read_text().splitlines() == expected
+
+
+def test_two_commands_do_not_write_one_output(tmp_path):
+    output = tmp_path / "out"
+    code = "import sys; from rs_transformer.utils.files import claimed\nwith claimed(sys.argv[1]): print(flush=True), input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", code, output], **pipes)
+    try:
+        assert other.stdout.readline() == b"\n"
+        with pytest.raises(ValueError, match=f"another process is writing {output}"), claimed(output):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with claimed(output), claimed(output):  # a kill leaves nothing that holds
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_the_layout_before_this_one_goes_on_and_its_checkpoint_loads(tmp_path):

@@ -1,9 +1,12 @@
 """Checkpoints in: loaded strictly or not at all, with a plain word for what is wrong with one, whoever asks."""
 
+import hashlib
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
@@ -25,7 +28,7 @@ MODEL_TYPES = ("marian", "rs_marian")
 SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
-def load_translator(name_or_path: str, revision: str = "main") -> Translator:
+def load_translator(name_or_path: str, revision: str = "main", **options: Any) -> Translator:
     """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer.
 
     Raises:
@@ -34,7 +37,7 @@ def load_translator(name_or_path: str, revision: str = "main") -> Translator:
     """
     check_model_folder(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    model = load_checkpoint(name_or_path, revision=revision)
+    model = load_checkpoint(name_or_path, revision=revision, **options)
     return model.eval().to(PartialState().device), tokenizer
 
 
@@ -121,6 +124,18 @@ def load_checkpoint(name_or_path: str, **options: Any) -> Any:
 def commit_of(name_or_path: str, revision: str) -> str | None:
     """The Hub commit that a revision of a checkpoint is at, as its cached files tell; None for a plain folder."""
     return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
+
+
+def model_digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of weights, configuration and vocabulary, which tells a model from another of the same name."""
+    config = model.config.to_diff_dict()
+    for name in ("_name_or_path", "transformers_version", "_attn_implementation", "dtype"):
+        config.pop(name, None)
+    sha = hashlib.sha256(json.dumps([config, tokenizer.get_vocab()], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def bar_padding(model: PreTrainedModel) -> None:

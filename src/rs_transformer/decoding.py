@@ -52,10 +52,11 @@ class DecodingArguments:
 
     def generate_kwargs(self, model: PreTrainedModel) -> dict:
         """Arguments for `generate`; the length is at most what the model has positions for."""
-        # `max_length` counts the start token. Checkpoints set it, and `generate` warns of `max_new_tokens` beside it.
+        # `max_length` counts the start token. Checkpoints set it, and `generate` warns of `max_new_tokens` beside it;
+        # one that a checkpoint has would win.
         max_length = self.max_new_tokens + 1
         positions = getattr(model.config, "max_position_embeddings", max_length)
-        return {**self.search_kwargs(), "max_length": min(max_length, positions)}
+        return {**self.search_kwargs(), "max_length": min(max_length, positions), "max_new_tokens": None}
 
 
 def source_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

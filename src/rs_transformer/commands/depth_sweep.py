@@ -24,7 +24,7 @@ from ..decoding import DecodingArguments, timed_translate, translate
 from ..layer_transfer import check_rs_marian, depth_config, with_depth
 from ..metrics import corpus_scores
 from ..tokenization import check_language_pair
-from ..utils.files import write_json
+from ..utils.files import check_output_file, write_json
 from ..utils.plotting import check_plot_file
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
@@ -63,9 +63,8 @@ class DepthSweepArguments:
         if self.plot_file is not None:
             check_plot_file(self.plot_file)
         for name in ("output_file", "plot_file"):
-            file = getattr(self, name)
-            if file is not None and not Path(file).resolve().parent.is_dir():
-                raise ValueError(f"{name}: there is no folder {str(Path(file).parent)!r}")
+            if (file := getattr(self, name)) is not None:
+                check_output_file(file, what=name)
 
 
 def sweep_depths(

@@ -40,7 +40,7 @@ from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
 from ..training.run_folder import complete_checkpoints
 from ..utils.console import log_to
-from ..utils.files import write_json
+from ..utils.files import claimed, write_json
 from ..utils.map_shards import read_record
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
@@ -191,21 +191,28 @@ def distill(options: DistillOptions) -> None:
     tokenizer = student_tokenizer(options, teachers)
     if training:
         check_training(options, splits, tokenizer, teachers)
-    if options.training.should_save:
-        log_to(options.output / RUN_LOG)
-    if options.translating:
-        translate_and_choose(options, train, teachers, group, training)
-    if training:
+    with claimed(options.output, options.training.should_save):
+        if options.training.should_save:
+            log_to(options.output / RUN_LOG)
         if options.translating:
-            language = options.corpus.target_lang
-            train = load_targets(options.targets_file, options.corpus_file, options.targets, language)
-        distillation = Distillation(
-            options.loss, teachers, options.work / "teacher_top_k.parquet", options.teacher.shard_size
-        )
-        run_training(options, train=train, tokenizer=tokenizer, make_trainer=distillation.make_trainer)
-        group.wait()  # the main process is the last to finish
-    if "evaluate" in stages:
-        compare_to_teachers(options, teachers)
+            translate_and_choose(options, train, teachers, group, training)
+        if training:
+            train_student(options, train, tokenizer, teachers)
+            group.wait()  # the main process is the last to finish
+        if "evaluate" in stages:
+            compare_to_teachers(options, teachers)
+
+
+def train_student(
+    options: DistillOptions, train: Dataset, tokenizer: PreTrainedTokenizerBase | None, teachers: Sequence[Teacher]
+) -> None:
+    """The stage train: as `training/train.py`, on the targets and by the losses of the options."""
+    if options.translating:
+        language = options.corpus.target_lang
+        train = load_targets(options.targets_file, options.corpus_file, options.targets, language)
+    cache = options.work / "teacher_top_k.parquet"
+    distillation = Distillation(options.loss, teachers, cache, options.teacher.shard_size)
+    run_training(options, train=train, tokenizer=tokenizer, make_trainer=distillation.make_trainer)
 
 
 def check_training(

@@ -19,7 +19,7 @@ from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read
 from ..decoding import DecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
 from ..tokenization import check_language_pair
-from ..utils.files import write_json
+from ..utils.files import check_output_file, write_json
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
 
@@ -37,7 +37,22 @@ class EvaluateArguments:
     )
     split: str = field(default="test", metadata={"help": "What to translate.", "choices": list(SPLITS)})
     bootstrap_samples: int = field(default=1000, metadata={"help": "Resamplings of the paired bootstrap."})
+    encoder_layers: int | None = field(
+        default=None, metadata={"help": "Depth of the encoders of models, all of them RSMarian; default: their own."}
+    )
+    decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoders."})
     output_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
+
+    def __post_init__(self) -> None:
+        if self.bootstrap_samples < 1:
+            raise ValueError(f"bootstrap_samples must be at least 1, got {self.bootstrap_samples}")
+        if self.output_file is not None:
+            check_output_file(self.output_file, self.systems)
+
+    def depths(self) -> dict[str, int]:
+        """The depths that were asked for."""
+        given = {name: getattr(self, name) for name in ("encoder_layers", "decoder_layers")}
+        return {name: depth for name, depth in given.items() if depth is not None}
 
 
 def evaluate_systems(
@@ -75,7 +90,7 @@ def evaluate_systems(
         if system in files:
             translations[system] = files[system]
         else:
-            translator = (loaded or {}).get(system) or load_translator(system)
+            translator = (loaded or {}).get(system) or load_translator(system, **args.depths())
             translations[system], figures = _run_system(translator, dataset, corpus_args, decoding)
             row |= figures
         row |= corpus_scores(translations[system], references, corpus_args.target_lang)

@@ -37,7 +37,7 @@ from ..training.progress import StartSummary
 from ..training.run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_run_record
 from ..training.trainer import TranslationTrainer
 from ..utils.console import log_to, set_up_logging
-from ..utils.files import write_json, write_text
+from ..utils.files import claimed, write_json, write_text
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
 
@@ -109,10 +109,25 @@ def run_training(
     check_validation(args, evaluated)
     if options.model.model_name_or_path is None:
         RSMarianConfig(**options.model.config_fields())  # an impossible model is said before a tokenizer is trained
-    if args.should_save:
-        log_to(Path(args.output_dir, RUN_LOG))
+    with claimed(args.output_dir, args.should_save):
+        if args.should_save:
+            log_to(Path(args.output_dir, RUN_LOG))
+        trainer = _prepare(options, train, evaluated, tokenizer, make_trainer, resuming=checkpoint is not None)
+        return train_and_evaluate(trainer, checkpoint, evaluated, options.decoding)
+
+
+def _prepare(
+    options: TrainOptions,
+    train: AnyDataset,
+    evaluated: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase | None,
+    make_trainer: Callable[..., TranslationTrainer],
+    resuming: bool,
+) -> TranslationTrainer:
+    """Tokenizer, model, encoded pairs, the run's record, and the trainer of all."""
+    args, corpus = options.training, options.corpus
     if tokenizer is None:
-        tokenizer = load_or_train_tokenizer(options, train, resuming=checkpoint is not None)
+        tokenizer = load_or_train_tokenizer(options, train, resuming)
     model = build_model(options.model, tokenizer)
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -124,7 +139,7 @@ def run_training(
     if args.should_save:
         write_run_record(args.output_dir, options.options())
         keep_lineage(options.model.model_name_or_path, args.output_dir)
-    trainer = make_trainer(
+    return make_trainer(
         model,
         train_dataset=train,
         processing_class=tokenizer,
@@ -134,7 +149,6 @@ def run_training(
         target_lang=corpus.target_lang,
         max_length=max(corpus.max_source_length, corpus.max_target_length),
     )
-    return train_and_evaluate(trainer, checkpoint, evaluated, options.decoding)
 
 
 def load_data(corpus: CorpusArguments, train: AnyDataset | None = None) -> tuple[AnyDataset, dict[str, Dataset]]:

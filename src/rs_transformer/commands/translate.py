@@ -6,16 +6,27 @@
 Several processes share the sentences: `accelerate launch --num_processes 2 -m rs_transformer.commands.translate …`.
 """
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
 
-from ..checkpoints import load_translator
+from ..checkpoints import load_translator, model_digest
 from ..corpus import read_sentences
 from ..decoding import DecodingArguments, timed_translate
+from ..utils.files import check_output_file, claimed, read_json, write_json
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -29,40 +40,96 @@ class TranslateArguments:
     output_file: str = field(metadata={"help": "The translations, a sentence a line, in the order of the input."})
     source_column: str = field(default="source", metadata={"help": "Text column of a file that is not plain text."})
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    encoder_layers: int | None = field(
+        default=None, metadata={"help": "Depth of the encoder of an RSMarian; default: its own."}
+    )
+    decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoder."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an output_file that is there already."})
     chunk_size: int = field(
         default=20_000, metadata={"help": "Sentences that are sorted, translated and written at a time."}
     )
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
 
 
 def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> float:
     """Translate a file and return the sentences per second.
 
-    What is done is on disk after every chunk, as `output_file` with `.partial` added; it gets its own name at the end.
+    What is done is on disk after every chunk, as `output_file` with `.partial` added, with a JSON file beside it that
+    says of what; the same command goes on from there. The output gets its own name at the end.
 
     Raises:
         FileNotFoundError: no input, or no folder for the output.
-        ValueError: no such column.
+        FileExistsError: the output is there already.
+        ValueError: no such column, an output that is the input, or another process that is writing it.
     """
     output = Path(args.output_file)
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"output_file: there is no folder {str(output.parent)!r}")
+    check_output_file(output, [args.input_file])
+    if output.exists() and not args.overwrite:
+        raise FileExistsError(f"output_file: {args.output_file!r} is there already; overwrite=true replaces it")
     sentences = read_sentences(args.input_file, args.source_column)
-    model, tokenizer = load_translator(args.model_name_or_path, args.revision)
-    partial = output.with_name(f"{output.name}.partial")
-    is_main = PartialState().is_main_process
-    if is_main:
-        partial.write_text("", encoding="utf-8")
-    seconds = 0.0
-    for start in range(0, len(sentences), args.chunk_size):
-        chunk = sentences[start : start + args.chunk_size]
-        translations, speed = timed_translate(model, tokenizer, chunk, decoding)
-        seconds += len(chunk) / speed
-        if is_main:
-            with partial.open("a", encoding="utf-8") as file:
-                file.writelines(f"{' '.join(text.splitlines())}\n" for text in translations)
-    if is_main:
-        partial.replace(output)
-    return len(sentences) / seconds
+    depths = {name: getattr(args, name) for name in ("encoder_layers", "decoder_layers")}
+    given = {name: depth for name, depth in depths.items() if depth is not None}
+    model, tokenizer = load_translator(args.model_name_or_path, args.revision, **given)
+    settings = {"model": model_digest(model, tokenizer), "decoding": asdict(decoding)}
+    settings["input"] = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
+    state = PartialState()
+    with claimed(output, state.is_main_process):
+        partial = _Partial(output, settings)
+        (done,) = broadcast_object_list([partial.done() if state.is_main_process else None])
+        seconds = 0.0
+        for start in range(done, len(sentences), args.chunk_size):
+            chunk = sentences[start : start + args.chunk_size]
+            translations, speed = timed_translate(model, tokenizer, chunk, decoding)
+            seconds += len(chunk) / speed
+            if state.is_main_process:
+                partial.add(translations)
+        if state.is_main_process:
+            partial.finish()
+    return (len(sentences) - done) / seconds if seconds else math.nan
+
+
+class _Partial:
+    """The translations so far, and what they are of."""
+
+    def __init__(self, output: Path, settings: dict[str, Any]):
+        self.output, self.settings = output, settings
+        self.file = output.with_name(f"{output.name}.partial")
+        self.record = output.with_name(f"{output.name}.partial.json")
+
+    def done(self) -> int:
+        """How many sentences are translated already; what is there of another translation is removed."""
+        if self.record.is_file() and self.file.is_file():
+            found = read_json(self.record) or {}
+            whole = self.file.stat().st_size >= found.get("bytes", 0)
+            if found.get("settings") == self.settings and whole:
+                with open(self.file, "rb+") as file:
+                    file.truncate(found["bytes"])  # a chunk that was cut short is done again
+                self.sentences = found["sentences"]
+                logger.warning(f"{self.output}: {self.sentences} sentences are translated already, the others follow")
+                return self.sentences
+            logger.warning(f"{self.file} is of another translation (model, input or options) and is begun anew")
+        self.file.write_bytes(b"")
+        self._note(0)
+        return 0
+
+    def add(self, translations: Sequence[str]) -> None:
+        """Append a chunk, and note it once it is on disk."""
+        with open(self.file, "a", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{' '.join(text.splitlines())}\n" for text in translations)
+            file.flush()
+            os.fsync(file.fileno())
+        self._note(self.sentences + len(translations))
+
+    def finish(self) -> None:
+        self.file.replace(self.output)
+        self.record.unlink()
+
+    def _note(self, sentences: int) -> None:
+        self.sentences = sentences
+        write_json({"settings": self.settings, "sentences": sentences, "bytes": self.file.stat().st_size}, self.record)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,4 +140,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "the same command goes on after the last chunk")

@@ -3,13 +3,10 @@
 What they translate: `teacher_corpus.py`. What is learned from their distributions: `losses.py`.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -19,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..checkpoints import bar_padding, check_tokenizer, commit_of, load_translator
+from ..checkpoints import bar_padding, check_tokenizer, commit_of, load_translator, model_digest
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments
 from ..ensemble import EnsembleForSeq2SeqLM
@@ -131,15 +128,8 @@ class Teacher:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of weights, configuration and vocabulary, which tells a teacher from another of the same name."""
-        config = self.model.config.to_diff_dict()
-        for name in ("_name_or_path", "transformers_version", "_attn_implementation", "dtype"):
-            config.pop(name, None)
-        sha = hashlib.sha256(json.dumps([config, self.tokenizer.get_vocab()], sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return sha.hexdigest()
+        """Tells a teacher from another of the same name."""
+        return model_digest(self.model, self.tokenizer)
 
 
 def load_teachers(args: TeacherArguments, corpus_args: CorpusArguments) -> list[Teacher]:

@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+_CLAIMED: set[Path] = set()
 
 
 @contextmanager
@@ -41,6 +45,71 @@ def write_json(data: Any, file: str | Path) -> None:
     write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", file)
 
 
+def read_json(file: Path) -> Any:
+    """What a JSON file holds; None if it is empty or damaged, as a kill or a full disk can leave it."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+@contextmanager
+def claimed(output: str | Path, main_process: bool = True) -> Iterator[None]:
+    """Keep other processes of this machine from an output, a file or a folder, until the block ends.
+
+    A lock of the operating system on `.NAME.lock` beside it, so that a killed process leaves nothing that holds; a
+    process that has the output already keeps it.
+
+    Args:
+        output: need not be there, its folder is made.
+        main_process: the others of one run claim nothing.
+
+    Raises:
+        ValueError: another process is writing it.
+        OSError: nothing can be written there.
+    """
+    output = Path(output).resolve()
+    if not main_process or output in _CLAIMED:
+        yield
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"another process is writing {output}: wait for it, or choose another output") from error
+    _CLAIMED.add(output)
+    try:
+        yield
+    finally:
+        _CLAIMED.discard(output)
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that nobody else can hold it
+        lock.release()
+
+
+def check_output_file(file: str | Path, inputs: Iterable[str | Path] = (), what: str = "output_file") -> None:
+    """Raise unless a file can be written at the end of a long work.
+
+    Args:
+        inputs: files that it must not replace.
+        what: the option that names it.
+
+    Raises:
+        ValueError: it is a folder, or one of the inputs.
+        OSError: there is no folder for it, or nothing can be written there.
+    """
+    file = Path(file)
+    if not file.resolve().parent.is_dir():
+        raise FileNotFoundError(f"{what}: there is no folder {str(file.parent)!r}")
+    if file.is_dir():
+        raise ValueError(f"{what}: {str(file)!r} is a folder; name a file")
+    for given in map(Path, inputs):
+        if given.exists() and given.resolve() == file.resolve():
+            raise ValueError(f"{what}: {str(file)!r} would replace what it is made from; choose another")
+    if not os.access(file.resolve().parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        raise PermissionError(f"{what}: {str(file)!r} cannot be written")
+
+
 def check_output(output: Path) -> None:
     """Raise `FileExistsError` unless a folder can get this name at the end."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -53,16 +122,18 @@ def check_output(output: Path) -> None:
 def staged_folder(output: Path) -> Iterator[Path]:
     """A folder to write into that becomes `output` at the end, and goes away if anything fails.
 
-    A killed process leaves it behind as `.NAME.partial`; the next one starts anew.
+    A killed process leaves it behind as `.NAME.partial`; the next one starts anew. Two at once are refused
+    (`claimed`).
     """
     staging = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
-    except BaseException:
+    with claimed(output):
         shutil.rmtree(staging, ignore_errors=True)
-        raise
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            if output.exists():
+                output.rmdir()
+            staging.rename(output)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
