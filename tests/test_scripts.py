@@ -72,7 +72,7 @@ def test_the_screen_of_a_run_is_short_and_ends_with_scores_and_the_next_command(
     assert len(lines) - len(updates) < 40
     last = lines[-7:]
     scores = json.loads((trained / "results.json").read_text())["test"]
-    assert last[1].startswith(f"test: BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}")
+    assert last[2].startswith(f"test: BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}")
     assert last[3].strip() == scores["bleu_signature"]
     assert last[-1].strip().startswith(f"rs-transformer translate --model_name_or_path {trained}")
     log = (trained / "run.log").read_text()
@@ -315,7 +315,6 @@ def test_translate_keeps_what_is_done_when_it_is_stopped(trained, test_pairs, tm
         script("translate")("--model_name_or_path", trained, *options)
     assert not (tmp_path / "out.txt").exists()
     assert exact((tmp_path / "out.txt.partial").read_text().splitlines(), references[:40]) > 0.9
-    monkeypatch.setattr(translate_command, "timed_translate", timed_translate)
     with open(tmp_path / "out.txt.partial", "a") as file:
         file.write("cut sh")  # what a kill within a chunk leaves
     done = []
@@ -354,7 +353,10 @@ def test_translate_keeps_blank_lines_blank_and_takes_a_depth(trained, tmp_path):
 
 def test_two_commands_do_not_write_one_output(tmp_path):
     output = tmp_path / "out"
-    code = "import sys; from rs_transformer.utils.files import claimed\nwith claimed(sys.argv[1]): print(flush=True), input()"
+    code = (
+        "import sys; from rs_transformer.utils.files import claimed\n"
+        "with claimed(sys.argv[1]): print(flush=True), input()"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     other = subprocess.Popen([sys.executable, "-c", code, output], **pipes)
     try:
