@@ -420,7 +420,7 @@ def main(argv: list[str] | None = None) -> None:
         stages.append(argv.pop(0))
     if stages:
         argv += ["--stages", *stages]
-    unused = (*UNUSED, "streaming", "shuffle_buffer_size")
+    unused = (*UNUSED, "shuffle_buffer_size")
     parser = RecipeParser(DistillOptions.types(), unused=unused, description=__doc__)
     distill(DistillOptions(*parser.parse_recipe(argv)))
 
