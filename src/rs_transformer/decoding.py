@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .utils.ranges import check_range
+
 logger = logging.get_logger(__name__)
 
 
@@ -32,9 +34,8 @@ class DecodingArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens", "decoding_max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_range(self, "num_beams", "max_new_tokens", "decoding_max_tokens", least=1)
+        check_range(self, "length_penalty")
 
     def search_kwargs(self) -> dict:
         """What `generate` and a `GenerationConfig` take of the search."""
