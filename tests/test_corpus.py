@@ -3,11 +3,21 @@
 import csv
 import json
 import logging
+import math
+import os
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset
 
-from rs_transformer.corpus import CorpusArguments, PairFilter, load_split, prepare_training_pairs
+from rs_transformer.corpus import (
+    CorpusArguments,
+    PairFilter,
+    load_split,
+    prepare_training_pairs,
+    warn_of_long_pairs,
+    warn_of_overlap,
+)
 
 PAIRS = [("猫が好きです。", "i like cats."), ("犬。", "a dog."), ("雨\u2028だ。", "it rains.")]
 
@@ -55,12 +65,67 @@ def test_every_input_form_gives_the_same_pairs_in_order(tmp_path, form, streamin
     assert rows(dataset) == PAIRS
 
 
-def test_an_edited_text_file_is_read_again(tmp_path):
-    fields = write(tmp_path, "text")
-    assert len(load_split(arguments(**fields), "train")) == 3
-    for name, text in (("train.ja", "一\n"), ("train.en", "one\n")):
-        (tmp_path / name).write_text(text)
-    assert rows(load_split(arguments(**fields), "train")) == [("一", "one")]
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What the package logs."""
+    monkeypatch.setattr(logging.getLogger("rs_transformer"), "propagate", True)
+    caplog.set_level("INFO", logger="rs_transformer")
+    return caplog
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "tsv", "text", "folder"])
+def test_a_file_edited_to_the_same_size_and_time_is_read_again(tmp_path, form):
+    fields = write(tmp_path, "csv" if form == "folder" else form)
+    if form == "folder":
+        fields = {"dataset_name": str(tmp_path)}
+    assert rows(load_split(arguments(**fields), "train")) == PAIRS
+    for file in tmp_path.iterdir():
+        times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+        file.write_text(file.read_text().replace("cats", "dogs").replace("猫", "犬"))
+        os.utime(file, ns=times)
+    assert rows(load_split(arguments(**fields), "train")) == [("犬が好きです。", "i like dogs."), *PAIRS[1:]]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_a_folder_of_tables_is_read_as_text(tmp_path, form):
+    for split, line in (("train", "007,None"), ("test", "1e5,null")):
+        (tmp_path / f"{split}.{form}").write_text(f"ja,en\n{line}\n".replace(",", "," if form == "csv" else "\t"))
+    args = arguments(dataset_name=str(tmp_path))
+    assert [rows(load_split(args, split)) for split in ("train", "test")] == [[("007", "None")], [("1e5", "null")]]
+    with pytest.raises(ValueError, match="Unknown split"):
+        load_split(args, "validation")
+    # A card that has the reader's options is obeyed, and what `datasets` makes a number of is refused.
+    (tmp_path / "train.csv").write_text("ja;en\n007;None\n")
+    card = "configs: [{config_name: default, data_files: train.csv, sep: ;}]"
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(ValueError, match="the train split: 'ja' must be text, the first is 7"):
+        load_split(args, "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+def test_the_first_pairs_are_read_without_the_rest(tmp_path, streaming):
+    file = tmp_path / "train.parquet"
+    table = Dataset.from_dict({"ja": [f"文{n}" for n in range(5000)], "en": ["x"] * 5000}).data.table
+    pq.write_table(table, file, row_group_size=2000, compression="none")
+    content = file.read_bytes()
+    start = pq.ParquetFile(file).metadata.row_group(1).column(0).dictionary_page_offset
+    file.write_bytes(content[:start] + b"\xff" * 64 + content[start + 64 :])
+    args = arguments(train_file=[str(file)], max_train_samples=3)
+    assert rows(load_split(args, "train", streaming)) == [(f"文{n}", "x") for n in range(3)]
+    with pytest.raises(ValueError, match=r"train\.parquet is damaged after row 2000"):
+        list(load_split(arguments(train_file=[str(file)]), "train", streaming))
+
+
+def test_the_first_pairs_are_those_of_all_files_together(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.tsv").write_text(f"en\tja\nx\t{name}1\ny\t{name}2\n")
+    files = [str(tmp_path / f"{name}.tsv") for name in "ab"]
+    for fields, split in (
+        ({"train_file": files, "max_train_samples": 3}, "train"),
+        ({"validation_file": files, "max_eval_samples": 3}, "validation"),
+    ):
+        assert rows(load_split(arguments(**fields), split)) == [("a1", "x"), ("a2", "y"), ("b1", "x")]
+    assert load_split(arguments(train_file=files), "train", streaming=True).num_shards == 2
 
 
 @pytest.mark.parametrize(
@@ -68,19 +133,104 @@ def test_an_edited_text_file_is_read_again(tmp_path):
     [
         ({"a.ja": "一\n二\n", "a.en": "one\n"}, r"are not parallel: .*a\.en ends at line 1, the other goes on"),
         ({"a.docx": "x"}, r"takes \.jsonl, \.json, \.csv, \.tsv, \.parquet files of one type"),
+        ({"a.csv": "ja,en\na,b\n", "a.tsv": "ja\ten\na\tb\n"}, "files of one type, or two plain-text files"),
+        ({"a.txt": "一\n"}, "or two plain-text files"),
+        ({"a.en": "one\n", "a.ja": "一\n"}, r"takes the source first, which is ja: exchange .*a\.en and .*a\.ja"),
+        ({"a.txt": "one\n", "b.txt": "一\n"}, "look exchanged: what should be ja is 'one', what should be en is '一'"),
+        ({"a.jsonl": '{"ja": "one", "en": "一"}\n'}, "source and target of the train split look exchanged"),
+        ({"a.csv": ""}, r"a\.csv is empty"),
+        ({"a.csv": "ja,en\n"}, r"there is no pair in .*a\.csv"),
+        ({"a.ja": "", "a.en": ""}, r"there is no pair in .*a\.ja .*a\.en"),
+        ({"a.jsonl": '{"ja": "a", "en": true}\n'}, r"a\.jsonl, line 1: 'en' must be text, got true"),
         (
             {"a.jsonl": '{"text": "x"}\n'},
             "neither a `translation` column nor columns 'ja' and 'en'; its columns: text",
         ),
         ({"a.jsonl": '{"translation": {"de": "x", "en": "y"}}\n'}, "no language 'ja'; its languages: de, en"),
     ],
-    ids=["unequal-lengths", "file-type", "no-column", "no-language"],
 )
 def test_data_that_does_not_fit_is_refused_with_what_there_is(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         load_split(arguments(train_file=[str(tmp_path / name) for name in files]), "train")
+
+
+def test_a_file_that_is_given_twice_is_refused(tmp_path):
+    (tmp_path / "a.ja").write_text("一\n")
+    (tmp_path / "link").symlink_to(tmp_path / "a.ja")
+    with pytest.raises(ValueError, match=r"train_file names '.*link' twice"):
+        load_split(arguments(train_file=[str(tmp_path / "a.ja"), str(tmp_path / "link")]), "train")
+
+
+@pytest.mark.parametrize(
+    ("source_lang", "target_lang", "pair"),
+    [
+        ("ja", "zh", ("猫が好きです。", "我喜欢猫。")),
+        ("jpn_Jpan", "eng_Latn", ("ＯＫ", "ok")),
+        ("ja-Latn", "ja", ("neko", "猫")),
+        ("ru", "uk", ("кошка", "кішка")),
+        ("de", "en", ("Katze", "cat")),
+        ("ja", "en", ("", "")),
+        ("ja", "en", ("１２３", "123")),
+    ],
+)
+def test_sides_that_are_in_order_are_taken(tmp_path, source_lang, target_lang, pair):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"source": pair[0], "target": pair[1]}) + "\n")
+    args = CorpusArguments(source_lang, target_lang, train_file=[str(tmp_path / "a.jsonl")])
+    assert rows(load_split(args, "train")) == [pair]
+
+
+def test_texts_that_are_missing_blank_or_broken_are_said_before_the_work(tmp_path, said):
+    file = tmp_path / "a.jsonl"
+
+    def load(split, *pairs):
+        file.write_text("".join(json.dumps({"ja": ja, "en": en}) + "\n" for ja, en in pairs))
+        return rows(load_split(arguments(**{f"{split}_file": [str(file)]}), split))
+
+    pairs = [("一", "one"), ("\u3000", "two"), ("三", "three\nfour")]
+    for split in ("train", "test"):
+        assert load(split, *pairs) == pairs
+        assert f"The target of 1 {split} pairs has a line break in it, first in row 3." in said.text
+    assert "The source of 1 test pairs is blank, first in row 2." in said.text
+    assert load("train", ("一", None), ("二", "two")) == [("一", None), ("二", "two")]  # the filter counts these
+    with pytest.raises(ValueError, match="the target of 2 test pairs is missing, first in row 1: leave the pairs out"):
+        load("test", ("一", None), ("二", "two"), ("三", None))
+    load("test", ("a", "a"))
+    assert "Source and target of the test split are the same text" in said.text
+
+
+def test_evaluation_pairs_that_are_training_pairs_are_counted(said):
+    def dataset(*pairs):
+        return Dataset.from_list([{"source": source, "target": target} for source, target in pairs])
+
+    train = dataset(("一", "one"), ("二", None), ("三", "three"), ("四", "4"))
+    splits = {"validation": dataset(("五", "five")), "test": dataset(("三", "three"), ("三", "three"), ("四", "four"))}
+    warn_of_overlap(train, splits)
+    assert "1 of 2 different test pairs (50.0%) are training pairs, too, as '三'" in said.text
+    assert "validation" not in said.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_train_samples", 0),
+        ("max_eval_samples", -1),
+        ("preprocessing_num_workers", 0),
+        ("max_source_length", 0),
+        ("max_length_ratio", 0.5),
+        ("max_length_ratio", math.nan),
+        ("max_length_ratio", math.inf),
+    ],
+)
+def test_options_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be (at least 1|a finite number), got {value}"):
+        arguments(**{name: value})
+
+
+def test_one_column_for_both_sides_is_refused():
+    with pytest.raises(ValueError, match="source_column and target_column are both 'text'"):
+        arguments(source_column="text", target_column="text")
 
 
 @pytest.mark.parametrize(
@@ -101,18 +251,34 @@ def test_pairs_are_left_out_for_a_reason(pair, reason):
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
-def test_left_out_pairs_are_counted_in_the_log(tokenizer, tmp_path, caplog, monkeypatch, streaming):
+def test_left_out_pairs_are_counted_in_the_log(tokenizer, tmp_path, said, streaming):
     pairs = [("a b", "b a"), ("", "a"), ("a", ""), ("a " * 30, "a"), ("a b c d e f g h", "a")]
     pairs += [("c d", "d c")] * 5
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps({"ja": ja, "en": en}) + "\n" for ja, en in pairs))
     args = arguments(train_file=[str(file)], max_source_length=20, max_length_ratio=3)
-    monkeypatch.setattr(logging.getLogger("rs_transformer"), "propagate", True)
-    with caplog.at_level("INFO", logger="rs_transformer"):
-        kept = list(prepare_training_pairs(load_split(args, "train", streaming), tokenizer, args))
+    kept = list(prepare_training_pairs(load_split(args, "train", streaming), tokenizer, args))
     assert [set(row) for row in kept] == [{"input_ids", "labels", "length"}] * 6
     assert [tokenizer.decode(row["labels"], skip_special_tokens=True) for row in kept] == ["b a", *["d c"] * 5]
     assert kept[0]["labels"][-1] == tokenizer.eos_token_id
-    assert "6 of 10 kept" in caplog.text
+    assert "6 of 10 kept" in said.text
     for reason in ("1 empty source", "1 empty target", "1 source over 20 tokens", "1 length ratio over 3"):
-        assert reason in caplog.text
+        assert reason in said.text
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+def test_pairs_are_no_longer_than_the_positions_and_none_left_says_why(tokenizer, streaming):
+    pairs = Dataset.from_list([{"source": "a " * 30, "target": "a"}] * 2 + [{"source": None, "target": "a"}])
+    dataset = pairs.to_iterable_dataset() if streaming else pairs
+    args = arguments(max_length_ratio=50)
+    assert len(list(prepare_training_pairs(dataset, tokenizer, args))) == 2
+    message = "no training pair is left of 3: 2 source over 20 tokens, 1 empty source"
+    with pytest.raises(ValueError, match=message):
+        prepare_training_pairs(dataset, tokenizer, args, positions=20)
+
+
+def test_evaluation_pairs_longer_than_the_positions_are_named(tokenizer, said):
+    splits = {"test": Dataset.from_list([{"source": "a", "target": "b"}, {"source": "a", "target": "b " * 30}])}
+    warn_of_long_pairs(splits, tokenizer, positions=20)
+    assert "The target of 1 test pairs, first in row 2, is longer than the 20 tokens" in said.text
+    assert "source" not in said.text

@@ -1,12 +1,16 @@
-"""SentencePiece training to MarianTokenizer folders."""
+"""SentencePiece training to MarianTokenizer folders, and texts to ids."""
+
+import json
+import math
 
 import pytest
 import torch
 from conftest import ROOT
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
-from rs_transformer.corpus import CorpusArguments, load_split
-from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.corpus import CorpusArguments, PairFilter, encode_pairs, load_split
+from rs_transformer.decoding import DecodingArguments
+from rs_transformer.tokenization import TokenizerArguments, encode, train_tokenizer
 from rs_transformer.training.model import ModelArguments, build_model
 
 EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
@@ -34,6 +38,80 @@ def test_both_sides_survive_encoding_and_decoding_after_loading(tmp_path, vocabu
     assert model.config.share_encoder_decoder_embeddings == (vocabulary != "separate")
     batch = tokenizer(SOURCES[:2], text_target=TARGETS[:2], return_tensors="pt", padding=True)
     assert model(**batch).logits.shape[-1] == len(tokenizer.encoder)
+
+
+@pytest.fixture
+def multilingual(tokenizer, tmp_path) -> MarianTokenizer:
+    """The tokenizer of the reverse task with the code >>ba<< in its vocabulary and the token <t> added."""
+    tokenizer.save_pretrained(tmp_path)
+    entries = tokenizer.encoder | {">>ba<<": tokenizer.pad_token_id, "<pad>": len(tokenizer.encoder)}
+    (tmp_path / "vocab.json").write_text(json.dumps(entries))
+    loaded = MarianTokenizer(*(str(tmp_path / name) for name in ("source.spm", "target.spm", "vocab.json")))
+    loaded.add_tokens(["<t>"])
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "target"),
+    [
+        ("a b", "▁a ▁b", "▁a ▁b"),
+        ("a </s> b", "▁a ▁ <unk> ▁b", "▁a ▁ <unk> ▁b"),  # all characters are unknown, and come out in one piece
+        ("</s>", "▁ <unk>", "▁ <unk>"),
+        ("<pad>", "▁ <unk> a d <unk>", "▁ <unk> a d <unk>"),
+        ("a<unk>b", "▁a <unk> k <unk> b", "▁a <unk> k <unk> b"),
+        (">>ba<< a", ">>ba<< ▁a", "▁ <unk> b a <unk> ▁a"),
+        ("a >>ba<< b", "▁a ▁ <unk> b a <unk> ▁b", "▁a ▁ <unk> b a <unk> ▁b"),
+        (">>ba<< a</s>", ">>ba<< ▁a <unk>", "▁ <unk> b a <unk> ▁a <unk>"),
+        (">> a << b", "▁ <unk> ▁a ▁ <unk> ▁b", "▁ <unk> ▁a ▁ <unk> ▁b"),
+        ("<t> a", "<t> ▁a", "<t> ▁a"),
+        ("", "", ""),
+    ],
+)
+def test_nothing_in_a_text_is_a_special_token_but_the_code_it_begins_with(multilingual, text, source, target):
+    for side, expected in (("source", source), ("target", target)):
+        # Among others: the order of the texts is kept.
+        _, ids, _ = encode(multilingual, ["</s>", text, "c"], target=side == "target")
+        assert multilingual.convert_ids_to_tokens(ids) == [*expected.split(), "</s>"]
+
+
+def test_encoded_pairs_hold_no_padding_and_end_once(tokenizer):
+    texts = ["<pad> a <pad>", "a </s> b </s>", "a b"]
+    pairs = encode_pairs({"source": texts, "target": texts}, tokenizer, PairFilter(50, 50, 9.0))
+    for ids in pairs["input_ids"] + pairs["labels"]:
+        assert tokenizer.pad_token_id not in ids
+        assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
+
+
+def test_a_text_is_cut_and_still_ends(tokenizer):
+    short, long = encode(tokenizer, ["a", "a b c d e f g"], target=True, max_length=4)
+    assert tokenizer.convert_ids_to_tokens(long) == ["▁a", "▁b", "▁c", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(short) == ["▁a", "</s>"]
+    with pytest.raises(ValueError, match="source 2 of 2 is missing"):
+        encode(tokenizer, ["a", None])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value", "message"),
+    [
+        (TokenizerArguments, "vocab_size", 3, "at least 4"),
+        (TokenizerArguments, "character_coverage", 0.9, "at least 0.98 and at most 1"),
+        (TokenizerArguments, "character_coverage", math.nan, "a finite number"),
+        (TokenizerArguments, "tokenizer_sample_size", 0, "at least 101"),
+        (DecodingArguments, "num_beams", 0, "at least 1"),
+        (DecodingArguments, "length_penalty", math.inf, "a finite number"),
+        (ModelArguments, "encoder_ffn_dim", 0, "at least 1"),
+        (ModelArguments, "d_model", -8, "at least 1"),
+        (ModelArguments, "decoder_unique_layers", 0, "at least 1"),
+        (ModelArguments, "max_position_embeddings", 0, "at least 1"),
+        (ModelArguments, "attention_dropout", 1.0, "at least 0 and less than 1"),
+        (ModelArguments, "dropout", math.nan, "a finite number"),
+        (ModelArguments, "init_std", 0.0, "more than 0"),
+        (ModelArguments, "activation_function", "swoosh", "one of .*swish"),
+    ],
+)
+def test_options_out_of_range_are_refused(arguments, name, value, message):
+    with pytest.raises(ValueError, match=rf"{name} must be {message}.*, got {value!r}"):
+        arguments(**{name: value})
 
 
 def test_training_twice_gives_the_same_tokenizer(tmp_path):

@@ -1,23 +1,35 @@
 """Parallel corpora in, cleaned and checked, as `datasets`: columns `source` and `target`, then token ids.
 
-Not for tokenizer training (`tokenization.py`) nor for batching (`training/batches.py`).
+Not for the forms of files (`utils/text_files.py`), tokenizer training (`tokenization.py`), or batching
+(`training/batches.py`).
 """
 
+import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from functools import reduce
+from itertools import chain, islice, zip_longest
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .tokenization import encode
+from .utils.ranges import check_range
+from .utils.text_files import FORMS, Way, columns_of, digest, form_of, read_columns, read_lines
+
 logger = logging.get_logger(__name__)
 
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLITS = ("train", "validation", "test")
+PAIR = Features({"source": Value("string"), "target": Value("string")})
 AnyDataset = Dataset | IterableDataset
 # Of `CorpusArguments`: what those have no use for that only translate.
 TRAINING_OPTIONS = (
@@ -30,6 +42,40 @@ TRAINING_OPTIONS = (
     "max_length_ratio",
     "preprocessing_num_workers",
 )
+
+# How Unicode's names of letters begin, and the languages that are written in these and not in Latin ones.
+SCRIPTS = {
+    "HIRAGANA": "ja jpn",
+    "KATAKANA": "ja jpn",
+    "CJK": "ja jpn zh zho cmn yue wuu",
+    "HANGUL": "ko kor",
+    "CYRILLIC": "ru rus uk ukr be bel bg bul mk mkd",
+    "ARABIC": "ar ara arb fa fas pes ps pus pbt ur urd ug uig",
+    "HEBREW": "he heb yi yid",
+    "GREEK": "el ell",
+    "ARMENIAN": "hy hye",
+    "GEORGIAN": "ka kat",
+    "ETHIOPIC": "am amh ti tir",
+    "DEVANAGARI": "hi hin mr mar ne nep npi",
+    "BENGALI": "bn ben as asm",
+    "GUJARATI": "gu guj",
+    "TAMIL": "ta tam",
+    "TELUGU": "te tel",
+    "KANNADA": "kn kan",
+    "MALAYALAM": "ml mal",
+    "SINHALA": "si sin",
+    "THAI": "th tha",
+    "LAO": "lo lao",
+    "KHMER": "km khm",
+    "MYANMAR": "my mya",
+}
+SAMPLE = 200  # pairs that are looked at to see which side is which
+BATCH = 100_000  # pairs that are looked at together
+TESTS = {
+    "is missing": pc.is_null,
+    "is blank": lambda texts: pc.equal(pc.utf8_trim_whitespace(texts), ""),
+    "has a line break in it": lambda texts: pc.match_substring(texts, "\n"),
+}
 
 
 @dataclass
@@ -48,7 +94,7 @@ class CorpusArguments:
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "One jsonl, csv, tsv or parquet file, or two plain-text files (source, target), line by line.",
+            "help": "jsonl, csv, tsv or parquet files, or two plain-text files (source, target), line by line.",
             "nargs": "+",
         },
     )
@@ -82,15 +128,20 @@ class CorpusArguments:
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
 
     def __post_init__(self) -> None:
-        for name in ("max_source_length", "max_target_length", "shuffle_buffer_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_length_ratio < 1:
-            raise ValueError(f"max_length_ratio must be at least 1, got {self.max_length_ratio}")
+        sizes = ("max_source_length", "max_target_length", "max_length_ratio", "shuffle_buffer_size")
+        numbers = ("max_train_samples", "max_eval_samples", "preprocessing_num_workers")
+        check_range(self, *sizes, *numbers, least=1)
         if self.source_lang is not None and self.source_lang == self.target_lang:
             raise ValueError(f"source_lang and target_lang are both {self.source_lang!r}; name two languages")
         if (self.source_column is None) != (self.target_column is None):
             raise ValueError("source_column and target_column go together; give both or neither")
+        if self.source_column is not None and self.source_column == self.target_column:
+            raise ValueError(f"source_column and target_column are both {self.source_column!r}; name two columns")
+
+    @property
+    def length_bounds(self) -> tuple[int, int]:
+        """The longest source and target in tokens."""
+        return self.max_source_length, self.max_target_length
 
     def files(self, split: str) -> list[str] | None:
         return getattr(self, f"{split}_file")
@@ -111,71 +162,141 @@ class OptionalCorpusArguments(CorpusArguments):
 def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> AnyDataset:
     """Load one split as a dataset with the text columns `source` and `target`, in the corpus's order.
 
+    Files are read again whenever their content has changed; every value is the text that stands in the file, see
+    `read_columns`. Of the train and validation splits it is the first pairs, where the arguments say how many.
+
     Args:
         args: where to look; `{split}_file` wins over `dataset_name`.
         split: `"train"`, `"validation"` or `"test"`.
         streaming: return an `IterableDataset` that reads as it goes.
 
+    Returns:
+        The pairs. In a train split a text may be None, where the corpus has no value.
+
     Raises:
         FileNotFoundError: a file that is not there.
-        ValueError: an unknown file type, a missing column or language, or sides of unequal length.
+        ValueError: an unknown file type, a missing column or language, what is no text, sides of unequal length or
+            exchanged, no pair at all, or (train apart) a missing text; says where.
     """
-    files = args.files(split)
-    if files is not None:
-        dataset = _load_files(files, split, streaming)
-    elif args.dataset_name is not None:
-        dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=streaming)
-    else:
+    if args.files(split) is None and args.dataset_name is None:
         raise ValueError(f"no {split} data: give {split}_file or dataset_name")
-    return select_text(dataset, args, where=f"the {split} split")
+    limit = {"train": args.max_train_samples, "validation": args.max_eval_samples}.get(split)
+    files = args.files(split) or _files_in_folder(args, split)
+    try:
+        if files:
+            _check_files(files, args, split)
+            dataset = _read_files(files, args, streaming, limit)
+        else:
+            dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=streaming)
+            dataset = select_text(dataset, args, where=f"the {split} split")
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
+    if limit is not None:
+        dataset = dataset.take(limit)
+    _check_pairs(dataset, args, split)
+    return dataset
 
 
-def _load_files(files: list[str], split: str, streaming: bool) -> AnyDataset:
-    for file in files:
+def _files_in_folder(args: CorpusArguments, split: str) -> list[str]:
+    """The files of a split in a folder, as `datasets` finds them; none where it is to read them by a card's options.
+
+    Its readers take numbers and missing values for such.
+    """
+    if not os.path.isdir(args.dataset_name):
+        return []
+    config = load_dataset_builder(args.dataset_name, args.dataset_config_name).config
+    files = [str(file) for file in (config.data_files or {}).get(split, [])]
+    given = {name: getattr(config, name) for name in ("name", "version", "data_dir", "data_files", "description")}
+    usual = {"sep": "\t"} if {form_of(file) for file in files} == {".tsv"} else {}
+    return files if all(map(form_of, files)) and type(config)(**given, **usual) == config else []
+
+
+def _check_files(files: list[str], args: CorpusArguments, split: str) -> None:
+    """Raise unless files are there, each once, of one type, and as many as it takes."""
+    for number, file in enumerate(files):
         if not Path(file).is_file():
             raise FileNotFoundError(f"{split}_file: there is no file {file!r}")
-    suffixes = {Path(file).suffix for file in files}
-    if len(files) == 2 and not suffixes & set(BUILDERS):
+        if any(os.path.samefile(file, other) for other in files[:number]):
+            raise ValueError(f"{split}_file names {file!r} twice: {' '.join(files)}")
+    forms = {form_of(file) for file in files}
+    if len(forms) > 1 or (forms == {""} and len(files) != 2):
+        raise ValueError(
+            f"{split}_file takes {', '.join(FORMS)} files of one type, or two plain-text files (source, target), all "
+            f"of them gzipped (.gz) or not; got {' '.join(files)}"
+        )
+    if forms == {""}:
+        endings = tuple(Path(file.removesuffix(".gz")).suffix.removeprefix(".") for file in files)
+        if endings == (args.target_lang, args.source_lang):
+            raise ValueError(
+                f"{split}_file takes the source first, which is {args.source_lang}: exchange {' and '.join(files)}"
+            )
         check_same_length(*files)
-        # Sizes and times are arguments so that `datasets` does not serve an edited file from its cache.
-        stats = str([(Path(file).stat().st_size, Path(file).stat().st_mtime_ns) for file in files])
-        kwargs = {"source": files[0], "target": files[1], "stats": stats}
-        if streaming:
-            return IterableDataset.from_generator(_read_text_pair, gen_kwargs=kwargs)
-        return Dataset.from_generator(_read_text_pair, gen_kwargs=kwargs)
-    if len(suffixes) == 1 and suffixes <= set(BUILDERS):
-        suffix = suffixes.pop()
-        options = {"delimiter": "\t"} if suffix == ".tsv" else {}
-        return load_dataset(BUILDERS[suffix], data_files=files, split="train", streaming=streaming, **options)
-    raise ValueError(
-        f"{split}_file takes {', '.join(BUILDERS)} files of one type, or two plain-text files (source, target); "
-        f"got {' '.join(files)}"
+
+
+def _read_files(files: list[str], args: CorpusArguments, streaming: bool, limit: int | None) -> AnyDataset:
+    columns: list[Way] = []
+    groups = [tuple(files)]
+    if form_of(files[0]):
+        names = columns_of(files[0])
+        if not names:
+            raise ValueError(f"{files[0]} is empty")
+        columns = text_columns(names, args, where=files[0])
+        groups = [(file,) for file in files]
+    if next(_read_pairs(groups, columns), None) is None:
+        raise ValueError(f"there is no pair in {' '.join(files)}")
+    if streaming:
+        options = {"groups": groups, "columns": tuple(columns)}
+        return IterableDataset.from_generator(_read_pairs, features=PAIR, gen_kwargs=options)
+    # A list would be shared out, and each share have the limit. The digest has the cache serve what is in the files.
+    options = {"groups": tuple(groups), "columns": tuple(columns), "limit": limit, "digest": digest(files)}
+    return Dataset.from_generator(_read_pairs, features=PAIR, gen_kwargs=options)
+
+
+def _read_pairs(
+    groups: Sequence[tuple[str, ...]], columns: Sequence[Way], limit: int | None = None, digest: str = ""
+) -> Iterator[dict[str, str | None]]:
+    """The pairs of files: each group is one file with columns, or two plain-text ones."""
+    tables = (
+        read_columns(group[0], columns) if columns else zip(*map(read_lines, group), strict=True) for group in groups
     )
-
-
-def _read_text_pair(source: str, target: str, stats: str) -> Iterator[dict[str, str]]:
-    # newline="\n": a line ends there alone, not at the other characters that Unicode calls line ends.
-    with (
-        open(source, encoding="utf-8", newline="\n") as sources,
-        open(target, encoding="utf-8", newline="\n") as lines,
-    ):
-        for source_line, target_line in zip(sources, lines, strict=True):
-            yield {"source": source_line.rstrip("\r\n"), "target": target_line.rstrip("\r\n")}
+    for source, target in islice(chain.from_iterable(tables), limit):
+        yield {"source": source, "target": target}
 
 
 def check_same_length(source: str, target: str) -> None:
     """Raise `ValueError` unless both plain-text files have the same number of lines."""
-    with open(source, "rb") as sources, open(target, "rb") as targets:
-        for number, pair in enumerate(zip_longest(sources, targets), start=1):
-            if None in pair:
-                shorter = source if pair[0] is None else target
-                raise ValueError(
-                    f"{source} and {target} are not parallel: {shorter} ends at line {number - 1}, the other goes on"
-                )
+    for number, pair in enumerate(zip_longest(read_lines(source), read_lines(target)), start=1):
+        if None in pair:
+            shorter = source if pair[0] is None else target
+            raise ValueError(
+                f"{source} and {target} are not parallel: {shorter} ends at line {number - 1}, the other goes on"
+            )
 
 
 def select_text(dataset: AnyDataset, args: CorpusArguments, where: str) -> AnyDataset:
-    """Bring a dataset to the text columns `source` and `target`.
+    """Bring a dataset to the text columns `source` and `target`, as `text_columns` finds them.
+
+    Raises:
+        ValueError: names the missing column or language and those that there are, or a column that is not text.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"{where} is empty")
+    ways = text_columns(first, args, where)
+    for way in ways:
+        value = reduce(getitem, way, first)
+        kind = getattr((dataset.features or {}).get(way[0]), "dtype", "string")
+        if not isinstance(value, str | None) or (len(way) == 1 and kind not in ("string", "large_string")):
+            raise ValueError(f"{where}: {'.'.join(way)!r} must be text, the first is {value!r}")
+    if len(ways[0]) > 1:
+        return dataset.map(_unpack, fn_kwargs={"ways": ways}, remove_columns=list(first), features=PAIR)
+    names = [name for (name,) in ways]
+    dataset = dataset.remove_columns([column for column in first if column not in names])
+    return dataset.rename_columns({o: n for o, n in zip(names, ("source", "target"), strict=True) if o != n})
+
+
+def text_columns(columns: Mapping[str, Any], args: CorpusArguments, where: str) -> list[Way]:
+    """The ways to the source's and the target's text in rows like `columns`.
 
     Takes the columns that `source_column` and `target_column` name, else a `translation` column
     (`{"ja": …, "en": …}`), else columns named by the languages, else `source` and `target`.
@@ -183,22 +304,20 @@ def select_text(dataset: AnyDataset, args: CorpusArguments, where: str) -> AnyDa
     Raises:
         ValueError: names the missing column or language and those that there are.
     """
-    columns = list(dataset.column_names or next(iter(dataset.take(1)), {}))
     languages = (args.source_lang, args.target_lang)
     if args.source_column is not None:
         names = (args.source_column, args.target_column)
         missing = [name for name in names if name not in columns]
         if missing:
             raise ValueError(f"{where} has no column {missing[0]!r}; its columns: {', '.join(columns)}")
-    elif "translation" in columns:
-        first = next(iter(dataset), None)
-        missing = [lang for lang in languages if first is not None and lang not in first["translation"]]
+    elif isinstance(columns.get("translation"), Mapping):
+        missing = [language for language in languages if language not in columns["translation"]]
         if missing:
             raise ValueError(
-                f"{where} has no language {missing[0]!r}; its languages: {', '.join(first['translation'])}"
+                f"{where} has no language {missing[0]!r}; its languages: {', '.join(columns['translation'])}"
                 " (source_lang and target_lang choose two)"
             )
-        return dataset.map(_unpack_translation, fn_kwargs={"languages": languages}, remove_columns=columns)
+        return [("translation", language) for language in languages]
     elif set(languages) <= set(columns):
         names = languages
     elif {"source", "target"} <= set(columns):
@@ -208,14 +327,85 @@ def select_text(dataset: AnyDataset, args: CorpusArguments, where: str) -> AnyDa
             f"{where} has neither a `translation` column nor columns {languages[0]!r} and {languages[1]!r}; its "
             f"columns: {', '.join(columns)}. Name the text columns with source_column and target_column"
         )
-    others = [column for column in columns if column not in names]
-    dataset = dataset.remove_columns(others)
-    return dataset.rename_columns({o: n for o, n in zip(names, ("source", "target"), strict=True) if o != n})
+    return [(name,) for name in names]
 
 
-def _unpack_translation(row: dict[str, Any], languages: tuple[str, str]) -> dict[str, str]:
-    source, target = (row["translation"][language] for language in languages)
-    return {"source": source, "target": target}
+def _unpack(row: dict[str, Any], ways: Sequence[Way]) -> dict[str, str | None]:
+    (_, source), (_, target) = ways
+    return {"source": row["translation"][source], "target": row["translation"][target]}
+
+
+def _check_pairs(dataset: AnyDataset, args: CorpusArguments, split: str) -> None:
+    """Look at the pairs of a split; of a stream at the first ones.
+
+    Raises:
+        ValueError: there are none, the sides are exchanged, or a text to evaluate on is missing.
+    """
+    sample = list(dataset.take(SAMPLE))
+    if not sample:
+        raise ValueError(f"the {split} split is empty")
+    sides = [" ".join(row[side] or "" for row in sample) for side in ("source", "target")]
+    if sides[0] == sides[1] and sides[0].strip():
+        logger.warning(f"Source and target of the {split} split are the same text in the first {len(sample)} pairs.")
+    _check_scripts(sides, args, split)
+    if isinstance(dataset, IterableDataset):
+        return
+    for side in ("source", "target"):
+        for kind, test in TESTS.items():
+            rows = _rows_where(dataset, side, test)
+            if not rows or (split == "train" and kind != "has a line break in it"):  # the filter counts the others
+                continue
+            what = f"the {side} of {len(rows)} {split} pairs {kind}, first in row {rows[0]}"
+            if kind == "is missing":
+                raise ValueError(f"{what}: leave the pairs out, or write an empty string for a blank text")
+            logger.warning(f"{what[0].upper()}{what[1:]}.")
+
+
+def _rows_where(dataset: Dataset, side: str, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> list[int]:
+    """The rows, from 1, in which a test holds."""
+    rows: list[int] = []
+    for start, batch in enumerate(dataset.select_columns([side]).with_format("arrow").iter(BATCH)):
+        rows += [start * BATCH + index + 1 for index in pc.indices_nonzero(test(batch[side])).to_pylist()]
+    return rows
+
+
+def _check_scripts(sides: Sequence[str], args: CorpusArguments, split: str) -> None:
+    """Raise `ValueError` if a language's letters are all on the other language's side."""
+    letters = [Counter(unicodedata.name(c, "").split(" ")[0] for c in side if c.isalpha()) for side in sides]
+    for side, language in enumerate((args.source_lang, args.target_lang)):
+        code, *subtags = (language or "").replace("_", "-").lower().split("-")
+        scripts = [name for name, codes in SCRIPTS.items() if code in codes.split() and "latn" not in subtags]
+        shares = [sum(map(found.__getitem__, scripts)) / max(1, found.total()) for found in letters]
+        if letters[side] and shares[side] < 0.01 and shares[1 - side] > 0.5:
+            raise ValueError(
+                f"source and target of the {split} split look exchanged: what should be {args.source_lang} is "
+                f"{sides[0][:40]!r}, what should be {args.target_lang} is {sides[1][:40]!r}"
+            )
+
+
+def warn_of_overlap(train: AnyDataset, evaluated: Mapping[str, Dataset]) -> None:
+    """Warn of evaluation pairs that are training pairs, too, by text: their scores say little of other text.
+
+    A stream is not looked at. Short sentences recur in most corpora, so this is not an error.
+    """
+    if isinstance(train, IterableDataset):
+        return
+    for split, dataset in evaluated.items():
+        pairs = pc.unique(_joined(dataset.with_format("arrow")[:]))
+        seen = pa.array([False] * len(pairs))
+        for batch in train.select_columns(["source", "target"]).with_format("arrow").iter(BATCH):
+            seen = pc.or_(seen, pc.is_in(pairs, value_set=_joined(batch)))
+        if number := pc.sum(seen).as_py():
+            example = pairs.filter(seen)[0].as_py().split("\n")[0]
+            logger.warning(
+                f"{number} of {len(pairs)} different {split} pairs ({number / len(pairs):.1%}) are training pairs, "
+                f"too, as {example[:80]!r}: scores on them are no measure of other text."
+            )
+
+
+def _joined(table: pa.Table) -> pa.Array:
+    joined = pc.binary_join_element_wise(table["source"], table["target"], "\n", null_handling="replace")
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
 
 @dataclass
@@ -247,8 +437,7 @@ class PairFilter:
 def encode_pairs(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, pair_filter: PairFilter) -> dict:
     """Tokenise a batch of text pairs and mark those to leave out, for `Dataset.map(batched=True)`."""
     sources, targets = ([text or "" for text in batch[side]] for side in ("source", "target"))
-    input_ids = tokenizer(sources, verbose=False)["input_ids"]
-    labels = tokenizer(text_target=targets, verbose=False)["input_ids"]
+    input_ids, labels = encode(tokenizer, sources), encode(tokenizer, targets, target=True)
     reasons = [
         pair_filter.reason(source, target, len(source_ids), len(target_ids))
         for source, target, source_ids, target_ids in zip(sources, targets, input_ids, labels, strict=True)
@@ -258,7 +447,7 @@ def encode_pairs(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, pai
 
 
 def prepare_training_pairs(
-    dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, args: CorpusArguments
+    dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, args: CorpusArguments, positions: int | None = None
 ) -> AnyDataset:
     """Tokenise and filter a training corpus.
 
@@ -266,33 +455,56 @@ def prepare_training_pairs(
         dataset: text columns `source` and `target`, from `load_split`.
         tokenizer: encodes the target side by `text_target=`.
         args: the bounds of the filter.
+        positions: what the model has; longer pairs are left out, whatever `args` allow.
 
     Returns:
         A dataset with `input_ids`, `labels` (token ids, both ending in end of sentence) and `length` (the longer
         side, in tokens). How many pairs were left out, and why, is logged; of a stream, as it goes.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left; says why.
     """
-    pair_filter = PairFilter(args.max_source_length, args.max_target_length, args.max_length_ratio)
+    bounds = [bound if positions is None else min(bound, positions) for bound in args.length_bounds]
     options = {
         "batched": True,
-        "fn_kwargs": {"tokenizer": tokenizer, "pair_filter": pair_filter},
+        "fn_kwargs": {"tokenizer": tokenizer, "pair_filter": PairFilter(*bounds, args.max_length_ratio)},
         "remove_columns": ["source", "target"],
     }
     if isinstance(dataset, IterableDataset):
         return _log_stream(dataset.map(encode_pairs, **options))
     encoded = dataset.map(encode_pairs, num_proc=args.preprocessing_num_workers, desc="Tokenising", **options)
     reasons = encoded["left_out"][:]
-    log_left_out(Counter(filter(None, reasons)), len(encoded))
+    left_out = Counter(filter(None, reasons))
+    log_left_out(left_out, len(encoded))
     kept = [index for index, reason in enumerate(reasons) if not reason]
     if not kept:
-        raise ValueError(f"no training pair is left of {len(encoded)}; see the log for the reasons")
+        raise ValueError(f"no training pair is left of {len(encoded)}: {_in_words(left_out)}")
     return encoded.select(kept).remove_columns("left_out")
 
 
+def warn_of_long_pairs(
+    evaluated: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, positions: int | None
+) -> None:
+    """Warn of evaluation pairs that are longer than the model takes, which are cut to `positions` tokens."""
+    if positions is None:
+        return
+    for split, dataset in evaluated.items():
+        for side in ("source", "target"):
+            encoded = encode(tokenizer, dataset[side][:], target=side == "target")
+            longer = [row for row, ids in enumerate(encoded, start=1) if len(ids) > positions]
+            if longer:
+                logger.warning(
+                    f"The {side} of {len(longer)} {split} pairs, first in row {longer[0]}, is longer than the "
+                    f"{positions} tokens that the model takes: it is cut."
+                )
+
+
 def _log_stream(encoded: IterableDataset) -> IterableDataset:
-    """Leave out the marked rows of a stream and log their number so far: after 10 pairs, 100, 1,000 and so on."""
+    """Leave out the marked rows of a stream and log their number so far: after 10 pairs, 100, 1,000 and so on.
+
+    Raises:
+        ValueError: nothing is left.
+    """
     counts: Counter = Counter()
 
     def keep(row: dict[str, Any]) -> bool:
@@ -302,29 +514,45 @@ def _log_stream(encoded: IterableDataset) -> IterableDataset:
             log_left_out(Counter({reason: count for reason, count in counts.items() if reason}), total)
         return not row["left_out"]
 
-    return encoded.filter(keep).remove_columns("left_out")
+    kept = encoded.filter(keep).remove_columns("left_out")
+    if next(iter(kept), None) is None:
+        raise ValueError(f"no training pair is left of {counts.total()}: {_in_words(counts)}")
+    counts.clear()
+    return kept
 
 
 def log_left_out(counts: Counter, total: int) -> None:
     """Log how many of `total` pairs were left out, and why."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
-    logger.info(f"Training pairs: {total - counts.total()} of {total} kept; left out: {reasons}")
+    logger.info(f"Training pairs: {total - counts.total()} of {total} kept; left out: {_in_words(counts) or 'none'}")
+
+
+def _in_words(counts: Counter) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
 def read_sentences(file: str, column: str) -> list[str]:
-    """The lines of a plain-text file, or a text column of a jsonl, csv, tsv or parquet file; at least one."""
+    """The lines of a plain-text file, or a text column of a jsonl, csv, tsv or parquet file; at least one.
+
+    A blank line is a sentence, too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such column, a text is missing or is none; says in which line.
+    """
     if not Path(file).is_file():
         raise FileNotFoundError(f"input_file: there is no file {file!r}")
-    suffix = Path(file).suffix
-    if suffix not in BUILDERS:
-        with open(file, encoding="utf-8", newline="\n") as lines:
-            sentences = [line.rstrip("\r\n") for line in lines]
+    if not form_of(file):
+        sentences = list(read_lines(file))
     else:
-        options = {"delimiter": "\t"} if suffix == ".tsv" else {}
-        dataset = load_dataset(BUILDERS[suffix], data_files=file, split="train", **options)
-        if column not in dataset.column_names:
-            raise ValueError(f"{file} has no column {column!r}; its columns: {', '.join(dataset.column_names)}")
-        sentences = dataset[column][:]
+        columns = columns_of(file)
+        if columns and column not in columns:
+            raise ValueError(f"{file} has no column {column!r}; its columns: {', '.join(columns)}")
+        sentences = [text for (text,) in read_columns(file, [(column,)])]
+        if None in sentences:
+            raise ValueError(
+                f"{file}: {column!r} is missing in record {sentences.index(None) + 1}; write an empty string for a "
+                "blank text"
+            )
     if not sentences:
         raise ValueError(f"{file} is empty")
     return sentences

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .pipeline_rs_marian import is_blank
+from .tokenization import encode
+from .utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
 
@@ -36,9 +38,8 @@ class DecodingArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens", "decoding_max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_range(self, "num_beams", "max_new_tokens", "decoding_max_tokens", least=1)
+        check_range(self, "length_penalty")
 
     @property
     def batch_tokens(self) -> int:
@@ -185,7 +186,7 @@ def encode_sources(
     A sentence in which nothing is to be seen has the ids of an empty one.
     """
     limit = source_limit(model, tokenizer)
-    encoded = [tokenizer(sentence, verbose=False)["input_ids"] for sentence in sentences]
+    encoded = encode(tokenizer, sentences)
     empty = tokenizer("")["input_ids"]
     encoded = [
         empty if is_blank(tokenizer, ids, sentence) else ids for sentence, ids in zip(sentences, encoded, strict=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
+from .utils.ranges import check_range
+
 VOCABULARIES = ("merged", "joint", "separate")
 
 
@@ -35,6 +37,74 @@ class TokenizerArguments:
     tokenizer_sample_size: int = field(
         default=5_000_000, metadata={"help": "Sentences a side that the SentencePiece training draws at most."}
     )
+
+    def __post_init__(self) -> None:
+        check_range(self, "vocab_size", least=4)  # three are control pieces
+        # SentencePiece's own bounds.
+        check_range(self, "character_coverage", least=0.98, most=1)
+        check_range(self, "tokenizer_sample_size", least=101)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, target: bool = False, max_length: int | None = None
+) -> list[list[int]]:
+    """Token ids of texts in which no special token is live but a language's code.
+
+    `</s>`, `<pad>` and the like in a text become pieces, or unknown: as tokens they would end it, or be no target.
+    `>>deu<<` at the beginning of a source is a code, if a `MarianTokenizer` has it. Tokens that were added to one stay
+    tokens in texts without those.
+
+    Args:
+        tokenizer: any; targets are encoded by `text_target=`.
+        texts: sources, or targets.
+        max_length: longer ones are cut to so many tokens.
+
+    Raises:
+        ValueError: a text is missing.
+    """
+    texts = list(texts)
+    if None in texts:
+        raise ValueError(f"{'target' if target else 'source'} {texts.index(None) + 1} of {len(texts)} is missing")
+    marian = isinstance(tokenizer, MarianTokenizer)
+    names = tokenizer.all_special_tokens
+    if marian:
+        names = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
+        texts = [_plain_code(tokenizer, text, target) for text in texts]
+    live = re.compile("|".join([*map(re.escape, names), *([r".>>[^<>]+<<"] if marian else [])]), re.DOTALL)
+    options = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    encoded: dict[int, list[int]] = {}
+    # Tokenizers in Python, as Marian's is, split all added tokens if they split any: only where there is need.
+    for split in (False, True):
+        rows = [row for row, text in enumerate(texts) if bool(live.search(text)) == split]
+        if rows:
+            side = {"text_target" if target else "text": [texts[row] for row in rows]}
+            found = tokenizer(**side, split_special_tokens=split, verbose=False, **options)["input_ids"]
+            encoded |= zip(rows, found, strict=True)
+    in_order = [encoded[row] for row in range(len(texts))]
+    return _without_ends(tokenizer, in_order) if marian else in_order
+
+
+def _plain_code(tokenizer: MarianTokenizer, text: str, target: bool) -> str:
+    """A text from whose beginning `MarianTokenizer` takes no language's code but, of a source, one that it has."""
+    if not text.startswith(">>"):
+        return text
+    code = text.partition("<<")[0] + "<<"
+    known = not target and tokenizer.convert_tokens_to_ids(code) != tokenizer.unk_token_id
+    return text if known else f" {text}"  # SentencePiece drops the space
+
+
+def _without_ends(tokenizer: MarianTokenizer, encoded: list[list[int]]) -> list[list[int]]:
+    """Ids with unknown for the special tokens that come before the last.
+
+    Characters without a piece come out of SentencePiece in one, which may be called as a special token is.
+    """
+    special, unknown = {tokenizer.eos_token_id, tokenizer.pad_token_id}, tokenizer.unk_token_id
+    return [
+        ids
+        if special.isdisjoint(ids[:-1])
+        else [*(unknown if index in special else index for index in ids[:-1]), ids[-1]]
+        for ids in encoded
+    ]
 
 
 def train_tokenizer(

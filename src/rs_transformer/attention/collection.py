@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..decoding import DecodingArguments, map_by_length, source_limit
-from ..tokenization import convert_source_ids_to_tokens
+from ..tokenization import convert_source_ids_to_tokens, encode
 from .measures import (
     BOOTSTRAP_SEED,
     Estimate,
@@ -159,11 +159,11 @@ def encode_sentences(
     limit = source_limit(model, tokenizer)
     silent = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     encoded: list[list[list[int]] | None] = []
-    for what, texts, argument in (("sentence", sources, "text"), ("reference", targets, "text_target")):
+    for what, texts in (("sentence", sources), ("reference", targets)):
         if texts is None:
             encoded.append(None)
             continue
-        ids = tokenizer(**{argument: [text or "" for text in texts]}, verbose=False)["input_ids"]
+        ids = encode(tokenizer, [text or "" for text in texts], target=what == "reference")
         for number, (text, its_ids) in enumerate(zip(texts, ids, strict=True), start=1):
             if silent.issuperset(its_ids):
                 raise ValueError(f"{what} {number} is empty; leave it out: {text!r}")

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, source_limit
 from ..pipeline_rs_marian import is_blank
+from ..tokenization import encode
 from ..training.run_folder import RECORDED_PACKAGES
 from ..utils.map_shards import Rows, check_made_from, map_shards
 from .teachers import Teacher, TeacherArguments, combined
@@ -181,8 +182,7 @@ def _hypotheses(
 ) -> list[list[str]]:
     """What the engines make of each source, without repetitions; nothing of a blank one or one over the limit."""
     encoded = [
-        teacher.tokenizer([teacher.prefix + (source or "") for source in sources], verbose=False)["input_ids"]
-        for _, teacher in engines
+        encode(teacher.tokenizer, [teacher.prefix + (source or "") for source in sources]) for _, teacher in engines
     ]
     wanted = [
         index

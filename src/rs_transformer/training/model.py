@@ -4,12 +4,14 @@ from dataclasses import dataclass, field, fields
 
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from ..checkpoints import bar_padding, check_tokenizer, load_checkpoint
-from ..configuration_rs_marian import LAYER_SHARINGS, RSMarianConfig
+from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig
 from ..layer_transfer import depth_config
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
+from ..utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
 
@@ -59,6 +61,16 @@ class ModelArguments:
     activation_dropout: float | None = field(default=None, metadata={"help": "Inside the feed-forward part."})
     init_std: float | None = field(default=None, metadata={"help": "Standard deviation of the initial weights."})
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or flash_attention_2."})
+
+    def __post_init__(self) -> None:
+        sizes = ("layers", "unique_layers", "ffn_dim", "attention_heads")
+        sided = [f"{side}_{size}" for side in SIDES for size in sizes]
+        check_range(self, "d_model", "max_position_embeddings", *sided, least=1)
+        check_range(self, "dropout", "attention_dropout", "activation_dropout", least=0, below=1)
+        check_range(self, "init_std", above=0)
+        name = self.activation_function
+        if name is not None and name not in ACT2FN:
+            raise ValueError(f"activation_function must be one of {', '.join(ACT2FN)}, got {name!r}")
 
     def config_fields(self) -> dict:
         """The fields of the configuration that were given."""

@@ -33,6 +33,28 @@ class ArgumentGroups:
         return options
 
 
+TYPED = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp")}
+
+
+def load_options(file: str) -> Any:
+    """What a YAML file holds, with the values of its options as the text that stands there, or None for null.
+
+    The option's type decides what a text is, as on the command line: `no` is Norwegian, a schedule or false. What
+    lies inside a mapping is what YAML takes it for.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    loader = yaml.SafeLoader(Path(file).read_bytes())
+    document = loader.get_single_node()
+    for option in document.value if isinstance(document, yaml.MappingNode) else []:
+        for node in option:
+            for scalar in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                if scalar.tag in TYPED:
+                    scalar.tag = "tag:yaml.org,2002:str"
+    return {} if document is None else loader.construct_document(document)
+
+
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
     """Examples as they are typed, and the default of each option."""
 
@@ -128,7 +150,7 @@ class RecipeParser(HfArgumentParser):
         if not Path(file).is_file():
             self.error(f"there is no recipe {file!r}")
         try:
-            options = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+            options = load_options(file)
         except yaml.YAMLError as error:
             self.error(f"{file} is not YAML: {error}")
         if not isinstance(options, dict):
@@ -142,12 +164,9 @@ class RecipeParser(HfArgumentParser):
             action = actions[name]
             if action.nargs in ("+", "*") and value is not None:
                 options[name] = value = self._list(action, value, file)
-            if action.choices and value is not None and value not in action.choices:
+            if action.choices and value is not None and value not in map(str, action.choices):
                 self.error(f"{file}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
             action.required = False
-            # argparse converts the defaults that are text, and complains as it does about the command line.
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                options[name] = str(value)
         self.set_defaults(**options)
 
     def _list(self, action: Action, value: Any, file: str) -> list[Any]:
