@@ -127,6 +127,8 @@ def train_and_evaluate(
     trainer.save_metrics("train", outcome.metrics)
     results = final_evaluation(trainer, evaluated, decoding, trainer.target_lang)
     results["training"] = {"train_seconds": outcome.metrics["train_runtime"], "updates": outcome.global_step}
+    if isinstance(trainer.train_dataset, Dataset):  # nobody knows how many pairs a stream has
+        results["training"]["pairs"] = len(trainer.train_dataset)
     if args.should_save:
         write_json(results, Path(args.output_dir, "results.json"))
         trainer.create_model_card()
