@@ -14,6 +14,7 @@ import torch
 from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
+from rs_transformer.utils.tables import markdown_table
 
 VOCABULARY = 8000
 SYSTEMS = ("RS 1x6", "Marian 6")
@@ -152,7 +153,4 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace, ratio: str = "R
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print rows of the same columns as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for figures in rows:
-        print("| " + " | ".join(str(value) for value in figures.values()) + " |")
+    print(markdown_table(list(rows[0]), [list(figures.values()) for figures in rows]))

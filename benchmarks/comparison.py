@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rs_transformer.utils.tables import markdown_table
+
 Row = dict[str, Any]
 
 
@@ -28,8 +30,8 @@ def read(evaluation: str, speed: str) -> list[Row]:
 
 
 def print_table(rows: list[Row]) -> None:
-    print("| model | BLEU | chrF | p (BLEU) | parameters | decoder depth | single sentences/s | speed-up |")
-    print("|---|---|---|---|---|---|---|---|")
+    header = "model", "BLEU", "chrF", "p (BLEU)", "parameters", "decoder depth", "single sentences/s", "speed-up"
+    table = []
     for row in rows:
         bootstrap = row["bootstrap"]
         cells = [
@@ -38,11 +40,12 @@ def print_table(rows: list[Row]) -> None:
             f"{row['chrf']:.2f}",
             "" if bootstrap["bleu_p"] is None else f"{bootstrap['bleu_p']:.3f}",
             f"{row['parameters']:,}",
-            str(row["decoder_layers"]),
+            row["decoder_layers"],
             f"{row['sentences_per_second']:.1f}",
             f"{row['speedup']:.2f}",
         ]
-        print(f"| {' | '.join(cells)} |")
+        table.append(cells)
+    print(markdown_table(header, table))
     print(rows[0]["bootstrap"]["bleu_signature"], rows[0]["bootstrap"]["chrf_signature"], sep="\n")
 
 
@@ -50,6 +53,7 @@ def plot(rows: list[Row], file: str) -> None:
     """BLEU against sentences per second; marks as large as the model has parameters, bars of 95%."""
     import matplotlib.pyplot as plt
 
+    plt.rc("text", parse_math=False)  # names of folders are no formulas
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     most = max(row["parameters"] for row in rows)
     for number, row in enumerate(rows):

@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+from rs_transformer.utils.tables import markdown_table
+
 
 def evaluations(run: str) -> dict[float, dict[str, float]]:
     """The validation figures of a run by epoch."""
@@ -26,22 +28,22 @@ def print_training_loss(runs: list[str], updates: int) -> None:
             if "loss" in entry:
                 means.setdefault(-(-entry["step"] // updates) * updates, []).append(entry["loss"])
         columns[Path(run).name] = {step: sum(losses) / len(losses) for step, losses in means.items()}
-    print("| updates | " + " | ".join(columns) + " |")
-    print("|---" * (1 + len(columns)) + "|")
+    rows = []
     for step in sorted(set().union(*columns.values())):
-        cells = [f"{column[step]:.3f}" if step in column else "" for column in columns.values()]
-        print(f"| {step} | " + " | ".join(cells) + " |")
+        rows.append([step, *(f"{column[step]:.3f}" if step in column else "" for column in columns.values())])
+    print(markdown_table(["updates", *columns], rows))
 
 
 def print_table(curves: dict[str, dict[float, dict[str, float]]]) -> None:
-    print("| epoch | " + " | ".join(f"{name} BLEU | {name} loss" for name in curves) + " |")
-    print("|---" * (1 + 2 * len(curves)) + "|")
+    rows = []
     for epoch in sorted(set().union(*curves.values())):
-        cells = []
+        cells = [f"{epoch:g}"]
         for curve in curves.values():
             entry = curve.get(epoch)
             cells += [f"{entry['eval_bleu']:.1f}", f"{entry['eval_loss']:.3f}"] if entry else ["", ""]
-        print(f"| {epoch:g} | " + " | ".join(cells) + " |")
+        rows.append(cells)
+    header = ["epoch", *(f"{name} {what}" for name in curves for what in ("BLEU", "loss"))]
+    print(markdown_table(header, rows))
 
 
 def print_results(runs: list[str]) -> None:
@@ -59,6 +61,7 @@ def print_results(runs: list[str]) -> None:
 def plot(curves: dict[str, dict[float, dict[str, float]]], file: str) -> None:
     import matplotlib.pyplot as plt
 
+    plt.rc("text", parse_math=False)  # names of folders are no formulas
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, key, title in zip(axes, ("eval_bleu", "eval_loss"), ("BLEU", "cross-entropy"), strict=True):
         for name, curve in curves.items():

@@ -140,7 +140,7 @@ def test_a_command_lists_no_option_that_it_ignores_and_refuses_its_use(capsys):
         script("evaluate")("--help")
     shown = capsys.readouterr().out
     assert "--test_file" in shown
-    assert "--max_train_samples" not in shown
+    assert "--max_source_length" not in shown
     with pytest.raises(SystemExit):
-        script("evaluate")("--systems", "a", "--source_lang", "a", "--target_lang", "b", "--max_train_samples", 5)
-    assert "there is no use for max_train_samples here" in capsys.readouterr().err
+        script("evaluate")("--systems", "a", "--source_lang", "a", "--target_lang", "b", "--max_source_length", 5)
+    assert "there is no use for max_source_length here" in capsys.readouterr().err

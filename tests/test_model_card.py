@@ -7,15 +7,21 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from conftest import RECIPE, launch, script, task_options
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from oracle import marian, rs_model
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
 from rs_transformer import expand
+from rs_transformer.checkpoints import load_translator
 from rs_transformer.model_card import build_card, card_disagreements, write_card
+from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.model import config_from_tokenizer
+from rs_transformer.training.trainer import TranslationTrainer
 
 FACTS = {
     "license": "cc-by-4.0",
@@ -64,10 +70,11 @@ def test_card_has_the_models_parameters_depth_and_layers(trained):
     stored = model.num_parameters(only_trainable=True)
     layers = sum(p.numel() for stack in (model.model.encoder, model.model.decoder) for p in stack.layers.parameters())
     unrolled = sum(p.numel() for name, p in expand(model).named_parameters() if "embed_positions" not in name)
-    assert f"| parameters stored | {stored:,}, of these {layers:,} in layers |" in text
-    assert f"written out | {unrolled:,} |" in text
+    rows = re.sub(" +", " ", text)
+    assert f"| parameters stored | {stored:,}, of these {layers:,} in layers |" in rows
+    assert f"written out | {unrolled:,} |" in rows
     assert "1 encoder layer applied in 2 steps and 1 decoder layer applied in 2 steps" in text
-    assert "| layer of each step | encoder 0 0, decoder 0 0 |" in text
+    assert "| layer of each step | encoder 0 0, decoder 0 0 |" in rows
 
 
 def test_what_a_folder_cannot_know_is_in_card_yaml(folder):
@@ -76,9 +83,90 @@ def test_what_a_folder_cannot_know_is_in_card_yaml(folder):
     assert {result.dataset_name for result in card.data.eval_results} == {"reverse"}
     assert FACTS["data"] in card.text
     assert FACTS["limits"] in card.text
-    (folder / "card.yaml").write_text("licence: mit\n")
-    with pytest.raises(ValueError, match="has an unknown key 'licence'; known: license, datasets"):
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("card.yaml", "licence: mit\n", r"card\.yaml has an unknown key 'licence'; known: license, datasets"),
+        (
+            "card.yaml",
+            "- license: mit\n",
+            r"card\.yaml must hold a mapping, `name: value`, got \"\[{'license': 'mit'}\]\"",
+        ),
+        ("card.yaml", "cc-by-4.0", r"card\.yaml must hold a mapping, `name: value`, got 'cc-by-4\.0'"),
+        ("card.yaml", "license: [mit\n", r"card\.yaml is no YAML: .*expected ',' or '\]'"),
+        ("card.yaml", "license: no\n", r"card\.yaml: license must be text, got False \(in quotes"),
+        ("card.yaml", "datasets: org/corpus\n", r"card\.yaml: datasets must be a list of texts, got 'org/corpus'"),
+        ("results.json", '{"test": {"bleu": "<b>1"}}', r"results\.json: test must have a number 'bleu', got '<b>1'"),
+        ("results.json", '{"tes', r"results\.json is no JSON: Unterminated string"),
+        (
+            "depth_sweep.json",
+            '[{"bleu": 1}]',
+            r"depth_sweep\.json: row 1 must have a number 'encoder_layers', got None",
+        ),
+        ("collapse.json", "[]", r"collapse\.json must hold a mapping"),
+    ],
+)
+def test_a_file_that_does_not_hold_what_it_should_is_named_in_a_line(folder, file, content, message):
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
         build_card(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_card_yaml_the_card_says_of_the_data_what_the_run_knows(folder):
+    (folder / "card.yaml").write_text("")
+    pairs = json.loads((folder / "results.json").read_text())["training"]["pairs"]
+    assert f"{pairs:,} sentence pairs of `reverse0/train.jsonl`. Where they come from" in build_card(folder).text
+    (folder / "recipe.yaml").write_text("dataset_name: org/corpus\n")
+    assert f"{pairs:,} sentence pairs of `org/corpus`." in build_card(folder).text
+    for file in ("recipe.yaml", "results.json"):
+        (folder / file).unlink()
+    assert "Nothing is said about the training data." in build_card(folder).text
+
+
+def card_that_says(text, trained, folder):
+    """The card of the trained model when every text of its files that a card shows is this one."""
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"source_lang": text}))
+    (folder / "collapse.json").write_text(json.dumps({"parent": text, "method": text}))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe |= dict.fromkeys(("model_name_or_path", "dataset_name", "targets", "word_weight", "seed"), text)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"teachers": [text]}))
+    results = json.loads((folder / "results.json").read_text())
+    for metric in ("bleu", "chrf"):
+        results["validation"][f"{metric}_signature"] = text
+    (folder / "results.json").write_text(json.dumps(results))
+    write_card(folder)
+    return ModelCard.load(folder / "README.md")
+
+
+def structure(text):
+    """What Markdown makes of a text: its blocks, and what is in each beside plain text, addresses included."""
+    plain = ("text", "text_special", "softbreak")
+    found = []
+    for token in MarkdownIt("commonmark").enable("table").disable("text_join").parse(text):
+        children = token.children or []
+        addresses = [
+            child.content for child in children if re.search(r"://|www\.", child.content) and child.type in plain
+        ]
+        found.append((token.type, [child.type for child in children if child.type not in plain], addresses))
+    return found
+
+
+def test_text_of_other_peoples_files_is_text_in_the_card(trained, tmp_path):
+    """Neither link, picture, HTML, heading nor another row of a table, piece of code or key of the metadata."""
+    evil = (
+        "x`](https://evil.example)\n# Hacked\n---\n```\n<img src=x onerror=y> |![a](b) [c]: d www.evil.example $\\foo$"
+    )
+    card, honest = (card_that_says(text, trained, tmp_path / text.replace("/", "")) for text in (evil, "word"))
+    assert structure(card.text) == structure(honest.text)
+    assert card.data.to_dict().keys() == honest.data.to_dict().keys()
+    assert (card.data.language, honest.data.language) == (["bw"], ["word", "bw"])
+    for snippet in re.findall(r"```python\n(.+?)^```$", card.text, re.DOTALL | re.MULTILINE):
+        compile(snippet, "snippet", "exec")
 
 
 def test_every_snippet_of_a_card_runs(folder, monkeypatch):
@@ -106,7 +194,7 @@ def test_depths_measured_by_the_sweep_are_in_the_card(folder, task):
     rows = json.loads((folder / "depth_sweep.json").read_text())
     assert [row["decoder_layers"] for row in rows] == [2, 1]
     for row in rows:
-        assert f"| 2 | {row['decoder_layers']} | {row['bleu']:.2f} | {row['chrf']:.2f} |" in text
+        assert f"| 2 | {row['decoder_layers']} | {row['bleu']:.2f} | {row['chrf']:.2f} |" in re.sub(" +", " ", text)
 
 
 def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, task, tmp_path):
@@ -144,6 +232,7 @@ def test_card_of_stock_marian_is_of_stock_marian(tokenizer, tmp_path):
     folder = save(tmp_path / "model", marian(**config_from_tokenizer(tokenizer)), tokenizer)
     card = build_card(folder)
     assert "recurrent" not in card.text.split("## Citation")[0]
+    assert "trust_remote_code" not in card.text
     assert "Not measured yet." in card.text
     assert card.data.eval_results is None
 
@@ -152,7 +241,16 @@ def test_card_of_as_many_layers_as_steps_speaks_of_no_sharing(tokenizer, tmp_pat
     model = rs_model(**config_from_tokenizer(tokenizer), encoder_unique_layers=6, decoder_unique_layers=6)
     card = build_card(save(tmp_path / "model", model, tokenizer))
     assert "A Marian translation model, fw to bw, 6 encoder layers and 6 decoder layers" in card.text
-    assert "trust_remote_code=True" in card.text
+    # It is Marian, and is loaded as that; but not if it has what Marian has not.
+    assert "trust_remote_code" not in card.text
+    stock = MarianMTModel.from_pretrained(tmp_path / "model")
+    inputs = tokenizer(["a b c"], return_tensors="pt")
+    torch.testing.assert_close(
+        stock(**inputs, labels=inputs.input_ids).logits, model(**inputs, labels=inputs.input_ids).logits
+    )
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"deepnorm": True}))
+    assert "trust_remote_code=True" in build_card(tmp_path / "model").text
 
 
 def test_disagreements_are_named(folder):
@@ -164,3 +262,27 @@ def test_disagreements_are_named(folder):
     assert card_disagreements(folder) == [f"test bleu: {bleu} in README.md, 1.23 in results.json"]
     (folder / "results.json").unlink()
     assert len(card_disagreements(folder)) == 4
+
+
+def make_trainer(model, tokenizer, folder):
+    args = TranslationTrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True)
+    return TranslationTrainer(model, args, processing_class=tokenizer)
+
+
+def test_what_the_trainer_is_told_comes_into_the_card(folder):
+    trainer = make_trainer(*load_translator(str(folder)), folder)
+    trainer.create_model_card(
+        None, "mit", tags="letters", dataset="toy", dataset_tags=["org/toy"], finetuned_from="org/a"
+    )
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.datasets, data.base_model) == ("mit", ["org/toy"], "org/a")
+    assert data.tags == ["translation", "marian", "recurrent-stacking", "letters"]
+    assert {result.dataset_name for result in data.eval_results} == {"toy"}
+
+
+def test_the_card_of_an_adapter_is_the_trainers(tokenizer, tmp_path):
+    model = get_peft_model(rs_model(**config_from_tokenizer(tokenizer)), LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer = make_trainer(model, tokenizer, tmp_path)
+    trainer.save_model()
+    trainer.create_model_card(tags=["letters"])
+    assert ModelCard.load(tmp_path / "README.md").data.library_name == "peft"

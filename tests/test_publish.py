@@ -3,21 +3,30 @@
 import base64
 import json
 import os
+import re
 import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub
 import pytest
 import torch
-from conftest import RECIPE, run, script, task_options
+from conftest import RECIPE, ROOT, run, script, task_options
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, pipeline
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from rs_transformer.commands.publish import files_to_publish
+from rs_transformer.commands import publish as commands_publish
+from rs_transformer.commands.publish import PublishArguments, files_to_publish
+from rs_transformer.commands.publish import publish as publish_command
+from rs_transformer.configuration_rs_marian import REMOTE_CODE_FILES
+from rs_transformer.model_card import write_card
 
 publish = script("publish")
 REPO = "org/rs-fw-bw"
+SECRET = "secret-of-the-tests"
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -106,20 +115,36 @@ def test_a_finished_folder_reaches_the_hub_in_one_commit_and_translates_from_the
     assert run(sys.executable, "-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
 
 
-def test_a_dry_run_shows_the_files_and_calls_nobody(folder, hub):
-    command = [sys.executable, "training/publish.py", folder, "--repo", REPO, "--card", "--dry_run"]
-    printed = run(*command, env=hub.environment).stdout
-    assert "MB  model.safetensors" in printed
-    assert "files" in printed
+def test_a_folder_of_the_clone_is_published_with_the_source_that_it_links_to(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(commands_publish, "HfApi", lambda: HfApi(endpoint=hub.address, token="hf_test"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    folder = shutil.copytree(ROOT / "hub_cards" / "marian-ja-en", tmp_path / "marian", symlinks=False)
+    for name in REMOTE_CODE_FILES:
+        (folder / name).unlink()
+        (folder / name).symlink_to(ROOT / "src" / "rs_transformer" / name)
+    publish(folder, "--repo", REPO, "--card", "--dry_run")
+    assert "MB  model.safetensors" in capsys.readouterr().out
     assert not hub.calls
+    publish(folder, "--repo", REPO)
+    assert hub.files.keys() == set(files_to_publish(folder))
+    for name, content in hub.files.items():
+        assert content == (folder / name).read_bytes()
 
 
 def test_training_with_push_to_hub_uploads_the_card_of_the_results(trained, task, hub, tmp_path):
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    options = ["--max_steps", 2, "--eval_strategy", "no", "--save_strategy", "no", "--model_name_or_path", trained]
-    target = ["--output_dir", tmp_path / "run", "--push_to_hub", "--hub_model_id", REPO]
+    options = ["--max_steps", 2, "--eval_strategy", "no", "--model_name_or_path", trained]
+    target = ["--output_dir", tmp_path / "run", "--push_to_hub", "--hub_model_id", REPO, "--hub_token", SECRET]
     command = [*accelerate, "training/train.py", RECIPE, *task_options(task), *options, *target]
     run(*command, env=hub.environment)
+    # It is used for every push, and stands in no file.
+    assert hub.commits[0].startswith("Training in progress")
+    assert {authorization for _, authorization in hub.calls} == {f"Bearer {SECRET}"}
+    written = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {file.name for file in written} >= {"training_args.bin", "run.json", "recipe.yaml"}
+    assert not [file for file in written if SECRET.encode() in file.read_bytes()]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["command"][-1] == "<secret>"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert json.loads(hub.files["results.json"]) == results
     card = hub.files["README.md"].decode()
@@ -137,12 +162,74 @@ def test_training_with_push_to_hub_uploads_the_card_of_the_results(trained, task
         (lambda folder: os.truncate(folder / "model.safetensors", 5000), "truncated or damaged"),
         (lambda folder: change_bleu(folder), r"results\.json disagree: test bleu: \S+ in README\.md, 1\.0 in"),
         (lambda folder: None, "does not say how to load 'org/rs-fw-bw'"),
+        (
+            lambda folder: change(folder / "README.md", "encoder 2, decoder 2", "encoder 2, decoder 3"),
+            r"the files say '\| depth \| encoder 2, decoder 2 \|', README\.md does not",
+        ),
+        (lambda folder: link(folder / "results.json"), r"results\.json is a link or otherwise no regular file: put"),
+        (lambda folder: link(folder / "model.safetensors"), r"model\.safetensors is a link"),
+        (
+            lambda folder: (folder / "run.json").unlink() or os.mkfifo(folder / "run.json"),
+            r"run\.json is a link or other",
+        ),
+        (
+            lambda folder: change(folder / "modeling_rs_marian.py", "import torch", "import os, torch"),
+            r"modeling_rs_marian\.py is not the one of rs-transformer \S+:.* Renew it: cp /\S+/modeling_rs_marian\.py",
+        ),
+        (
+            lambda folder: change(folder / "config.json", '"modeling_rs_marian.RSMarianModel"', '"org/evil--x.Model"'),
+            "config.json has 'org/evil--x.Model' loaded, source that is not uploaded",
+        ),
+        (
+            lambda folder: shard(folder, "../other/model-1.safetensors"),
+            r"names '\.\./other/model-1\.safetensors', which",
+        ),
     ],
 )
 def test_incomplete_folders_and_cards_that_disagree_are_refused(folder, damage, message):
     damage(folder)
     with pytest.raises(ValueError, match=message):
         publish(folder, "--repo", REPO)
+
+
+def change(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def link(file):
+    """Put a link in the place of a file, which goes outside."""
+    outside = file.parent.with_name(f"outside {file.name}")
+    file.rename(outside)
+    file.symlink_to(outside)
+
+
+def shard(folder, name):
+    """Have the folder's weights in a file of this name, with an index."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(folder / name)
+    weight_map = dict.fromkeys(load_file(folder / name), name)
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_of_the_weights_those_that_the_model_is_loaded_from_are_published(folder):
+    (folder / "optimizer.safetensors").write_bytes(b"foreign")
+    assert "optimizer.safetensors" not in files_to_publish(folder)
+    shard(folder, "model[1]*.safetensors")  # a name, and no pattern
+    (folder / "model11.safetensors").write_bytes(b"foreign")
+    write_card(folder, REPO)
+    files = publish_command(PublishArguments(str(folder), REPO, dry_run=True))
+    weights = [name for name in files if "safetensors" in name]
+    assert weights == ["model[1]*.safetensors", SAFE_WEIGHTS_INDEX_NAME]
+
+
+def test_the_card_takes_the_place_of_a_link_and_does_not_follow_it(folder, tmp_path):
+    link(folder / "README.md")
+    before = (tmp_path / "outside README.md").read_text()
+    publish(folder, "--repo", REPO, "--card", "--dry_run")
+    assert (tmp_path / "outside README.md").read_text() == before
+    assert not (folder / "README.md").is_symlink()
 
 
 def change_bleu(folder):
@@ -172,7 +259,7 @@ def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(fo
         torch.testing.assert_close(model.state_dict()[name], expected, rtol=0, atol=0)
     assert not list(output.glob("checkpoint-*"))
     card = (output / "README.md").read_text()
-    assert "| weights | F16, " in card
+    assert "| weights | F16, " in re.sub(" +", " ", card)
     assert "license: mit" in card
     assert f'model="{REPO}"' in card
     assert files_to_publish(output) == files_to_publish(folder)

@@ -35,8 +35,6 @@ AnyDataset = Dataset | IterableDataset
 TRAINING_OPTIONS = (
     "streaming",
     "shuffle_buffer_size",
-    "max_train_samples",
-    "max_eval_samples",
     "max_source_length",
     "max_target_length",
     "max_length_ratio",

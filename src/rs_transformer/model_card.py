@@ -1,10 +1,14 @@
 """Model cards for the Hub, filled from a finished run's folder: no figure in a card that is not in the folder's files.
 
-What a folder cannot know, where its data came from and under which licence, is in its `card.yaml`.
+What a folder cannot know, where its data came from and under which licence, is in its `card.yaml`. Its `data` and
+`limits` are Markdown; all else that comes from a file is text, whatever it has in it, and a figure is a number.
 """
 
 import dataclasses
 import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +18,21 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, MarianConfig, MarianMTModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .layer_transfer import collapsed_config, count_parameters
 from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
+from .utils.files import atomic_file
+from .utils.tables import markdown_table
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
+SPLITS = ("validation", "test")
+LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
+# What an RSMarian has that a stock Marian has not, beside shared layers.
+OWN_FIELDS = ("deepnorm", "step_embeddings", "step_layer_norms", "marian_positions")
 
 
 @dataclass
@@ -32,63 +43,75 @@ class CardFacts:
         license: of the weights, as the Hub names it.
         datasets: Hub ids of the training data.
         dataset: what the data that it was scored on is called; default: the recipe's `dataset_name` or file.
-        data: Markdown about the training data: what, from where, under which licence.
+        data: Markdown about the training data: what, from where, under which licence; default: what the run knows.
         limits: Markdown list of what this model is not good at.
         base_model: Hub id of what it was made from.
+        tags: further tags on the Hub.
     """
 
     license: str | None = None
     datasets: list[str] = field(default_factory=list)
     dataset: str | None = None
-    data: str = "Nothing is said about the training data."
+    data: str | None = None
     limits: str = "- It was trained on the data above; text of another kind it translates worse."
     base_model: str | None = None
+    tags: list[str] = field(default_factory=list)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "CardFacts":
         """Those of a folder; the defaults if it has no `card.yaml`.
 
         Raises:
-            ValueError: an unknown key.
+            ValueError: it is no YAML, no mapping, or has an unknown key or a value of another kind.
         """
-        said = _read(folder / "card.yaml") or {}
-        known = [each.name for each in dataclasses.fields(cls)]
-        if unknown := sorted(said.keys() - set(known)):
-            raise ValueError(f"{folder / 'card.yaml'} has an unknown key {unknown[0]!r}; known: {', '.join(known)}")
+        file = folder / "card.yaml"
+        said = {name: value for name, value in (_read(file) or {}).items() if value is not None}
+        known = {each.name: each.type for each in dataclasses.fields(cls)}
+        for name, value in said.items():
+            if name not in known:
+                raise ValueError(f"{file} has an unknown key {name!r}; known: {', '.join(known)}")
+            lists = known[name] == list[str]
+            if not _is_texts(value if lists else [value]):
+                wanted = "a list of texts" if lists else "text"
+                raise ValueError(f"{file}: {name} must be {wanted}, got {value!r} (in quotes everything is text)")
         return cls(**said)
 
 
-def build_card(folder: str | Path, repository: str | None = None) -> ModelCard:
+def build_card(folder: str | Path, repository: str | None = None, **said: Any) -> ModelCard:
     """The card of a model in a folder, from its `config.json`, weights, tokenizer and what of these is there:
     `results.json`, `recipe.yaml`, `collapse.json` (of what it was fine-tuned from), `depth_sweep.json`, `card.yaml`.
 
     Args:
         folder: of a run, or laid out as a Hub repository.
         repository: its name in the snippets, `org/name`; default: the folder as given.
+        said: fields of `CardFacts`, which win over those of `card.yaml`; its tags are added.
 
     Raises:
         OSError: the folder has no configuration or tokenizer.
-        ValueError: it has no weights, or `card.yaml` an unknown key.
+        ValueError: it has no weights, or one of the files is damaged or does not hold what it should.
     """
     path = Path(folder)
-    name = (repository or str(path.resolve())).rstrip("/").rsplit("/", 1)[-1]
+    name = _one_line((repository or str(path.resolve())).rstrip("/").rsplit("/", 1)[-1])
+    repository = repository or str(folder)
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     facts = CardFacts.from_folder(path)
+    facts = dataclasses.replace(facts, **said | {"tags": [*facts.tags, *said.get("tags", [])]})
     recipe = _read(path / "recipe.yaml") or {}
-    results = _read(path / "results.json") or {}
-    scores = {split: results[split] for split in ("validation", "test") if split in results}
-    shared = isinstance(config, RSMarianConfig) and any(
-        getattr(config, f"{side}_unique_layers") < getattr(config, f"{side}_layers") for side in SIDES
-    )
-    languages = [language for language in (tokenizer.source_lang, tokenizer.target_lang) if language]
+    results = _results(path)
+    scores = {split: results[split] for split in SPLITS if split in results}
+    training = results.get("training")
+    shared = _is_shared(config)
+    languages = [str(language) for language in (tokenizer.source_lang, tokenizer.target_lang) if language]
+    languages = [language for language in languages if LANGUAGE.fullmatch(language)]
     datasets = {split: facts.dataset or _dataset_name(recipe, split) for split in scores}
+    tags = ["translation", "marian", *(["recurrent-stacking"] if shared else []), *facts.tags]
     data = ModelCardData(
         model_name=name,
         language=languages or None,
         license=facts.license,
         library_name="transformers",
         pipeline_tag="translation",
-        tags=["translation", "marian", *(["recurrent-stacking"] if shared else [])],
+        tags=list(dict.fromkeys(tags)),
         datasets=facts.datasets or None,
         base_model=facts.base_model,
         metrics=list(METRICS) if scores else None,
@@ -97,65 +120,105 @@ def build_card(folder: str | Path, repository: str | None = None) -> ModelCard:
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text("utf-8"),
-        name=name,
-        repository=repository or str(folder),
+        name=_plain(name),
+        repository={"python": _quoted(repository), "shell": shlex.quote(_one_line(repository))},
+        converted={"python": _quoted(f"{name}-ct2"), "shell": shlex.quote(f"{name}-ct2")},
         languages=" to ".join(languages),
         shared=shared,
-        remote_code=isinstance(config, RSMarianConfig),
+        stock=not isinstance(config, RSMarianConfig),
+        remote_code=isinstance(config, RSMarianConfig)
+        and (shared or any(getattr(config, name) for name in OWN_FIELDS)),
         tested=TESTED_TRANSFORMERS,
         stacking=_stacking(config),
         config=config,
-        maps={side: _layer_map(config, side) for side in SIDES},
-        parameters=_parameters(config),
-        weights=_weights(path),
-        scores=scores,
-        depths=_read(path / "depth_sweep.json"),
-        data=facts.data.strip(),
+        properties=_properties(config, _weights(path), shared),
+        scores=_score_table(scores),
+        signatures=[_code(row[f"{metric}_signature"]) for row in list(scores.values())[:1] for metric in METRICS],
+        depths=_depths(path),
+        data=facts.data.strip() if facts.data else _training_data(recipe, training),
         lineage=_lineage(recipe, _read(path / "collapse.json")),
-        training=results.get("training"),
-        recipe=recipe,
+        training=training,
+        seed=_plain(recipe.get("seed")),
         script="distill.py" if recipe.get("teachers") else "train.py",
         limits=facts.limits.strip(),
     )
 
 
-def write_card(folder: str | Path, repository: str | None = None) -> None:
-    """Build the card of a folder and save it there as `README.md`."""
-    build_card(folder, repository).save(Path(folder, CARD))
+def write_card(folder: str | Path, repository: str | None = None, **said: Any) -> None:
+    """Build the card of a folder and save it there as `README.md`, in the place of what has this name."""
+    card = build_card(folder, repository, **said)
+    with atomic_file(Path(folder, CARD)) as staged:
+        card.save(staged)
 
 
 def card_disagreements(folder: str | Path) -> list[str]:
-    """What the metrics in a folder's card say otherwise than its `results.json`; empty if they agree."""
+    """What a folder's card says otherwise than its files: metrics of `results.json`, or a table that a card has.
+
+    Returns:
+        A line for each; none if they agree.
+
+    Raises:
+        OSError, ValueError: as `build_card`, once the metrics agree.
+    """
     path = Path(folder)
-    results = _read(path / "results.json") or {}
+    results = _results(path)
     measured = {
-        (split, metric): round(results[split][metric], 2)
-        for split in ("validation", "test")
-        if split in results
-        for metric in METRICS
+        (split, metric): round(results[split][metric], 2) for split in SPLITS if split in results for metric in METRICS
     }
-    said = {
-        (result.dataset_split, result.metric_type): result.metric_value
-        for result in ModelCard.load(path / CARD).data.eval_results or []
-    }
-    return [
+    card = ModelCard.load(path / CARD)
+    said = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results or []}
+    disagreements = [
         f"{split} {metric}: {said.get((split, metric))} in {CARD}, {measured.get((split, metric))} in results.json"
         for split, metric in dict.fromkeys([*measured, *said])
         if said.get((split, metric)) != measured.get((split, metric))
     ]
+    if disagreements:
+        return disagreements
+    due = _tables(build_card(path).text)
+    return [
+        f"the files say {row!r}, {CARD} does not"
+        for header, rows in _tables(card.text).items()
+        for row in due.get(header, [])
+        if row not in rows
+    ]
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a folder's weights: `model.safetensors` or, where there is none, what its index names.
+
+    Raises:
+        ValueError: there are none, or the index is damaged or names a file that is not in the folder itself.
+    """
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [SAFE_WEIGHTS_NAME]
+    index = _read(folder / SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        raise ValueError(f"{folder} has no safetensors weights")
+    named = index.get("weight_map")
+    names = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
+    for name in names or [""]:
+        if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
+            raise ValueError(f"{folder / SAFE_WEIGHTS_INDEX_NAME} names {name!r}, which is no safetensors file there")
+    return names
+
+
+def _is_shared(config: MarianConfig) -> bool:
+    return isinstance(config, RSMarianConfig) and any(
+        getattr(config, f"{side}_unique_layers") < getattr(config, f"{side}_layers") for side in SIDES
+    )
 
 
 def _eval_results(scores: dict[str, Any], datasets: dict[str, str]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="translation",
-            dataset_type=datasets[split],
-            dataset_name=datasets[split],
+            dataset_type=_one_line(datasets[split]),
+            dataset_name=_one_line(datasets[split]),
             dataset_split=split,
             metric_type=metric,
             metric_name=f"{label}, beam {row['num_beams']}",
             metric_value=round(row[metric], 2),
-            metric_args={"signature": row[f"{metric}_signature"]},
+            metric_args={"signature": _one_line(row[f"{metric}_signature"])},
         )
         for split, row in scores.items()
         for metric, label in METRICS.items()
@@ -164,8 +227,21 @@ def _eval_results(scores: dict[str, Any], datasets: dict[str, str]) -> list[Eval
 
 def _dataset_name(recipe: dict[str, Any], split: str) -> str:
     """Of the Hub, or a file and the folder that it is in, not the path on somebody's machine."""
-    files = recipe.get(f"{split}_file") or ["unknown"]
-    return recipe.get("dataset_name") or "/".join(Path(files[0]).parts[-2:])
+    files = _texts(recipe.get(f"{split}_file")) or ["unknown"]
+    return str(recipe.get("dataset_name") or "/".join(Path(files[0]).parts[-2:]))
+
+
+def _training_data(recipe: dict[str, Any], training: dict[str, Any] | None) -> str:
+    """What a run knows about its training data."""
+    pairs = (training or {}).get("pairs")
+    names = _texts(recipe.get("dataset_name")) or [
+        "/".join(Path(file).parts[-2:]) for file in _texts(recipe.get("train_file"))
+    ]
+    if not names and pairs is None:
+        return "Nothing is said about the training data."
+    what = "Sentence pairs" if pairs is None else f"{pairs:,} sentence pairs"
+    where = f" of {' and '.join(map(_code, names))}" if names else ""
+    return f"{what}{where}. Where they come from, and under which licence, nobody has written into `card.yaml`."
 
 
 def _layer_map(config: MarianConfig, side: str) -> str:
@@ -196,13 +272,82 @@ def _parameters(config: MarianConfig) -> dict[str, int]:
     return {"stored": counts["total"], "layers": counts["layers"], "unrolled": unrolled["total"]}
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} has no safetensors weights")
+def _weights(folder: Path) -> str:
+    """Type and size of the stored weights."""
+    files = [folder / name for name in weight_files(folder)]
     with safe_open(files[0], "pt") as opened:
         dtype = str(opened.get_slice(next(iter(opened.keys()))).get_dtype())
-    return {"dtype": dtype, "megabytes": sum(file.stat().st_size for file in files) / 1e6}
+    return f"{dtype}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+
+
+def _properties(config: MarianConfig, weights: str, shared: bool) -> str:
+    """The table of what the model is."""
+    parameters = _parameters(config)
+    ffn, heads = ([getattr(config, f"{side}_{what}") for side in SIDES] for what in ("ffn_dim", "attention_heads"))
+    rows = [
+        ("parameters stored", f"{parameters['stored']:,}, of these {parameters['layers']:,} in layers"),
+        ("parameters of the model with its layers written out", f"{parameters['unrolled']:,}"),
+        ("depth", ", ".join(f"{side} {getattr(config, f'{side}_layers')}" for side in SIDES)),
+        ("layer of each step", ", ".join(f"{side} {_layer_map(config, side)}" for side in SIDES)),
+        ("width", f"d_model {config.d_model}, feed-forward {ffn[0]} and {ffn[1]}, {heads[0]} and {heads[1]} heads"),
+        ("vocabulary", f"{config.vocab_size:,} entries, SentencePiece"),
+        ("longest input", f"{config.max_position_embeddings} tokens"),
+        ("weights", weights),
+    ]
+    if not shared:
+        del rows[1]
+    return markdown_table(["", ""], rows)
+
+
+def _score_table(scores: Mapping[str, dict[str, Any]]) -> str:
+    rows = [
+        (split, row["sentences"], row["num_beams"], f"{row['bleu']:.2f}", f"{row['chrf']:.2f}")
+        for split, row in scores.items()
+    ]
+    return markdown_table(["split", "sentences", "beam", *METRICS.values()], rows) if rows else ""
+
+
+def _depths(folder: Path) -> dict[str, Any] | None:
+    """The table of `depth_sweep.json`, and with which beam it was measured; None if there is none."""
+    file = folder / "depth_sweep.json"
+    rows = _read(file, list)
+    if not rows:
+        return None
+    depths = [f"{side}_layers" for side in SIDES]
+    for number, row in enumerate(rows, start=1):
+        _check(row, [*depths, *METRICS, "sentences_per_second", "speedup", "num_beams"], [], f"{file}: row {number}")
+    header = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
+    cells = [
+        [row[depth] for depth in depths]
+        + [f"{row['bleu']:.2f}", f"{row['chrf']:.2f}", f"{row['sentences_per_second']:.1f}", f"{row['speedup']:.2f}"]
+        for row in rows
+    ]
+    return {"beam": rows[0]["num_beams"], "table": markdown_table(header, cells)}
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """`results.json`, if it is there, with the figures that a card has."""
+    file = folder / "results.json"
+    results = _read(file) or {}
+    for split in SPLITS:
+        if split in results:
+            texts = [f"{metric}_signature" for metric in METRICS]
+            _check(results[split], [*METRICS, "sentences", "num_beams"], texts, f"{file}: {split}")
+    if (training := results.get("training")) is not None:
+        _check(training, ["updates", "train_seconds"], [], f"{file}: training")
+        _check({"pairs": 0} | training, ["pairs"], [], f"{file}: training")
+    return results
+
+
+def _check(row: Any, numbers: Sequence[str], texts: Sequence[str], where: str) -> None:
+    """Raise `ValueError` unless a record has these figures and these texts."""
+    row = row if isinstance(row, dict) else {}
+    for name in numbers:
+        if not isinstance(row.get(name), (int, float)) or isinstance(row[name], bool):
+            raise ValueError(f"{where} must have a number {name!r}, got {row.get(name)!r}")
+    for name in texts:
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"{where} must have a text {name!r}, got {row.get(name)!r}")
 
 
 def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None) -> list[str]:
@@ -210,23 +355,76 @@ def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None) -> list[st
     lines = []
     origin = ""
     if collapse is not None:
-        origin = f"a collapse of `{collapse['parent']}`, method {collapse['method']}"
+        origin = f"a collapse of {_code(collapse.get('parent'))}, method {_plain(collapse.get('method'))}"
     if parent := recipe.get("model_name_or_path"):
-        lines.append(f"Fine-tuned from `{parent}`" + (f", which goes back to {origin}" if origin else ""))
+        lines.append(f"Fine-tuned from {_code(parent)}" + (f", which goes back to {origin}" if origin else ""))
     elif origin:
         lines.append(f"It is {origin}, without fine-tuning")
-    if teachers := recipe.get("teachers"):
-        names = ", ".join(f"`{teacher}`" for teacher in teachers)
+    if teachers := _texts(recipe.get("teachers")):
         lines.append(
-            f"Distilled from {names}: targets {recipe['targets']}, weight of the teacher's distributions "
-            f"{recipe['word_weight']}"
+            f"Distilled from {', '.join(map(_code, teachers))}: targets {_plain(recipe.get('targets'))}, weight of "
+            f"the teacher's distributions {_plain(recipe.get('word_weight'))}"
         )
     return lines
 
 
-def _read(file: Path) -> Any:
-    """The contents of a JSON or YAML file, None if there is none."""
+def _tables(text: str) -> dict[str, list[str]]:
+    """The tables of a card, header -> rows, however wide their columns are."""
+    tables: dict[str, list[str]] = {}
+    for block in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        header, *lines = [re.sub(" +", " ", line) for line in block.splitlines()]
+        tables[header] = lines[1:]
+    return tables
+
+
+# Text of a file is text in Markdown, too: neither link, HTML, heading nor another column.
+
+
+def _one_line(value: Any) -> str:
+    """Without line ends and other characters that are not printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def _plain(value: Any) -> str:
+    return re.sub(r"([\\`*\[\]<>&|$~:@]|(?<=www)\.)", r"\\\1", _one_line(value))
+
+
+def _code(value: Any) -> str:
+    """A code span, between more backticks than there are in it."""
+    text = _one_line(value)
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text or not text else f"`{text}`"
+
+
+def _quoted(text: str) -> str:
+    """As Python reads it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _texts(value: Any) -> list[str]:
+    """What a recipe may have as one item or as a list."""
+    return [str(item) for item in (value if isinstance(value, list) else [value]) if item is not None]
+
+
+def _read(file: Path, kind: type = dict) -> Any:
+    """The contents of a JSON or YAML file, None if there is none or nothing in it.
+
+    Raises:
+        ValueError: it is damaged, or holds something else than a mapping (or a list).
+    """
     if not file.is_file():
         return None
-    text = file.read_text("utf-8")
-    return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    try:
+        text = file.read_text("utf-8")
+        data = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        language = "JSON" if file.suffix == ".json" else "YAML"
+        raise ValueError(f"{file} is no {language}: {_one_line(error)}") from error
+    if data is not None and not isinstance(data, kind):
+        wanted = {dict: "a mapping, `name: value`", list: "a list"}[kind]
+        raise ValueError(f"{file} must hold {wanted}, got {_one_line(data)[:60]!r}")
+    return data

@@ -36,6 +36,7 @@ from ..utils.files import write_json
 from ..utils.plotting import check_matplotlib
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
+from ..utils.tables import markdown_table
 
 
 @dataclass
@@ -203,10 +204,8 @@ def _load_sentences(
 def print_statistics(statistics: Mapping[str, AttentionStatistics]) -> None:
     """Print a Markdown table of every measure by step, mean and half the width of the 95% interval."""
     steps = max(len(next(iter(group.values())).mean) for its in statistics.values() for group in its.by_step.values())
-    print(f"| | measure | model | {' | '.join(f'step {step + 1}' for step in range(steps))} |")
-    print("|---|---|---|" + "---|" * steps)
-    first = next(iter(statistics.values()))
-    for group, measures in first.by_step.items():
+    rows = []
+    for group, measures in next(iter(statistics.values())).by_step.items():
         for measure in measures:
             for name, its in statistics.items():
                 estimate = its.by_step[group][measure]
@@ -216,7 +215,8 @@ def print_statistics(statistics: Mapping[str, AttentionStatistics]) -> None:
                     interval = "" if math.isnan(low) else f" ± {(high - low) / 2:.3f}"
                     cells.append("–" if math.isnan(mean) else f"{mean:.3f}{interval}")
                 cells += [""] * (steps - len(cells))
-                print(f"| {TITLES[group]} | {measure.replace('_', ' ')} | {name} | {' | '.join(cells)} |")
+                rows.append([TITLES[group], measure.replace("_", " "), name, *cells])
+    print(markdown_table(["", "measure", "model", *(f"step {step + 1}" for step in range(steps))], rows))
 
 
 GROUPS = (AttentionArguments, OptionalCorpusArguments, DecodingArguments)

@@ -226,7 +226,7 @@ def calibration_batches(
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=DataCollatorForSeq2Seq(tokenizer))
 
 
-UNUSED = ("streaming", "shuffle_buffer_size", "max_train_samples", "max_eval_samples")
+UNUSED = ("streaming", "shuffle_buffer_size", "max_eval_samples")
 GROUPS = (CollapseArguments, OptionalCorpusArguments, DecodingArguments)
 
 

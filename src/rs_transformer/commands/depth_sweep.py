@@ -28,6 +28,7 @@ from ..utils.files import check_output_file, write_json
 from ..utils.plotting import check_plot_file
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
+from ..utils.tables import markdown_table
 
 System = tuple[str, PreTrainedTokenizerBase, Callable[[], PreTrainedModel]]
 
@@ -145,13 +146,17 @@ def _measure(
 
 def print_sweep(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows of `sweep_depths` as a Markdown table, then the signatures."""
-    print("| model | encoder depth | decoder depth | BLEU | chrF | sentences/s | speed-up | parameters |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['system']} | {row['encoder_layers']} | {row['decoder_layers']} | {row['bleu']:.2f} | "
-            f"{row['chrf']:.2f} | {row['sentences_per_second']:.1f} | {row['speedup']:.2f} | {row['parameters']:,} |"
-        )
+    columns = {
+        "model": "{system}",
+        "encoder depth": "{encoder_layers}",
+        "decoder depth": "{decoder_layers}",
+        "BLEU": "{bleu:.2f}",
+        "chrF": "{chrf:.2f}",
+        "sentences/s": "{sentences_per_second:.1f}",
+        "speed-up": "{speedup:.2f}",
+        "parameters": "{parameters:,}",
+    }
+    print(markdown_table(list(columns), [[cell.format_map(row) for cell in columns.values()] for row in rows]))
     first = rows[0]
     print(f"beam {first['num_beams']}, {len(first['rounds'])} rounds")
     print(f"{first['bleu_signature']}\n{first['chrf_signature']}", flush=True)

@@ -8,24 +8,31 @@ The first command writes the card and shows what would be uploaded, the second o
 one lays the repository out in a folder, here with weights in half precision.
 """
 
+import json
+import os
+import shlex
 import shutil
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
-from ..model_card import CARD, card_disagreements, write_card
+from ..model_card import CARD, card_disagreements, weight_files, write_card
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
 
-TOKENIZER_FILES = ("tokenizer_config.json", "source.spm", "target.spm", "vocab.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER_CONFIG, "source.spm", "target.spm", "vocab.json")
 RECORDS = (
     "recipe.yaml",
     "run.json",
@@ -36,8 +43,8 @@ RECORDS = (
     "card.yaml",
     "target_vocab.json",
     "special_tokens_map.json",
-    SAFE_WEIGHTS_INDEX_NAME,
 )
+PACKAGE = Path(__file__).parents[1]
 DTYPES = ("float16", "bfloat16")
 
 
@@ -82,8 +89,8 @@ def publish(args: PublishArguments) -> list[str]:
         The names of the files.
 
     Raises:
-        ValueError: the folder is incomplete, its weights do not fit its configuration, or its card says other figures
-            than `results.json` or names another repository.
+        ValueError: the folder is incomplete, its weights do not fit its configuration, a file is a link or a source
+            file not this package's, or its card says other figures than its files or names another repository.
         FileExistsError: `output_dir` is there already.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses, for want of a token (`hf auth login`) or of rights.
     """
@@ -105,10 +112,10 @@ def publish(args: PublishArguments) -> list[str]:
         return files
     api = HfApi()
     api.create_repo(args.repo, private=args.private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=args.repo,
-        folder_path=folder,
-        allow_patterns=files,
+    commit = api.create_commit(
+        args.repo,
+        # The package's own source, to which a folder of a clone links.
+        [CommitOperationAdd(name, PACKAGE / name if name in REMOTE_CODE_FILES else folder / name) for name in files],
         revision=args.revision,
         commit_message=args.commit_message,
     )
@@ -143,10 +150,11 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> 
 
 
 def files_to_publish(folder: Path) -> list[str]:
-    """What belongs on the Hub of a folder, in order.
+    """What belongs on the Hub of a folder, in order: this list and nothing else, whatever lies there.
 
     Raises:
-        ValueError: something is missing, or the model does not load as it is; says what.
+        ValueError: something is missing, no regular file or not this package's, or the model does not load as it is;
+            says what.
     """
     model, _ = load_parent(str(folder))  # says what is wrong with weights, configuration or tokenizer
     needed = [CARD, CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES]
@@ -155,8 +163,39 @@ def files_to_publish(folder: Path) -> list[str]:
     if missing := [name for name in needed if not (folder / name).is_file()]:
         mend = "training/publish.py … --card true writes it" if missing == [CARD] else "save the model again"
         raise ValueError(f"{folder} is incomplete, there is no {', '.join(missing)}: {mend}")
-    weights = sorted(file.name for file in folder.glob("*.safetensors"))
-    return [*needed, *weights, *(name for name in RECORDS if (folder / name).is_file())]
+    weights = weight_files(folder)
+    if weights != [SAFE_WEIGHTS_NAME]:
+        weights.append(SAFE_WEIGHTS_INDEX_NAME)
+    names = [*needed, *weights, *(name for name in RECORDS if os.path.lexists(folder / name))]
+    for name in names:
+        if name in REMOTE_CODE_FILES:
+            check_source(folder / name)
+        elif not stat.S_ISREG((folder / name).lstat().st_mode):
+            raise ValueError(f"{folder / name} is a link or otherwise no regular file: put the file itself there")
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG):
+        check_references(folder / name, names)
+    return names
+
+
+def check_source(file: Path) -> None:
+    """Raise `ValueError` unless a source file is, line by line, this package's, which whoever loads it will run."""
+    own = PACKAGE / file.name
+    if file.read_bytes().splitlines() != own.read_bytes().splitlines():
+        raise ValueError(
+            f"{file} is not the one of rs-transformer {__version__}: it was saved by another version, or changed. "
+            f"Renew it: cp {shlex.quote(str(own))} {shlex.quote(str(file))}"
+        )
+
+
+def check_references(file: Path, names: Sequence[str]) -> None:
+    """Raise `ValueError` if a configuration has whoever loads it run source that is not among the files beside it."""
+    config = json.loads(file.read_text("utf-8"))
+    references = list((config.get("auto_map") or {}).values())
+    references += [task.get("impl") for task in (config.get("custom_pipelines") or {}).values()]
+    for reference in references:
+        for name in reference if isinstance(reference, list) else [reference]:
+            if name is not None and f"{name.rpartition('.')[0]}.py" not in names:
+                raise ValueError(f"{file} has {name!r} loaded, source that is not uploaded: save the model again")
 
 
 def check_card(folder: Path, repo: str) -> None:

@@ -155,8 +155,6 @@ def load_data(corpus: CorpusArguments, train: AnyDataset | None = None) -> tuple
     """The training pairs, if they are not there yet, and the evaluation splits that were given."""
     if train is None:
         train = load_split(corpus, "train", streaming=corpus.streaming)
-        if corpus.max_train_samples is not None:
-            train = train.take(corpus.max_train_samples)
     return train, load_evaluation_splits(corpus)
 
 
@@ -174,6 +172,8 @@ def train_and_evaluate(
     trainer.save_metrics("train", outcome.metrics)
     results = final_evaluation(trainer, evaluated, decoding, trainer.target_lang)
     results["training"] = {"train_seconds": outcome.metrics["train_runtime"], "updates": outcome.global_step}
+    if isinstance(trainer.train_dataset, Dataset):  # nobody knows how many pairs a stream has
+        results["training"]["pairs"] = len(trainer.train_dataset)
     if args.should_save:
         write_json(results, Path(args.output_dir, "results.json"))
         trainer.create_model_card()
@@ -272,8 +272,6 @@ def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
             if args.files(split) is not None or "Unknown split" not in str(error):
                 raise
             continue
-        if split == "validation" and args.max_eval_samples is not None:
-            dataset = dataset.take(args.max_eval_samples)
         if not len(dataset):
             raise ValueError(f"the {split} split is empty")
         splits[split] = dataset

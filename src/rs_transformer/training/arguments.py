@@ -1,8 +1,10 @@
 """`Seq2SeqTrainingArguments` and what this package adds, checked before anything starts."""
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -56,6 +58,15 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         },
     )
     elastic_decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoder."})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, as the Trainer does beside the model and in each checkpoint: all but secrets."""
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TranslationTrainingArguments":
+        copied = object.__new__(type(self))  # in memory secrets stay
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def __post_init__(self) -> None:
         super().__post_init__()

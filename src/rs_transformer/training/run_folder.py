@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from ..utils.files import write_json
 logger = logging.get_logger(__name__)
 
 COMPLETE_MARKER = "checkpoint_complete.json"
+# What an option or a variable is called that holds a secret, and what a token of the Hub looks like.
+SECRET = re.compile(r"-{0,2}([\w-]+[_-])?(token|password|secret|api[_-]?key)", re.IGNORECASE)
+HUB_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}")
+SHORTEST_SECRET = 8
+MASK = "<secret>"
 RECORDED_PACKAGES = ("transformers", "torch", "accelerate", "datasets", "sentencepiece", "sacrebleu", "rs-transformer")
 
 
@@ -99,10 +104,46 @@ def write_run_record(run_dir: str | Path, options: Mapping[str, Any]) -> None:
     """Write `recipe.yaml` (all options but those not set and secrets, to be run again) and `run.json` (versions)."""
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    options = json.loads(json.dumps(options, default=str))
-    plain = {name: value for name, value in options.items() if value is not None and not name.endswith("_token")}
+    command, secrets = without_secrets(sys.argv)
+    secrets |= {value for name, value in options.items() if SECRET.fullmatch(name) and isinstance(value, str)}
+    options, command = (masked(json.loads(json.dumps(part, default=str)), secrets) for part in (options, command))
+    plain = {name: value for name, value in options.items() if value is not None and not SECRET.fullmatch(name)}
     staged = run_dir / "recipe.yaml.tmp"
     staged.write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), encoding="utf-8")
     staged.replace(run_dir / "recipe.yaml")
     versions = {"python": sys.version.split()[0]} | {name: version(name) for name in RECORDED_PACKAGES}
-    write_json({"command": sys.argv, "versions": versions}, run_dir / "run.json")
+    write_json({"command": command, "versions": versions}, run_dir / "run.json")
+
+
+def without_secrets(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """A command line in which `MASK` stands for the value of each option or variable that names a secret, such as
+    `--hub_token X`, `--hub-token=X` or `HF_TOKEN=X`; and these values."""
+    shown: list[str] = []
+    secrets: set[str] = set()
+    expected = False
+    for argument in arguments:
+        name, given, value = argument.partition("=")
+        if expected and not argument.startswith("--"):
+            secrets.add(argument)
+            argument = MASK
+        elif given and SECRET.fullmatch(name):
+            secrets.add(value)
+            argument = f"{name}={MASK}"
+        expected = argument.startswith("-") and SECRET.fullmatch(argument) is not None
+        shown.append(argument)
+    return shown, secrets
+
+
+def masked(value: Any, secrets: Collection[str]) -> Any:
+    """Plain data with `MASK` in the place of secrets wherever they stand, in an address or inside of another option,
+    and of whatever looks like a token of the Hub."""
+    if isinstance(value, dict):
+        return {name: masked(item, secrets) for name, item in value.items()}
+    if isinstance(value, list):
+        return [masked(item, secrets) for item in value]
+    if isinstance(value, str):
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= SHORTEST_SECRET:  # a shorter one is a part of many words
+                value = value.replace(secret, MASK)
+        return HUB_TOKEN.sub(MASK, value)
+    return value

@@ -1,6 +1,7 @@
 """What `Seq2SeqTrainer` lacks for translation: scores of real translations while training, and checkpoints that a kill
 cannot spoil; with the batches of `batches.py` and the loss of `losses.py`."""
 
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,32 @@ class TranslationTrainer(Seq2SeqTrainer):
             self.add_callback(GrownEarlyStopping(args.early_stopping_patience, grown))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of `model_card.py`, for `push_to_hub` too; of other models than Marian the base class's."""
-        if not isinstance(self.model.config, MarianConfig):
+        """Write the card of `model_card.py`, for `push_to_hub` too.
+
+        Of other models than Marian, and of adapters (PEFT), whose folder holds no model, it is the base class's.
+
+        Arguments are those of the base class. Of them `license`, `tags`, `dataset`, `dataset_tags` and
+        `finetuned_from` come into our card as well, before what `card.yaml` says; name, language and task are the
+        folder's, the tokenizer's and the model's own.
+        """
+        adapter = not isinstance(self.model, PreTrainedModel) or getattr(self.model, "_hf_peft_config_loaded", False)
+        if adapter or not isinstance(self.model.config, MarianConfig):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
-            write_card(self.args.output_dir, self.hub_model_id)
+            said = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
+            lists = {
+                name: [value] if isinstance(value, str) else list(value or [])
+                for name, value in ((name, said.get(name)) for name in ("tags", "dataset_tags", "dataset"))
+            }
+            facts = {
+                "license": said.get("license"),
+                "tags": lists["tags"],
+                "dataset": ", ".join(lists["dataset"]),
+                "datasets": lists["dataset_tags"],
+                "base_model": said.get("finetuned_from"),
+            }
+            facts = {name: value for name, value in facts.items() if value}
+            write_card(self.args.output_dir, self.hub_model_id, **facts)
 
     def _encode_for_loss(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         if "input_ids" in dataset.column_names:
