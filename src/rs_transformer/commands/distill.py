@@ -12,7 +12,6 @@ the targets come from, what was left out) and `evaluation.json` (student against
 """
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from ..tokenization import TokenizerArguments, check_language_pair, same_vocabul
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
-from ..training.run_folder import complete_checkpoints
+from ..training.run_folder import CHANGEABLE, complete_checkpoints
 from ..utils.console import log_to
 from ..utils.files import claimed, write_json
 from ..utils.map_shards import read_record
@@ -50,11 +49,6 @@ from .train import RUN_LOG, UNUSED, check_output_dir, check_validation, load_dat
 logger = logging.get_logger(__name__)
 
 STAGES = ("generate", "filter", "train", "evaluate")
-# Arguments that may be others when a run goes on: they do not change what is learned.
-CHANGEABLE = re.compile(
-    r"stages|preprocessing_num_workers|output_dir|resume_from_checkpoint|disable_tqdm|local_rank|report_to|run_name|project|"
-    r"(logging|log|save|eval|dataloader|hub|ddp|push_to|torch_compile|trackio|per_device_eval)_\w+"
-)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from ..checkpoints import load_translator, model_digest
 from ..corpus import read_sentences
 from ..decoding import DecodingArguments, timed_translate
-from ..utils.files import check_output_file, claimed, read_json, write_json
+from ..utils.files import check_output_file, claimed, read_mapping, write_json
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
 
@@ -101,8 +101,8 @@ class _Partial:
 
     def done(self) -> int:
         """How many sentences are translated already; what is there of another translation is removed."""
-        if self.record.is_file() and self.file.is_file():
-            found = read_json(self.record) or {}
+        if self.file.is_file():
+            found = read_mapping(self.record)
             whole = self.file.stat().st_size >= found.get("bytes", 0)
             if found.get("settings") == self.settings and whole:
                 with open(self.file, "rb+") as file:

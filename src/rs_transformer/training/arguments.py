@@ -1,14 +1,42 @@
 """`Seq2SeqTrainingArguments` and what this package adds, checked before anything starts."""
 
 import copy
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import SaveStrategy
+
+LEAST = {
+    "max_tokens": 1,
+    "average_checkpoints": 0,
+    "early_stopping_patience": 1,
+    "frozen_embedding_updates": 0,
+    "eval_num_beams": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
+    "max_grad_norm": 0,
+    "label_smoothing_factor": 0,
+    "warmup_steps": 0,
+    "logging_steps": 0,
+    "eval_steps": 0,
+    "eval_delay": 0,
+    "save_steps": 0,
+    "dataloader_num_workers": 0,
+    "seed": 0,
+    "data_seed": 0,
+}
+BELOW_1 = ("label_smoothing_factor", "adam_beta1", "adam_beta2")
 
 
 def check_updates(growing_updates: Sequence[int], updates: int) -> None:
@@ -69,13 +97,10 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         return copied
 
     def __post_init__(self) -> None:
+        self._check_ranges()
         super().__post_init__()
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if self.average_checkpoints < 0:
-            raise ValueError(f"average_checkpoints must be at least 0, got {self.average_checkpoints}")
-        if self.frozen_embedding_updates < 0:
-            raise ValueError(f"frozen_embedding_updates must be at least 0, got {self.frozen_embedding_updates}")
+        if self.max_tokens is not None:
+            self._check_token_batches()
         if len(self.growing_depths) != len(self.growing_updates):
             raise ValueError(
                 f"growing_depths and growing_updates go together, one for one; got {self.growing_depths} and "
@@ -108,3 +133,32 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
                 "gradient_checkpointing under FSDP needs transformers 5.23 or newer: before, it trains to other "
                 "gradients without a word. Update transformers, or set gradient_checkpointing: false"
             )
+
+    def _check_ranges(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{option.name} must be a finite number, got {value}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name in BELOW_1:
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
+        if self.max_steps < 0 and self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
+        if self.generation_num_beams is not None:
+            raise ValueError("generation_num_beams is not read here: give eval_num_beams")
+        if self.generation_max_length is not None:
+            raise ValueError("generation_max_length is not read here: give max_new_tokens, of `DecodingArguments`")
+
+    def _check_token_batches(self) -> None:
+        if self.dataloader_drop_last:
+            raise ValueError("dataloader_drop_last does not go with max_tokens, which takes each pair once an epoch")
+        if self.auto_find_batch_size:
+            raise ValueError("auto_find_batch_size does not go with max_tokens: lower max_tokens yourself")
+        if self.train_sampling_strategy == "sequential":
+            raise ValueError("train_sampling_strategy: sequential does not go with max_tokens, which sorts by length")

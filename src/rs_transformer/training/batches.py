@@ -16,8 +16,9 @@ class TokenBatchSampler(Sampler[list[int]]):
     in every epoch, so is the number of batches.
 
     With several processes the batches are those of one process with `num_processes` times the budget, dealt out: the
-    sampler yields the shares of the first batch, one a process, then those of the second. A share may thus exceed
-    `max_tokens` by one sentence.
+    sampler yields the shares of the first batch, one a process, then those of the second. Every process gets as many
+    shares as the others, none of them empty; a batch of fewer sentences than processes is therefore filled up from its
+    neighbours. A share that exceeds `max_tokens` does so by one sentence: without that one it lies below.
 
     Args:
         lengths: of every sentence pair, in tokens.
@@ -45,14 +46,20 @@ class TokenBatchSampler(Sampler[list[int]]):
         self.bounds = self._bounds(self.lengths.sort().values.tolist(), max_tokens * num_processes)
 
     def _bounds(self, lengths: list[int], budget: int) -> list[tuple[int, int]]:
-        bounds, start = [], 0
+        """Where the batches of sorted lengths begin and end."""
+        starts = [0]
         for end in range(1, len(lengths)):
-            if lengths[end] * (end + 1 - start) > budget and end - start >= self.num_processes:
-                bounds.append((start, end))
-                start = end
-        if len(lengths) - start < self.num_processes and bounds:
-            start = bounds.pop()[0]
-        return [*bounds, (start, len(lengths))]
+            count = end - starts[-1]
+            if lengths[end] * (count + 1) > budget and count >= self.num_processes:
+                starts.append(end)
+        # What is left for the last batch can be too little: it takes from the batch before, and that one in its turn.
+        # A batch filled so has one sentence for each process.
+        latest = len(lengths) - self.num_processes
+        for number in range(len(starts) - 1, -1, -1):
+            starts[number] = min(starts[number], latest - (len(starts) - 1 - number) * self.num_processes)
+        if starts[0] < 0:  # the first has nothing to take from: what it has goes to the second
+            starts[:2] = [0]
+        return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
 
     @property
     def sampler(self) -> "TokenBatchSampler":
@@ -71,9 +78,8 @@ class TokenBatchSampler(Sampler[list[int]]):
         order = shuffled[self.lengths[shuffled].sort(stable=True).indices]
         for number in torch.randperm(len(self.bounds), generator=generator).tolist():
             start, end = self.bounds[number]
-            batch = order[start:end].tolist()
-            for process in range(self.num_processes):
-                yield batch[process :: self.num_processes]
+            for share in order[start:end].tensor_split(self.num_processes):  # the longer ones, the fewer
+                yield share.tolist()
 
 
 class SetEpochCallback(TrainerCallback):

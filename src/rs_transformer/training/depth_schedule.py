@@ -87,7 +87,7 @@ class DepthSchedule(TrainerCallback):
 
 
 class GrownEarlyStopping(EarlyStoppingCallback):
-    """Early stopping that counts no evaluation of a model that is still growing.
+    """Early stopping that counts no evaluation of a model that is still growing, and goes on counting after a resume.
 
     Args:
         grown: the update from which on the model is trained at its own depth.
@@ -97,6 +97,22 @@ class GrownEarlyStopping(EarlyStoppingCallback):
         super().__init__(early_stopping_patience)
         self.grown = grown
 
+    @property
+    def over(self) -> bool:
+        """Whether the training has ended."""
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        name = type(self).__name__
+        saved = state.stateful_callbacks.setdefault(name, self.state())["attributes"] if state.global_step else {}
+        self.early_stopping_patience_counter = saved.get("early_stopping_patience_counter", 0)
+
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         if state.global_step > self.grown:
             super().on_evaluate(args, state, control, metrics, **kwargs)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {
+            "args": {"early_stopping_patience": self.early_stopping_patience, "grown": self.grown}
+        }

@@ -1,31 +1,40 @@
-"""A run's folder: which checkpoints in it count, their average, and the record that reproduces the run."""
+"""A run's folder: which checkpoints in it count, their average, the record that reproduces the run, and whether the
+scores in it are those of the weights in it."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 import yaml
+from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..utils.files import write_json
+from ..utils.files import read_mapping, write_json, write_text
+from ..utils.masking import SECRET, masked, without_secrets
 
 logger = logging.get_logger(__name__)
 
 COMPLETE_MARKER = "checkpoint_complete.json"
-# What an option or a variable is called that holds a secret, and what a token of the Hub looks like.
-SECRET = re.compile(r"-{0,2}([\w-]+[_-])?(token|password|secret|api[_-]?key)", re.IGNORECASE)
-HUB_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}")
-SHORTEST_SECRET = 8
-MASK = "<secret>"
+RECIPE = "recipe.yaml"
+RUN_RECORD = "run.json"
+RESULTS = "results.json"
+# Arguments that may be others when a run goes on: they do not change what is learned.
+CHANGEABLE = re.compile(
+    r"stages|preprocessing_num_workers|output_dir|resume_from_checkpoint|disable_tqdm|local_rank|report_to|run_name|project|"
+    r"(logging|log|save|eval|dataloader|hub|ddp|push_to|torch_compile|trackio|per_device_eval)_\w+"
+)
 RECORDED_PACKAGES = ("transformers", "torch", "accelerate", "datasets", "sentencepiece", "sacrebleu", "rs-transformer")
 
 
@@ -41,26 +50,88 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def complete_checkpoints(run_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run whose files are all there and as long as they were written, oldest first."""
-    checkpoints = []
-    for folder in Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
-        marker = folder / COMPLETE_MARKER
-        if step and marker.is_file():
-            sizes = json.loads(marker.read_text())
-            if all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes):
-                checkpoints.append((int(step.group(1)), folder))
-    return [folder for _, folder in sorted(checkpoints)]
+    """The checkpoints of a run whose files are all there and as long as they were written, oldest first.
+
+    A JSON file that somebody has edited since is as good as before.
+    """
+    return [folder for _, folder in sorted(_checkpoints(run_dir).items()) if _is_complete(folder)]
 
 
 def checkpoint_to_resume(run_dir: str | Path) -> str | None:
-    """The newest complete checkpoint of a run; later, incomplete ones are removed with a warning."""
+    """The newest complete checkpoint of a run; later, incomplete ones are moved aside with a warning."""
     complete = complete_checkpoints(run_dir)
-    for folder in Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if folder not in complete:
-            logger.warning(f"{folder} is incomplete (the run was stopped while saving) and is removed.")
-            shutil.rmtree(folder)
+    _set_aside(run_dir, after=update_of(complete[-1]) if complete else -1)
     return str(complete[-1]) if complete else None
+
+
+def named_checkpoint(name: str | Path, run_dir: str | Path) -> str:
+    """A checkpoint that a user wants to go on from; later ones of the same run are moved aside with a warning.
+
+    Raises:
+        ValueError: it is not a complete checkpoint, or it is of another run and there is one in `run_dir` already.
+    """
+    checkpoint = Path(name)
+    if checkpoint not in complete_checkpoints(checkpoint.parent):
+        raise ValueError(f"resume_from_checkpoint: {name} is not a complete checkpoint")
+    if checkpoint.parent.resolve() == Path(run_dir).resolve():
+        _set_aside(run_dir, after=update_of(checkpoint))
+    elif complete_checkpoints(run_dir):
+        raise ValueError(f"{run_dir} holds a run already, and {name} is of another one: choose another output_dir")
+    return str(checkpoint)
+
+
+def update_of(checkpoint: str | Path) -> int:
+    """The update that a checkpoint was saved after."""
+    return int(Path(checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+
+
+def remove_old_checkpoints(run_dir: str | Path, limit: int | None, best: str | None) -> None:
+    """Delete a run's oldest complete checkpoints down to `limit`, but neither the newest nor the `best`.
+
+    What else lies there under such a name, a copy or another Trainer's, is not the run's own and stays.
+    """
+    for rest in Path(run_dir).glob(f"_{PREFIX_CHECKPOINT_DIR}-*-removed"):  # the process was killed while deleting
+        shutil.rmtree(rest, ignore_errors=True)
+    if limit is None or limit < 1:
+        return
+    checkpoints = [folder for folder in complete_checkpoints(run_dir) if not folder.is_symlink()]
+    kept = {folder.name for folder in checkpoints[-1:]} | ({Path(best).name} if best is not None else set())
+    spare = [folder for folder in checkpoints if folder.name not in kept]
+    for folder in spare[: max(0, len(checkpoints) - max(limit, len(kept)))]:
+        removed = folder.with_name(f"_{folder.name}-removed")
+        folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _checkpoints(run_dir: str | Path) -> dict[int, Path]:
+    """The folders that have a checkpoint's name, by update."""
+    folders = Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    named = [folder for folder in folders if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name)]
+    return {update_of(folder): folder for folder in named if folder.is_dir()}
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    sizes = read_mapping(checkpoint / COMPLETE_MARKER)
+    return bool(sizes) and all(_is_whole(checkpoint / name, size) for name, size in sizes.items())
+
+
+def _is_whole(file: Path, size: int) -> bool:
+    return file.is_file() and (file.stat().st_size == size or (file.suffix == ".json" and bool(read_mapping(file))))
+
+
+def _set_aside(run_dir: str | Path, after: int) -> None:
+    """Rename the checkpoints that come after an update, so that a training that goes on from there meets none."""
+    for update, folder in _checkpoints(run_dir).items():
+        if update > after:
+            aside, number = folder.with_name(f"_{folder.name}-aside"), 1
+            while aside.exists():
+                number += 1
+                aside = folder.with_name(f"_{folder.name}-aside-{number}")
+            logger.warning(
+                f"{folder} is incomplete, or later than where the run goes on: it is now {aside.name}. Remove that if "
+                "you do not need it."
+            )
+            folder.rename(aside)
 
 
 def average_checkpoints(checkpoints: Sequence[str | Path]) -> dict[str, torch.Tensor]:
@@ -89,61 +160,137 @@ def average_checkpoints(checkpoints: Sequence[str | Path]) -> dict[str, torch.Te
 
 def load_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint folder, from one safetensors file or several."""
-    index = Path(folder, SAFE_WEIGHTS_INDEX_NAME)
-    if index.is_file():
+    names, index = [SAFE_WEIGHTS_NAME], Path(folder, SAFE_WEIGHTS_INDEX_NAME)
+    if not Path(folder, SAFE_WEIGHTS_NAME).is_file() and index.is_file():  # which of two transformers takes, too
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = [SAFE_WEIGHTS_NAME]
     state: dict[str, torch.Tensor] = {}
     for name in names:
         state |= load_file(Path(folder, name))
     return state
 
 
-def write_run_record(run_dir: str | Path, options: Mapping[str, Any]) -> None:
-    """Write `recipe.yaml` (all options but those not set and secrets, to be run again) and `run.json` (versions)."""
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of the names, types, shapes and values of a folder's weights, however they are spread over files."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_weights(folder).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def data_digest(pairs: Dataset) -> str:
+    """The first digits of the SHA-256 of training pairs, their columns `input_ids` and `labels`, in order."""
+    digest = hashlib.sha256()
+    for table in pairs.select_columns(["input_ids", "labels"]).with_format("arrow").iter(batch_size=10_000):
+        for column in table.columns:
+            for values in (pc.list_value_length(column), pc.list_flatten(column)):
+                digest.update(values.combine_chunks().to_numpy(zero_copy_only=False))
+    return digest.hexdigest()[:16]
+
+
+def is_finished(run_dir: str | Path) -> bool:
+    """Whether a folder has the scores of the weights that are in it, and no training that goes on."""
+    try:
+        check_scores(run_dir)
+    except (ValueError, OSError, SafetensorError):
+        return False
+    return Path(run_dir, RESULTS).is_file()
+
+
+def check_scores(run_dir: str | Path) -> None:
+    """Raise `ValueError` if the scores in a folder are not those of its weights, or are to be others soon.
+
+    Where nothing says whose they are, as in folders made by an earlier version, they are believed.
+    """
+    file = Path(run_dir, RESULTS)
+    if not file.is_file():
+        return
+    mend = "go on with the run by --resume_from_checkpoint true"
+    results = read_mapping(file)
+    if not results:
+        raise ValueError(f"{file} is empty or damaged: {mend}, or remove it")
+    if read_mapping(Path(run_dir, RUN_RECORD)).get("finished") is False:
+        raise ValueError(f"the training in {run_dir} has not finished, its {RESULTS} is of an earlier one: {mend}")
+    scored = results.get("weights", {}).get("sha256")
+    if scored is not None and scored != weights_digest(run_dir):
+        raise ValueError(f"{file} has the scores of other weights than those in {run_dir}: {mend}, or remove it")
+
+
+def restate_weights(folder: str | Path, dtype: str) -> None:
+    """Note in a copy's `results.json` that the scored weights are stored there in another type, with their digest."""
+    file = Path(folder, RESULTS)
+    results = read_mapping(file)
+    if scored := results.get("weights"):
+        stored = {"sha256": weights_digest(folder), "stored_as": dtype, "scored_sha256": scored["sha256"]}
+        write_json(results | {"weights": scored | stored}, file)
+
+
+def write_run_record(
+    run_dir: str | Path,
+    options: Mapping[str, Any],
+    conditions: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+) -> None:
+    """Write `recipe.yaml` (all options but those not set and secrets, to be run again) and `run.json`.
+
+    `run.json` has the command and the versions, whether the run has `finished` (see `write_finished`) and, for each
+    time that it went on, from which update, by which command, and what was otherwise from then on.
+
+    Args:
+        conditions: what else matters and is no option, such as the digest of the data.
+        checkpoint: that the run goes on from; its own folder says how it began.
+    """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     command, secrets = without_secrets(sys.argv)
     secrets |= {value for name, value in options.items() if SECRET.fullmatch(name) and isinstance(value, str)}
     options, command = (masked(json.loads(json.dumps(part, default=str)), secrets) for part in (options, command))
     plain = {name: value for name, value in options.items() if value is not None and not SECRET.fullmatch(name)}
-    staged = run_dir / "recipe.yaml.tmp"
-    staged.write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    staged.replace(run_dir / "recipe.yaml")
     versions = {"python": sys.version.split()[0]} | {name: version(name) for name in RECORDED_PACKAGES}
-    write_json({"command": command, "versions": versions}, run_dir / "run.json")
+    start = {"command": command, "versions": versions}
+    conditions = json.loads(json.dumps(conditions or {}, default=str))
+    record: dict[str, Any] = {**start, "resumed": []}
+    if checkpoint is not None:
+        record = _resumed(Path(checkpoint), start, plain, conditions)
+    head = "".join(f"# {line}\n" for line in resumed_lines(record))
+    write_text(head + yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), run_dir / RECIPE)
+    write_json(record | {"conditions": conditions, "finished": False}, run_dir / RUN_RECORD)
 
 
-def without_secrets(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """A command line in which `MASK` stands for the value of each option or variable that names a secret, such as
-    `--hub_token X`, `--hub-token=X` or `HF_TOKEN=X`; and these values."""
-    shown: list[str] = []
-    secrets: set[str] = set()
-    expected = False
-    for argument in arguments:
-        name, given, value = argument.partition("=")
-        if expected and not argument.startswith("--"):
-            secrets.add(argument)
-            argument = MASK
-        elif given and SECRET.fullmatch(name):
-            secrets.add(value)
-            argument = f"{name}={MASK}"
-        expected = argument.startswith("-") and SECRET.fullmatch(argument) is not None
-        shown.append(argument)
-    return shown, secrets
+def write_finished(run_dir: str | Path) -> None:
+    """Note in `run.json` that training and evaluation are over."""
+    file = Path(run_dir, RUN_RECORD)
+    write_json(read_mapping(file) | {"finished": True}, file)
 
 
-def masked(value: Any, secrets: Collection[str]) -> Any:
-    """Plain data with `MASK` in the place of secrets wherever they stand, in an address or inside of another option,
-    and of whatever looks like a token of the Hub."""
-    if isinstance(value, dict):
-        return {name: masked(item, secrets) for name, item in value.items()}
-    if isinstance(value, list):
-        return [masked(item, secrets) for item in value]
-    if isinstance(value, str):
-        for secret in sorted(secrets, key=len, reverse=True):
-            if len(secret) >= SHORTEST_SECRET:  # a shorter one is a part of many words
-                value = value.replace(secret, MASK)
-        return HUB_TOKEN.sub(MASK, value)
-    return value
+def resumed_lines(record: Mapping[str, Any]) -> list[str]:
+    """What `run.json` says of options and data that were changed when a run went on, in words."""
+    return [
+        f"From update {part['update']} on {name} {now}, before {before}"
+        for part in record.get("resumed", [])
+        for name, (before, now) in part["changed"].items()
+    ]
+
+
+def _resumed(
+    checkpoint: Path, start: Mapping[str, Any], options: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The record of a run that goes on, with what is otherwise from now on, which is warned of."""
+    record = read_mapping(checkpoint.parent / RUN_RECORD)
+    before, now = read_mapping(checkpoint.parent / RECIPE), {**options, **conditions}
+    known = bool(before)
+    before |= record.get("conditions", conditions)
+    resumed = list(record.get("resumed", []))
+    while resumed and resumed[-1]["update"] >= update_of(checkpoint):  # nothing is left of what was trained then
+        before |= {name: value for name, (value, _) in resumed.pop()["changed"].items()}
+    changed = {
+        name: [before.get(name), now.get(name)]
+        for name in sorted(before.keys() | now.keys())
+        if known and before.get(name) != now.get(name) and not CHANGEABLE.fullmatch(name)
+    }
+    resumed.append({"update": update_of(checkpoint), **start, "changed": changed})
+    record = {**start, **record, "resumed": resumed}
+    if changed:
+        lines = "; ".join(resumed_lines({"resumed": resumed[-1:]}))
+        logger.warning(f"The run goes on otherwise than it began. {lines}. {RUN_RECORD} says so, too.")
+    return record

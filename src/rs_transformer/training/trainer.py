@@ -2,13 +2,20 @@
 cannot spoil; with the batches of `batches.py` and the loss of `losses.py`."""
 
 import inspect
-from contextlib import nullcontext
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -18,9 +25,14 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Seq2SeqTrainer,
-    TrainerCallback,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    PredictionOutput,
+    TrainOutput,
+    seed_worker,
+)
 from transformers.utils import logging
 
 from ..decoding import DecodingArguments, translate
@@ -29,27 +41,23 @@ from ..model_card import write_card
 from .arguments import TranslationTrainingArguments
 from .batches import SetEpochCallback, TokenBatchSampler
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
-from .fsdp import embeddings_in_one_group, whole_model
-from .losses import label_smoothed_cross_entropy
+from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
+from .losses import label_smoothed_cross_entropy, number_of_items
 from .progress import LogLines, ProgressBar
-from .run_folder import mark_complete
+from .run_folder import (
+    COMPLETE_MARKER,
+    average_checkpoints,
+    complete_checkpoints,
+    load_weights,
+    mark_complete,
+    remove_old_checkpoints,
+)
 
 logger = logging.get_logger(__name__)
 
-
-class FrozenEmbeddingsCallback(TrainerCallback):
-    """Keeps the optimiser from the embeddings for the first updates, while a collapsed layer finds its way back."""
-
-    def __init__(self, updates: int):
-        self.updates = updates
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
-    ) -> None:
-        if state.global_step < self.updates:
-            for module in model.modules():
-                if isinstance(module, nn.Embedding):
-                    module.weight.grad = None
+SCORES = ("bleu", "chrf")
+# Where a checkpoint's state keeps what the base class forgets: the seconds and the losses up to there.
+PROGRESS = "TrainingProgress"
 
 
 class TranslationTrainer(Seq2SeqTrainer):
@@ -58,11 +66,20 @@ class TranslationTrainer(Seq2SeqTrainer):
     Args:
         args: `TranslationTrainingArguments`.
         train_dataset: `input_ids`, `labels` and, for token budgets, `length`, from `prepare_training_pairs`.
-        eval_dataset: text columns `source` and `target`; translated and scored at each evaluation.
+        eval_dataset: text columns `source` and `target`, or several such datasets by name; translated and scored at
+            each evaluation. One without text gives the loss alone.
         processing_class: the tokenizer.
         decoding: how validation text is decoded; default: greedily, or by `args.eval_num_beams`.
         target_lang: chooses sacreBLEU's tokeniser.
-        max_length: longest source and target in the validation loss, in tokens.
+        max_length: longest source and target in the validation loss, in tokens; at most what the model takes.
+
+    Attributes:
+        translations: of the dataset that was evaluated or predicted last; of several, by name.
+        weights_from: after training, whose weights the model has: the last update's, the best checkpoint's, or an
+            average's.
+
+    Raises:
+        ValueError: a training pair is longer than the model takes, or `metric_for_best_model` is none that there is.
     """
 
     def __init__(
@@ -70,7 +87,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         model: PreTrainedModel,
         args: TranslationTrainingArguments,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         decoding: DecodingArguments | None = None,
         target_lang: str | None = None,
@@ -79,7 +96,12 @@ class TranslationTrainer(Seq2SeqTrainer):
     ):
         self.decoding = decoding or DecodingArguments(num_beams=args.eval_num_beams)
         self.target_lang = target_lang
-        self.max_length = max_length
+        positions = getattr(model.config, "max_position_embeddings", None)
+        self.max_length = max_length if positions is None else min(max_length, positions)
+        self.translations: list[str] | dict[str, list[str]] = []
+        self.weights_from = "the given model"
+        self._scored = [0.0, 0]
+        check_lengths(train_dataset, positions)
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, model=model))
         kwargs.setdefault("compute_loss_func", self.translation_loss)
         self.depth_schedule = DepthSchedule.from_args(args, model.config)
@@ -91,7 +113,11 @@ class TranslationTrainer(Seq2SeqTrainer):
             model=model,
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=self._encode_for_loss(eval_dataset, processing_class) if eval_dataset is not None else None,
+            eval_dataset=(
+                {name: self._encode_for_loss(each, processing_class) for name, each in eval_dataset.items()}
+                if isinstance(eval_dataset, dict)
+                else self._encode_for_loss(eval_dataset, processing_class)
+            ),
             processing_class=processing_class,
             **kwargs,
         )
@@ -102,8 +128,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         if self.depth_schedule is not None:
             self.add_callback(self.depth_schedule)
         model.config.use_cache = use_cache  # the base class switches it off for good: the saved model would be slow
-        if args.frozen_embedding_updates:
-            self.add_callback(FrozenEmbeddingsCallback(args.frozen_embedding_updates))
+        self._check_metric()
         if args.early_stopping_patience is not None:
             grown = args.growing_updates[-1] if args.growing_updates else 0
             self.add_callback(GrownEarlyStopping(args.early_stopping_patience, grown))
@@ -118,7 +143,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         folder's, the tokenizer's and the model's own.
         """
         adapter = not isinstance(self.model, PreTrainedModel) or getattr(self.model, "_hf_peft_config_loaded", False)
-        if adapter or not isinstance(self.model.config, MarianConfig):
+        whole = any(Path(self.args.output_dir).glob("model*.safetensors"))
+        if adapter or not whole or not isinstance(self.model.config, MarianConfig):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             said = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
@@ -136,21 +162,20 @@ class TranslationTrainer(Seq2SeqTrainer):
             facts = {name: value for name, value in facts.items() if value}
             write_card(self.args.output_dir, self.hub_model_id, **facts)
 
-    def _encode_for_loss(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        if "input_ids" in dataset.column_names:
-            return dataset
-        bound = {"truncation": True, "max_length": self.max_length}
-        return dataset.map(
-            lambda batch: (
-                tokenizer(batch["source"], **bound)
-                | {"labels": tokenizer(text_target=batch["target"], **bound)["input_ids"]}
-            ),
-            batched=True,
-        )
+    def _check_metric(self) -> None:
+        """Raise `ValueError` if the metric that chooses the best model will not be among an evaluation's."""
+        metric = self.args.metric_for_best_model
+        if metric is None or self.compute_metrics is not None or self.eval_dataset is None:
+            return
+        sets = [f"{name}_" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
+        known = [f"{name}{score}" for name in sets for score in ("loss", *SCORES)]
+        if metric.removeprefix("eval_") not in known:
+            raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {metric!r}")
 
     # Sharding
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._started, self._seconds_before, self._first_loss = time.time(), 0.0, None
         with embeddings_in_one_group(self.model) if self.accelerator.is_fsdp2 else nullcontext():
             return super()._prepare_for_training(*args, **kwargs)
 
@@ -162,7 +187,21 @@ class TranslationTrainer(Seq2SeqTrainer):
         """Label-smoothed cross-entropy in training; in evaluation the plain one, whose exp is the perplexity."""
         epsilon = self.args.label_smoothing_factor if self.model.training else 0.0
         pad_token_id = self.processing_class.pad_token_id
+        if not self.model.training:
+            self._tally(outputs["logits"], labels)
         return label_smoothed_cross_entropy(outputs["logits"], labels, epsilon, pad_token_id, num_items_in_batch)
+
+    def _tally(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch of an evaluation, but not the sentences that only fill up the last batch of all processes."""
+        rows, state = len(labels), self.accelerator.gradient_state
+        if state.end_of_dataloader and state.remainder > 0:
+            rows = min(max(state.remainder - self.accelerator.process_index * rows, 0), rows)
+        if rows:
+            nll = label_smoothed_cross_entropy(
+                logits[:rows], labels[:rows], 0.0, self.processing_class.pad_token_id, num_items_in_batch=1
+            )
+            self._scored[0] += nll.item()
+            self._scored[1] += int(number_of_items(labels[:rows], None))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The labels stay here, so the model cannot know that it need not fill a cache.
@@ -170,6 +209,145 @@ class TranslationTrainer(Seq2SeqTrainer):
         if self.depth_schedule is not None and model.training:
             inputs |= self.depth_schedule.depths(self.state.global_step)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    # Training
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, *args, **kwargs)
+        if self.state.global_step < self.args.frozen_embedding_updates:
+            # While a collapsed layer finds its way back. Before the gradients are clipped, whose norm is that of the
+            # others alone.
+            for module in model.modules():
+                if isinstance(module, nn.Embedding):
+                    module.weight.grad = None
+        return loss
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._restore_progress()
+        stopping = [each for each in self.callback_handler.callbacks if isinstance(each, GrownEarlyStopping)]
+        if self.state.global_step >= self.state.max_steps or any(each.over for each in stopping):
+            # The run had ended when its last checkpoint was saved; the base class would make one more update.
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _keep_progress(self) -> None:
+        self.state.stateful_callbacks[PROGRESS] = {
+            "args": {},
+            "attributes": {
+                "seconds": self._seconds_before + time.time() - self._started,
+                "logged_at": self._globalstep_last_logged,
+                "logged_loss": self._total_loss_scalar,
+                "loss": self.accelerator.gather(self._tr_loss).mean().item(),
+                "first_loss": self._first_loss,
+            },
+        }
+
+    def _restore_progress(self) -> None:
+        """Go on with the time and the losses of the checkpoint that the run goes on from."""
+        if (saved := self.state.stateful_callbacks.pop(PROGRESS, None)) is None:
+            return
+        progress = saved["attributes"]
+        self._seconds_before = progress["seconds"]
+        self._globalstep_last_logged = progress["logged_at"]
+        self._total_loss_scalar = progress["logged_loss"]
+        self._tr_loss += progress["loss"]
+        self._first_loss = progress["first_loss"]
+        self._initial_global_step = 0
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step == 1 and self._first_loss is None:
+            self._first_loss = self.accelerator.gather(tr_loss).mean().item()
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._check_weights()
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+
+    def _check_weights(self) -> None:
+        """Raise `ValueError` if the weights are no longer finite: of that there is to be no checkpoint and no card."""
+        norm = torch.nn.utils.get_total_norm([each for each in self.model.parameters() if each.is_floating_point()])
+        if not torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm):
+            self._say_diverged(f"at update {self.state.global_step} the weights are no longer finite")
+
+    def _check_loss(self, mean: float) -> None:
+        """Raise `ValueError` if the loss has ended above where it began and far above that of guessing."""
+        last = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), mean)
+        output = self.model.get_output_embeddings()
+        guessing = math.log(output.weight.shape[0]) if output is not None else math.inf
+        if self._first_loss is not None and last > max(self._first_loss, 2 * guessing):
+            self._say_diverged(
+                f"the loss ended at {last:.4g}, began at {self._first_loss:.4g}, and is {guessing:.4g} where all "
+                "tokens are equally likely"
+            )
+
+    def _say_diverged(self, how: str) -> NoReturn:
+        raise ValueError(
+            f"training diverged: {how}. Lower learning_rate ({self.args.learning_rate:g}), or raise warmup_steps "
+            f"({self.args.warmup_steps:g})"
+        )
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        self._restore_progress()
+        self._check_weights()
+        best = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+        if self.state.best_global_step and best.is_dir():  # also in a folder that was renamed since
+            self.state.best_model_checkpoint = str(best)
+        with self._nothing_deleted():
+            outcome = super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
+        self._check_loss(outcome.training_loss)
+        self.weights_from = self._choose_weights()
+        logger.info(f"The model has the weights of {self.weights_from}.")
+        return outcome
+
+    # The final model
+
+    def _choose_weights(self) -> str:
+        """Average the last checkpoints, if asked to; of the average and the best one keep what validates better.
+
+        Returns:
+            Whose weights the model has, in words.
+        """
+        args = self.args
+        best = self.state.best_model_checkpoint if args.load_best_model_at_end else None
+        checkpoints = complete_checkpoints(args.output_dir)[-args.average_checkpoints :]
+        if not args.average_checkpoints:
+            return f"update {self.state.global_step}" if best is None else f"{Path(best).name}, the best of validation"
+        if len(checkpoints) < args.average_checkpoints:
+            logger.warning(
+                f"There are only {len(checkpoints)} checkpoints to average, not {args.average_checkpoints}."
+            )
+        average = f"the average of {', '.join(folder.name for folder in checkpoints)}"
+        logger.info(f"Averaging {', '.join(folder.name for folder in checkpoints)}")
+        best_score = None if best is None else self._validation_score()
+        self._load_whole(average_checkpoints(checkpoints))
+        if best is None:
+            return average
+        score = self._validation_score()
+        scores = f"{args.metric_for_best_model} {score:.4g} on validation, the best checkpoint {best_score:.4g}"
+        if score > best_score if args.greater_is_better else score < best_score:
+            return f"{average}, which has {scores}"
+        self._load_whole(load_weights(best))
+        return f"{Path(best).name}: the average has {scores}"
+
+    def _validation_score(self) -> float:
+        """`metric_for_best_model` of the model as it is, without a trace in the logs."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {None: self.eval_dataset}
+        metrics: dict[str, float] = {}
+        training, self.is_in_train = self.is_in_train, True  # else the weights could be cast for good
+        for name in sets:
+            prefix = "eval" if name is None else f"eval_{name}"
+            loss_only = True if self.compute_metrics is None else None
+            loader = self.get_eval_dataloader(name)
+            metrics |= self.evaluation_loop(loader, "Evaluation", loss_only, metric_key_prefix=prefix).metrics
+        self.is_in_train = training
+        return metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"]
+
+    def _load_whole(self, state: Mapping[str, torch.Tensor]) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        missing, unexpected = load_whole_state(model, state)
+        expected = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+        if unexpected or set(missing) - expected:
+            raise ValueError(f"the checkpoints do not fit the model: {unexpected or sorted(set(missing) - expected)}")
+        model.tie_weights()
 
     # Batches
 
@@ -182,16 +360,22 @@ class TranslationTrainer(Seq2SeqTrainer):
             self.train_dataset["length"][:],
             self.args.max_tokens,
             self.accelerator.num_processes,
-            seed=self.args.seed,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
+        self.pop_callback(SetEpochCallback)  # of a training before
         self.add_callback(SetEpochCallback(sampler))
+        workers = self.args.dataloader_num_workers
         dataloader = DataLoader(
             self._remove_unused_columns(self.train_dataset, description="training"),
             batch_sampler=sampler,
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
         )
         # The sampler gives every process as many batches, of varying size: nothing is to be evened out.
         config = self.accelerator.dataloader_config
@@ -203,22 +387,122 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     # Evaluation
 
-    def evaluate(self, eval_dataset: Dataset | None = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        if eval_dataset is not None:
-            eval_dataset = self._encode_for_loss(eval_dataset, self.processing_class)
-        self._evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
-        return super().evaluate(eval_dataset, *args, **kwargs)
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        given = eval_dataset
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            given = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+        # Not the base class's, which with persistent workers hands out the batches of another dataset.
+        return self.get_test_dataloader(given)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        # The loss comes from the base class, by teacher forcing; the scores from free translation of the raw text
-        # against the raw references, since decoding the labels again would flatter or harm them.
-        kwargs["prediction_loss_only"] = True
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sources, references = (self._evaluated[column][:] for column in ("source", "target"))
-        model = whole_model(self.model, self.args.device)
-        self.translations = translate(model, self.processing_class, sources, self.decoding)
-        scores = corpus_scores(self.translations, references, self.target_lang)
-        output.metrics.update({f"{metric_key_prefix}_{name}": scores[name] for name in ("bleu", "chrf")})
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        encoded = self._encode_for_loss(test_dataset, self.processing_class)
+        dataloader = super().get_test_dataloader(encoded)
+        dataloader.text = encoded
+        return dataloader
+
+    def _encode_for_loss(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Token ids beside the text columns, cut to what the model takes, where they are not there yet."""
+        columns = getattr(dataset, "column_names", None) or ()
+        if "input_ids" in columns or "source" not in columns:
+            return dataset
+        bound, labelled = {"truncation": True, "max_length": self.max_length}, "target" in columns
+
+        def encode(batch: dict[str, list[str]]) -> dict[str, list]:
+            labels = {"labels": tokenizer(text_target=batch["target"], **bound)["input_ids"]} if labelled else {}
+            return dict(tokenizer(batch["source"], **bound)) | labels
+
+        return dataset.map(encode, batched=True)
+
+    def evaluate(
+        self,
+        eval_dataset: str | Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **search: Any,
+    ) -> dict[str, float]:
+        """Loss, BLEU and chrF of a dataset, of one of `self.eval_dataset` by its name, or of several.
+
+        Args:
+            search: of this call alone, by the names of `DecodingArguments`; `max_length` counts the start token.
+        """
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(datasets, dict):
+            with self._search(search):
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics, translations = {}, {}
+        for name, dataset in datasets.items():
+            each = name if eval_dataset is None else dataset
+            metrics |= self.evaluate(each, ignore_keys, f"{metric_key_prefix}_{name}", **search)
+            translations[name] = self.translations
+        self.translations = translations
+        return metrics
+
+    def predict(
+        self,
+        test_dataset: Dataset,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+        **search: Any,
+    ) -> PredictionOutput:
+        """As `evaluate`; scores need a `target`. `predictions` are the base class's, see `predict_with_generate`."""
+        with self._search(search):
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    @contextmanager
+    def _search(self, options: Mapping[str, Any]) -> Iterator[None]:
+        """Decode by other options."""
+        options, before = dict(options), self.decoding
+        if (length := options.pop("max_length", None)) is not None:
+            options["max_new_tokens"] = length - 1
+        known = [option.name for option in fields(DecodingArguments)]
+        if unknown := sorted(options.keys() - set(known)):
+            raise TypeError(f"the search takes max_length, {', '.join(known)}; not {unknown[0]}")
+        self.decoding = replace(before, **options)
+        try:
+            yield
+        finally:
+            self.decoding = before
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        labels, loss = inputs.get("labels"), None  # the collator says None where there are none
+        if prediction_loss_only or not self.args.predict_with_generate:
+            if labels is None:
+                return None, None, None  # there is nothing to force the decoder with
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if labels is not None:
+            labels = self._prepare_input(labels)
+            loss, _, _ = super().prediction_step(model, inputs, True)  # by `translation_loss`, not by the model's own
+        sources = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        search = self.decoding.generate_kwargs(self.model)
+        _, generated, _ = super().prediction_step(model, sources, False, ignore_keys, **search)
+        return loss, generated, labels
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        # The loss comes from the base class's loop, by teacher forcing, but is the mean over tokens, not over batches;
+        # the scores from free translation of the raw text against the raw references, since decoding the labels again
+        # would flatter or harm them.
+        self._scored = [0.0, 0]
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        nll, tokens = map(sum, zip(*gather_object([self._scored]), strict=True))
+        if tokens:
+            output.metrics[f"{metric_key_prefix}_loss"] = nll / tokens
+        text = getattr(dataloader, "text", None)
+        columns = getattr(text, "column_names", None) or ()
+        self.translations = []
+        if "source" in columns:
+            model = whole_model(self.model, self.args.device)
+            self.translations = translate(model, self.processing_class, list(text["source"]), self.decoding)
+        if {"source", "target"} <= set(columns):
+            scores = corpus_scores(self.translations, list(text["target"]), self.target_lang)
+            output.metrics.update({f"{metric_key_prefix}_{name}": scores[name] for name in SCORES})
         return output
 
     # Checkpoints
@@ -239,13 +523,34 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, mark the checkpoint as complete, and only then delete older ones."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
+        checkpoint = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            Path(checkpoint, COMPLETE_MARKER).unlink(missing_ok=True)  # if there is one to be overwritten
+        self._keep_progress()
+        with self._nothing_deleted():
             super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
+        del self.state.stateful_callbacks[PROGRESS]
         self.accelerator.wait_for_everyone()  # each process writes its own random state
         if self.args.should_save:
-            run_dir = self._get_output_dir(trial=trial)
-            mark_complete(Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
-            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint)
+            mark_complete(checkpoint)
+            remove_old_checkpoints(checkpoint.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    @contextmanager
+    def _nothing_deleted(self) -> Iterator[None]:
+        """The base class deletes folders that are not the run's own."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
+
+
+def check_lengths(pairs: Any, positions: int | None) -> None:
+    """Raise `ValueError` if one of the prepared training pairs is longer than the model takes; not for streams."""
+    if positions is not None and isinstance(pairs, Dataset) and "length" in pairs.column_names and len(pairs):
+        longest = max(pairs["length"][:])
+        if longest > positions:
+            raise ValueError(
+                f"the longest training pair has {longest} tokens and the model {positions} positions: lower "
+                f"max_source_length and max_target_length to {positions}"
+            )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 _CLAIMED: set[Path] = set()
@@ -45,12 +46,14 @@ def write_json(data: Any, file: str | Path) -> None:
     write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", file)
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file holds; None if it is empty or damaged, as a kill or a full disk can leave it."""
+def read_mapping(file: str | Path) -> dict[str, Any]:
+    """What a JSON or YAML file says; nothing if it is not there, empty, cut short or no mapping."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+        text = Path(file).read_text("utf-8")
+        content = json.loads(text) if Path(file).suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
