@@ -6,7 +6,7 @@ from typing import Any
 
 # What an option or a variable is called that holds a secret, and what a token of the Hub looks like.
 SECRET = re.compile(r"-{0,2}([\w-]+[_-])?(token|password|secret|api[_-]?key)", re.IGNORECASE)
-HUB_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}")
+HUB_SECRET = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}")
 SHORTEST_SECRET = 8
 MASK = "<secret>"
 
@@ -41,5 +41,5 @@ def masked(value: Any, secrets: Collection[str]) -> Any:
         for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) >= SHORTEST_SECRET:  # a shorter one is a part of many words
                 value = value.replace(secret, MASK)
-        return HUB_TOKEN.sub(MASK, value)
+        return HUB_SECRET.sub(MASK, value)
     return value
