@@ -220,6 +220,17 @@ def test_card_of_a_student_names_its_teachers_and_the_command(folder):
     assert "python training/distill.py recipe.yaml" in text
 
 
+def test_card_says_what_was_changed_when_the_training_went_on(folder):
+    record = json.loads((folder / "run.json").read_text())
+    part = {"update": 1200, "changed": {"seed": [3, 4], "training_data": ["aa", "b_b|"]}}
+    (folder / "run.json").write_text(json.dumps(record | {"resumed": [part]}))
+    said = 'from update 1,200 on seed 4, before 3; from update 1,200 on training_data "b_b\\|", before "aa"'
+    assert said in build_card(folder).text
+    (folder / "run.json").write_text(json.dumps(record | {"resumed": [7]}))
+    with pytest.raises(ValueError, match=r"run\.json does not hold what it should"):
+        build_card(folder)
+
+
 def test_card_of_a_tokenizer_that_names_no_languages(folder):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"source_lang": None, "target_lang": None}))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import RECIPE, ROOT, run, script, task_options
 from huggingface_hub import HfApi
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, pipeline
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -238,6 +238,18 @@ def change_bleu(folder):
     (folder / "results.json").write_text(json.dumps(results))
 
 
+def test_scores_of_other_weights_are_refused(folder):
+    """As a run that was extended leaves them when it is killed in its final evaluation."""
+    weights = load_file(folder / "model.safetensors")
+    weights["final_logits_bias"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for options in ([], ["--card"], ["--output_dir", folder.with_name("new")]):
+        with pytest.raises(
+            ValueError, match=r"results\.json has the scores of other weights .*go on with"
+        ):
+            publish(folder, "--repo", REPO, *options)
+
+
 def test_weights_of_another_configuration_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"encoder_unique_layers": 2}))
@@ -263,6 +275,7 @@ def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(fo
     assert "license: mit" in card
     assert f'model="{REPO}"' in card
     assert files_to_publish(output) == files_to_publish(folder)
+    publish(output, "--repo", REPO, "--dry_run")  # the scores are still those of its weights
     translator = pipeline("translation", model=str(output))
     assert translator("a b c") == [{"translation_text": "c b a"}]
 

@@ -19,6 +19,7 @@ from rs_transformer.training.run_folder import (
     named_checkpoint,
     remove_old_checkpoints,
     restate_weights,
+    set_aside,
     weights_digest,
     write_finished,
     write_run_record,
@@ -49,10 +50,11 @@ def test_incomplete_and_shortened_checkpoints_do_not_count_and_are_moved_aside(t
     (tmp_path / "checkpoint-30" / "model.safetensors").write_bytes(b"x" * 50)
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
     assert checkpoint_to_resume(tmp_path) == str(tmp_path / "checkpoint-20")
+    set_aside(tmp_path, checkpoint_to_resume(tmp_path))
     aside = ["_checkpoint-30-aside", "_checkpoint-40-aside"]
     assert names(tmp_path) == [*aside, "checkpoint-10", "checkpoint-20"]
     make_checkpoint(tmp_path, "checkpoint-30", complete=False)
-    checkpoint_to_resume(tmp_path)
+    set_aside(tmp_path, checkpoint_to_resume(tmp_path))
     assert "_checkpoint-30-aside-2" in names(tmp_path)
 
 
@@ -63,6 +65,7 @@ def test_a_resume_leaves_alone_what_is_not_the_runs_own(tmp_path):
         make_checkpoint(tmp_path, name, complete=False)
     (tmp_path / "checkpoint-99").write_text("a file")
     assert checkpoint_to_resume(tmp_path) == str(tmp_path / "checkpoint-20")
+    set_aside(tmp_path, checkpoint_to_resume(tmp_path))
     for limit in (1, 2):
         remove_old_checkpoints(tmp_path, limit, None)
     assert names(tmp_path) == sorted([*foreign, "checkpoint-20", "checkpoint-99"])
@@ -87,7 +90,9 @@ def test_a_checkpoint_with_an_edited_json_file_is_complete(tmp_path):
 def test_going_on_from_a_named_checkpoint_moves_later_ones_aside(tmp_path):
     for step in (10, 20, 30):
         make_checkpoint(tmp_path / "run", f"checkpoint-{step}")
-    assert named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "run") == str(tmp_path / "run/checkpoint-10")
+    named = named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "run")
+    assert named == str(tmp_path / "run/checkpoint-10")
+    set_aside(tmp_path / "run", named)
     assert [folder.name for folder in complete_checkpoints(tmp_path / "run")] == ["checkpoint-10"]
     assert named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "other").endswith("checkpoint-10")
     make_checkpoint(tmp_path / "other", "checkpoint-5")
@@ -128,7 +133,7 @@ def test_what_changes_when_a_run_goes_on_is_recorded(tmp_path, caplog):
     assert resumed["changed"] == wanted
     assert record["finished"] is True
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["seed"] == 4
-    assert "# From update 10 on seed 4, before 3\n" in (tmp_path / "recipe.yaml").read_text()
+    assert "# from update 10 on seed 4, before 3\n" in (tmp_path / "recipe.yaml").read_text()
 
 
 def test_a_resume_of_which_nothing_is_left_is_not_recorded(tmp_path):

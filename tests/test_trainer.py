@@ -298,14 +298,14 @@ def test_training_that_diverges_is_an_error(small, tmp_path, rate, how):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("label_smoothing_factor", 1.5, "label_smoothing_factor must be below 1, got 1.5"),
-        ("label_smoothing_factor", -0.1, "label_smoothing_factor must be at least 0, got -0.1"),
+        ("label_smoothing_factor", 1.5, "label_smoothing_factor must be at least 0 and less than 1, got 1.5"),
+        ("label_smoothing_factor", -0.1, "label_smoothing_factor must be at least 0 and less than 1, got -0.1"),
         ("learning_rate", math.nan, "learning_rate must be a finite number, got nan"),
         ("weight_decay", math.inf, "weight_decay must be a finite number, got inf"),
         ("num_train_epochs", -math.inf, "num_train_epochs must be a finite number, got -inf"),
         ("logging_steps", math.nan, "logging_steps must be a finite number, got nan"),
-        ("adam_beta2", 1.0, "adam_beta2 must be below 1, got 1.0"),
-        ("num_train_epochs", 0, "num_train_epochs must be above 0, got 0"),
+        ("adam_beta2", 1.0, "adam_beta2 must be at least 0 and less than 1, got 1.0"),
+        ("num_train_epochs", 0, "num_train_epochs must be more than 0, got 0"),
         ("max_steps", 0, "max_steps must be at least 1, or -1 for num_train_epochs, got 0"),
         ("eval_num_beams", 0, "eval_num_beams must be at least 1, got 0"),
         ("gradient_accumulation_steps", 0, "gradient_accumulation_steps must be at least 1, got 0"),

@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .layer_transfer import collapsed_config, count_parameters
 from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
+from .training.run_folder import RUN_RECORD, resumed_lines
 from .utils.files import atomic_file
 from .utils.tables import markdown_table
 
@@ -136,7 +137,7 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
         signatures=[_code(row[f"{metric}_signature"]) for row in list(scores.values())[:1] for metric in METRICS],
         depths=_depths(path),
         data=facts.data.strip() if facts.data else _training_data(recipe, training),
-        lineage=_lineage(recipe, _read(path / "collapse.json")),
+        lineage=_lineage(recipe, _read(path / "collapse.json"), _read(path / RUN_RECORD) or {}),
         training=training,
         seed=_plain(recipe.get("seed")),
         script="distill.py" if recipe.get("teachers") else "train.py",
@@ -350,8 +351,8 @@ def _check(row: Any, numbers: Sequence[str], texts: Sequence[str], where: str) -
             raise ValueError(f"{where} must have a text {name!r}, got {row.get(name)!r}")
 
 
-def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None) -> list[str]:
-    """What the model was made from, by the names that its recipe has for it."""
+def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None, record: dict[str, Any]) -> list[str]:
+    """What the model was made from, by the names that its recipe has for it, and what was changed on the way."""
     lines = []
     origin = ""
     if collapse is not None:
@@ -365,6 +366,8 @@ def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None) -> list[st
             f"Distilled from {', '.join(map(_code, teachers))}: targets {_plain(recipe.get('targets'))}, weight of "
             f"the teacher's distributions {_plain(recipe.get('word_weight'))}"
         )
+    if changed := resumed_lines(record):
+        lines.append(f"The training went on with other options or data: {_plain('; '.join(changed))}")
     return lines
 
 

@@ -30,7 +30,7 @@ from ..tokenization import check_language_pair
 from ..training.batches import TokenBatchSampler
 from ..training.run_folder import RECORDED_PACKAGES
 from ..utils.files import check_output, staged_folder, write_json
-from ..utils.processes import run
+from ..utils.processes import PatientGroup, run
 from ..utils.recipes import RecipeParser
 from .evaluate import EvaluateArguments, evaluate_systems
 
@@ -134,8 +134,8 @@ def collapse_checkpoint(
     if args.method == "calibrated":
         batches = calibration_batches(splits["train"], tokenizer, corpus_args, args)
 
-    state = PartialState()
-    state.wait_for_everyone()  # no process may find what another has written already
+    state, group = PartialState(), PatientGroup()
+    group.wait()  # no process may find what another has written already
     parent = parent.to(state.device).eval()
     record: dict[str, Any] = {}
     if state.is_main_process:
@@ -156,7 +156,7 @@ def collapse_checkpoint(
             f"its parent has {before['total']:,} and {before['layers']:,}",
             flush=True,
         )
-    state.wait_for_everyone()
+    group.wait()  # the calibration is the main process's alone
     if args.evaluate:
         systems = EvaluateArguments(systems=[args.model_name_or_path, args.output_dir])
         loaded = {args.model_name_or_path: (parent, tokenizer)}

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer, MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,9 +36,9 @@ from ..tokenization import TokenizerArguments, check_language_pair, same_vocabul
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
-from ..training.run_folder import CHANGEABLE, complete_checkpoints
+from ..training.run_folder import CHANGEABLE, RECIPE, complete_checkpoints, is_finished
 from ..utils.console import log_to
-from ..utils.files import claimed, write_json
+from ..utils.files import claimed, read_mapping, write_json
 from ..utils.map_shards import read_record
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
@@ -267,7 +266,7 @@ def compare_to_teachers(options: DistillOptions, teachers: Sequence[Teacher]) ->
         FileNotFoundError: no student has been trained.
     """
     output = options.output
-    if not (output / "results.json").is_file():
+    if not is_finished(output):
         raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
     device = PartialState().device
     loaded = {t.name: (t.model.to(device), t.tokenizer) for t in teachers if not t.prefix}
@@ -306,10 +305,12 @@ def check_finished(options: DistillOptions) -> bool:
         ValueError: there is a run in the folder, finished or begun, of other options.
     """
     output = options.output
-    finished = (output / "results.json").is_file()
+    finished = is_finished(output)
     if not finished and not complete_checkpoints(output):
         return False
-    found = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    if not (found := read_mapping(output / RECIPE)):
+        logger.warning(f"{output / RECIPE} is missing or damaged: nobody can say if the options are those of before.")
+        return finished
     defaults = TranslationTrainingArguments(output_dir=str(output)).to_dict()
     wanted = json.loads(json.dumps(options.options(), default=str))
     for name in sorted(wanted):

@@ -27,6 +27,7 @@ from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
 from ..model_card import CARD, card_disagreements, weight_files, write_card
+from ..training.run_folder import check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
@@ -89,14 +90,16 @@ def publish(args: PublishArguments) -> list[str]:
         The names of the files.
 
     Raises:
-        ValueError: the folder is incomplete, its weights do not fit its configuration, a file is a link or a source
-            file not this package's, or its card says other figures than its files or names another repository.
+        ValueError: the folder is incomplete, its scores are those of other weights, its weights do not fit its
+            configuration, a file is a link or a source file not this package's, or its card says other figures than
+            its files or names another repository.
         FileExistsError: `output_dir` is there already.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses, for want of a token (`hf auth login`) or of rights.
     """
     folder = Path(args.folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {args.folder!r}")
+    check_scores(folder)
     if args.output_dir is not None:
         lay_out(folder, Path(args.output_dir), args.repo, args.dtype)
         folder = Path(args.output_dir)
@@ -146,6 +149,8 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> 
                     for key, tensor in tensors.items()
                 }
                 save_file(halves, staging / name, metadata={"format": "pt"})
+        if dtype is not None:
+            restate_weights(staging, dtype)
         write_card(staging, repo)
 
 

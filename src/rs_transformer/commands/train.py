@@ -31,13 +31,22 @@ from ..metrics import corpus_scores
 from ..tokenization import TokenizerArguments, check_language_pair, train_tokenizer
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
-from ..training.fsdp import load_whole_state
 from ..training.model import ModelArguments, build_model
 from ..training.progress import StartSummary
-from ..training.run_folder import average_checkpoints, checkpoint_to_resume, complete_checkpoints, write_run_record
+from ..training.run_folder import (
+    RESULTS,
+    checkpoint_to_resume,
+    complete_checkpoints,
+    data_digest,
+    named_checkpoint,
+    set_aside,
+    weights_digest,
+    write_finished,
+    write_run_record,
+)
 from ..training.trainer import TranslationTrainer
 from ..utils.console import log_to, set_up_logging
-from ..utils.files import claimed, write_json, write_text
+from ..utils.files import claimed, read_mapping, write_json, write_text
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
 
@@ -112,7 +121,8 @@ def run_training(
     with claimed(args.output_dir, args.should_save):
         if args.should_save:
             log_to(Path(args.output_dir, RUN_LOG))
-        trainer = _prepare(options, train, evaluated, tokenizer, make_trainer, resuming=checkpoint is not None)
+            set_aside(args.output_dir, checkpoint)
+        trainer = _prepare(options, train, evaluated, tokenizer, make_trainer, checkpoint)
         return train_and_evaluate(trainer, checkpoint, evaluated, options.decoding)
 
 
@@ -122,22 +132,25 @@ def _prepare(
     evaluated: Mapping[str, Dataset],
     tokenizer: PreTrainedTokenizerBase | None,
     make_trainer: Callable[..., TranslationTrainer],
-    resuming: bool,
+    checkpoint: str | None,
 ) -> TranslationTrainer:
     """Tokenizer, model, encoded pairs, the run's record, and the trainer of all."""
-    args, corpus = options.training, options.corpus
+    args, corpus, group = options.training, options.corpus, PatientGroup()
     if tokenizer is None:
-        tokenizer = load_or_train_tokenizer(options, train, resuming)
+        tokenizer = load_or_train_tokenizer(options, train, group, resuming=checkpoint is not None)
     model = build_model(options.model, tokenizer)
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
     model.generation_config.update(max_length=positions, **options.decoding.search_kwargs())
-    with PatientGroup().main_process_first(local=True):
+    with group.main_process_first(local=True):
         train = prepare_training_pairs(train, tokenizer, corpus)
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=args.seed, buffer_size=corpus.shuffle_buffer_size)
     if args.should_save:
-        write_run_record(args.output_dir, options.options())
+        conditions: dict[str, Any] = {"processes": args.world_size}
+        if isinstance(train, Dataset):
+            conditions |= {"training_pairs": len(train), "training_data": data_digest(train)}
+        write_run_record(args.output_dir, options.options(), conditions, checkpoint)
         keep_lineage(options.model.model_name_or_path, args.output_dir)
     return make_trainer(
         model,
@@ -161,12 +174,10 @@ def load_data(corpus: CorpusArguments, train: AnyDataset | None = None) -> tuple
 def train_and_evaluate(
     trainer: TranslationTrainer, checkpoint: str | None, evaluated: dict[str, Dataset], decoding: DecodingArguments
 ) -> dict[str, Any]:
-    """Train, average, save, and score the final model; what `run_training` does once all is prepared."""
+    """Train, save, and score the final model; what `run_training` does once all is prepared."""
     args = trainer.args
     trainer.add_callback(StartSummary)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    if args.average_checkpoints:
-        load_average(trainer, args.average_checkpoints)
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", outcome.metrics)
@@ -175,8 +186,10 @@ def train_and_evaluate(
     if isinstance(trainer.train_dataset, Dataset):  # nobody knows how many pairs a stream has
         results["training"]["pairs"] = len(trainer.train_dataset)
     if args.should_save:
-        write_json(results, Path(args.output_dir, "results.json"))
+        results["weights"] = {"from": trainer.weights_from, "sha256": weights_digest(args.output_dir)}
+        write_json(results, Path(args.output_dir, RESULTS))
         trainer.create_model_card()
+        write_finished(args.output_dir)
         print_end(trainer, results)
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -192,6 +205,7 @@ def print_end(trainer: TranslationTrainer, results: Mapping[str, Any]) -> None:
         best = f"; best validation {name} {state.best_metric:.2f} at update {state.best_global_step:,}"
     seconds = results["training"]["train_seconds"]
     print(f"{state.global_step:,} updates in {timedelta(seconds=round(seconds))}{best}")
+    print(f"weights: {trainer.weights_from}")
     scored = {split: row for split, row in results.items() if "bleu" in row}
     for split, row in scored.items():
         beam = f"beam {row['num_beams']}, {row['sentences']:,} sentences"
@@ -223,25 +237,22 @@ def check_output_dir(args: TranslationTrainingArguments) -> str | None:
 
     Raises:
         ValueError: there is a run in the output folder and nobody said that it is to go on, or a named checkpoint is
-            incomplete.
+            incomplete or of another run.
     """
     resume = args.resume_from_checkpoint
     if resume is None or str(resume).lower() in ("false", "no"):
-        if complete_checkpoints(args.output_dir) or Path(args.output_dir, "results.json").exists():
+        if complete_checkpoints(args.output_dir) or read_mapping(Path(args.output_dir, RESULTS)):
             raise ValueError(
                 f"{args.output_dir} holds a run already: go on with it by --resume_from_checkpoint true, or choose "
                 "another output_dir"
             )
         return None
     if str(resume).lower() in ("true", "yes"):
-        with args.main_process_first():
-            checkpoint = checkpoint_to_resume(args.output_dir)
+        checkpoint = checkpoint_to_resume(args.output_dir)
         if checkpoint is None:
             logger.warning(f"{args.output_dir} holds no complete checkpoint: the run starts anew.")
         return checkpoint
-    if Path(resume) not in complete_checkpoints(Path(resume).parent):
-        raise ValueError(f"resume_from_checkpoint: {resume} is not a complete checkpoint")
-    return str(resume)
+    return named_checkpoint(resume, args.output_dir)
 
 
 def check_streaming(corpus_args: CorpusArguments, training_args: TranslationTrainingArguments) -> None:
@@ -278,7 +289,9 @@ def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
     return splits
 
 
-def load_or_train_tokenizer(options: TrainOptions, train: AnyDataset, resuming: bool) -> PreTrainedTokenizerBase:
+def load_or_train_tokenizer(
+    options: TrainOptions, train: AnyDataset, group: PatientGroup, resuming: bool
+) -> PreTrainedTokenizerBase:
     """The tokenizer that was named, else the checkpoint's; else a new one, or when resuming the one of this run."""
     args, corpus = options.tokenizer, options.corpus
     name = args.tokenizer_name_or_path or options.model.model_name_or_path
@@ -287,10 +300,9 @@ def load_or_train_tokenizer(options: TrainOptions, train: AnyDataset, resuming: 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         check_language_pair(tokenizer, corpus.source_lang, corpus.target_lang)
         return tokenizer
-    state = PartialState()
     folder = Path(options.training.output_dir)
-    with state.main_process_first():
-        if state.is_main_process and not resuming:
+    with group.main_process_first():
+        if PartialState().is_main_process and not resuming:
             train_tokenizer(
                 train["source"],
                 train["target"],
@@ -304,20 +316,6 @@ def load_or_train_tokenizer(options: TrainOptions, train: AnyDataset, resuming: 
                 model_max_length=options.model.max_position_embeddings or 512,
             )
     return AutoTokenizer.from_pretrained(folder)
-
-
-def load_average(trainer: TranslationTrainer, number: int) -> None:
-    """Put the average of the last `number` checkpoints into the trainer's model."""
-    checkpoints = complete_checkpoints(trainer.args.output_dir)[-number:]
-    if len(checkpoints) < number:
-        logger.warning(f"There are only {len(checkpoints)} checkpoints to average, not {number}.")
-    logger.info(f"Averaging {', '.join(folder.name for folder in checkpoints)}")
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    missing, unexpected = load_whole_state(model, average_checkpoints(checkpoints))
-    expected = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
-    if unexpected or set(missing) - expected:
-        raise ValueError(f"the checkpoints do not fit the model: {unexpected or sorted(set(missing) - expected)}")
-    model.tie_weights()
 
 
 def final_evaluation(

@@ -1,7 +1,6 @@
 """`Seq2SeqTrainingArguments` and what this package adds, checked before anything starts."""
 
 import copy
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,32 +10,33 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import SaveStrategy
 
-LEAST = {
-    "max_tokens": 1,
-    "average_checkpoints": 0,
-    "early_stopping_patience": 1,
-    "frozen_embedding_updates": 0,
-    "eval_num_beams": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "adam_beta1": 0,
-    "adam_beta2": 0,
-    "adam_epsilon": 0,
-    "max_grad_norm": 0,
-    "label_smoothing_factor": 0,
-    "warmup_steps": 0,
-    "logging_steps": 0,
-    "eval_steps": 0,
-    "eval_delay": 0,
-    "save_steps": 0,
-    "dataloader_num_workers": 0,
-    "seed": 0,
-    "data_seed": 0,
-}
-BELOW_1 = ("label_smoothing_factor", "adam_beta1", "adam_beta2")
+from ..utils.ranges import check_range
+
+AT_LEAST_1 = (
+    "max_tokens",
+    "early_stopping_patience",
+    "eval_num_beams",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+AT_LEAST_0 = (
+    "average_checkpoints",
+    "frozen_embedding_updates",
+    "learning_rate",
+    "weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "warmup_steps",
+    "logging_steps",
+    "eval_steps",
+    "eval_delay",
+    "save_steps",
+    "dataloader_num_workers",
+    "seed",
+    "data_seed",
+)
+SHARES = ("label_smoothing_factor", "adam_beta1", "adam_beta2")
 
 
 def check_updates(growing_updates: Sequence[int], updates: int) -> None:
@@ -135,21 +135,14 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             )
 
     def _check_ranges(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{option.name} must be a finite number, got {value}")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name in BELOW_1:
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        check_range(self, *(each.name for each in fields(self) if isinstance(getattr(self, each.name), float)))
+        check_range(self, *AT_LEAST_1, least=1)
+        check_range(self, *AT_LEAST_0, least=0)
+        check_range(self, *SHARES, least=0, below=1)
         if self.max_steps == 0:
             raise ValueError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
-        if self.max_steps < 0 and self.num_train_epochs <= 0:
-            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
+        if self.max_steps < 0:
+            check_range(self, "num_train_epochs", above=0)
         if self.generation_num_beams is not None:
             raise ValueError("generation_num_beams is not read here: give eval_num_beams")
         if self.generation_max_length is not None:

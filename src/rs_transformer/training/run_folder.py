@@ -58,14 +58,13 @@ def complete_checkpoints(run_dir: str | Path) -> list[Path]:
 
 
 def checkpoint_to_resume(run_dir: str | Path) -> str | None:
-    """The newest complete checkpoint of a run; later, incomplete ones are moved aside with a warning."""
+    """The newest complete checkpoint of a run, if there is one."""
     complete = complete_checkpoints(run_dir)
-    _set_aside(run_dir, after=update_of(complete[-1]) if complete else -1)
     return str(complete[-1]) if complete else None
 
 
 def named_checkpoint(name: str | Path, run_dir: str | Path) -> str:
-    """A checkpoint that a user wants to go on from; later ones of the same run are moved aside with a warning.
+    """A checkpoint that a user wants to go on from.
 
     Raises:
         ValueError: it is not a complete checkpoint, or it is of another run and there is one in `run_dir` already.
@@ -73,9 +72,7 @@ def named_checkpoint(name: str | Path, run_dir: str | Path) -> str:
     checkpoint = Path(name)
     if checkpoint not in complete_checkpoints(checkpoint.parent):
         raise ValueError(f"resume_from_checkpoint: {name} is not a complete checkpoint")
-    if checkpoint.parent.resolve() == Path(run_dir).resolve():
-        _set_aside(run_dir, after=update_of(checkpoint))
-    elif complete_checkpoints(run_dir):
+    if checkpoint.parent.resolve() != Path(run_dir).resolve() and complete_checkpoints(run_dir):
         raise ValueError(f"{run_dir} holds a run already, and {name} is of another one: choose another output_dir")
     return str(checkpoint)
 
@@ -83,6 +80,22 @@ def named_checkpoint(name: str | Path, run_dir: str | Path) -> str:
 def update_of(checkpoint: str | Path) -> int:
     """The update that a checkpoint was saved after."""
     return int(Path(checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+
+
+def set_aside(run_dir: str | Path, checkpoint: str | None) -> None:
+    """Rename a run's later checkpoints, mostly incomplete, so that a training that goes on from one meets none."""
+    after = -1 if checkpoint is None else update_of(checkpoint)
+    for update, folder in _checkpoints(run_dir).items():
+        if update > after:
+            aside, number = folder.with_name(f"_{folder.name}-aside"), 1
+            while aside.exists():
+                number += 1
+                aside = folder.with_name(f"_{folder.name}-aside-{number}")
+            logger.warning(
+                f"{folder} is incomplete, or later than where the run goes on: it is now {aside.name}. Remove that if "
+                "you do not need it."
+            )
+            folder.rename(aside)
 
 
 def remove_old_checkpoints(run_dir: str | Path, limit: int | None, best: str | None) -> None:
@@ -117,21 +130,6 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _is_whole(file: Path, size: int) -> bool:
     return file.is_file() and (file.stat().st_size == size or (file.suffix == ".json" and bool(read_mapping(file))))
-
-
-def _set_aside(run_dir: str | Path, after: int) -> None:
-    """Rename the checkpoints that come after an update, so that a training that goes on from there meets none."""
-    for update, folder in _checkpoints(run_dir).items():
-        if update > after:
-            aside, number = folder.with_name(f"_{folder.name}-aside"), 1
-            while aside.exists():
-                number += 1
-                aside = folder.with_name(f"_{folder.name}-aside-{number}")
-            logger.warning(
-                f"{folder} is incomplete, or later than where the run goes on: it is now {aside.name}. Remove that if "
-                "you do not need it."
-            )
-            folder.rename(aside)
 
 
 def average_checkpoints(checkpoints: Sequence[str | Path]) -> dict[str, torch.Tensor]:
@@ -191,6 +189,7 @@ def data_digest(pairs: Dataset) -> str:
 def is_finished(run_dir: str | Path) -> bool:
     """Whether a folder has the scores of the weights that are in it, and no training that goes on."""
     try:
+        weights_digest(run_dir)
         check_scores(run_dir)
     except (ValueError, OSError, SafetensorError):
         return False
@@ -200,7 +199,8 @@ def is_finished(run_dir: str | Path) -> bool:
 def check_scores(run_dir: str | Path) -> None:
     """Raise `ValueError` if the scores in a folder are not those of its weights, or are to be others soon.
 
-    Where nothing says whose they are, as in folders made by an earlier version, they are believed.
+    Where nothing says whose they are, as in folders made by an earlier version, they are believed. Weights that cannot
+    be read are for those to name who load them.
     """
     file = Path(run_dir, RESULTS)
     if not file.is_file():
@@ -212,7 +212,11 @@ def check_scores(run_dir: str | Path) -> None:
     if read_mapping(Path(run_dir, RUN_RECORD)).get("finished") is False:
         raise ValueError(f"the training in {run_dir} has not finished, its {RESULTS} is of an earlier one: {mend}")
     scored = results.get("weights", {}).get("sha256")
-    if scored is not None and scored != weights_digest(run_dir):
+    try:
+        stored = weights_digest(run_dir)
+    except (OSError, SafetensorError):
+        return
+    if scored is not None and scored != stored:
         raise ValueError(f"{file} has the scores of other weights than those in {run_dir}: {mend}, or remove it")
 
 
@@ -264,12 +268,19 @@ def write_finished(run_dir: str | Path) -> None:
 
 
 def resumed_lines(record: Mapping[str, Any]) -> list[str]:
-    """What `run.json` says of options and data that were changed when a run went on, in words."""
-    return [
-        f"From update {part['update']} on {name} {now}, before {before}"
-        for part in record.get("resumed", [])
-        for name, (before, now) in part["changed"].items()
-    ]
+    """What `run.json` says of options and data that were changed when a run went on, in words.
+
+    Raises:
+        ValueError: the record does not hold what it should.
+    """
+    try:
+        return [
+            f"from update {part['update']:,} on {name} {json.dumps(now)}, before {json.dumps(before)}"
+            for part in record.get("resumed", [])
+            for name, (before, now) in part["changed"].items()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{RUN_RECORD} does not hold what it should, under 'resumed': {error}") from error
 
 
 def _resumed(
@@ -292,5 +303,5 @@ def _resumed(
     record = {**start, **record, "resumed": resumed}
     if changed:
         lines = "; ".join(resumed_lines({"resumed": resumed[-1:]}))
-        logger.warning(f"The run goes on otherwise than it began. {lines}. {RUN_RECORD} says so, too.")
+        logger.warning(f"The run goes on otherwise than it began: {lines}. {RUN_RECORD} says so, too.")
     return record
