@@ -195,6 +195,11 @@ def test_depths_measured_by_the_sweep_are_in_the_card(folder, task):
     assert [row["decoder_layers"] for row in rows] == [2, 1]
     for row in rows:
         assert f"| 2 | {row['decoder_layers']} | {row['bleu']:.2f} | {row['chrf']:.2f} |" in re.sub(" +", " ", text)
+    AutoModelForSeq2SeqLM.from_pretrained(folder, decoder_layers=1).save_pretrained(folder)
+    assert "At other depths" in build_card(folder).text  # the same weights
+    rows[0]["weights_sha256"] = "of other weights"
+    (folder / "depth_sweep.json").write_text(json.dumps(rows))
+    assert "At other depths" not in build_card(folder).text
 
 
 def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, task, tmp_path):

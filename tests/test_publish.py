@@ -244,9 +244,7 @@ def test_scores_of_other_weights_are_refused(folder):
     weights["final_logits_bias"] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for options in ([], ["--card"], ["--output_dir", folder.with_name("new")]):
-        with pytest.raises(
-            ValueError, match=r"results\.json has the scores of other weights .*go on with"
-        ):
+        with pytest.raises(ValueError, match=r"results\.json has the scores of other weights .*go on with"):
             publish(folder, "--repo", REPO, *options)
 
 

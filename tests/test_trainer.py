@@ -28,6 +28,7 @@ from rs_transformer.training.losses import label_smoothed_cross_entropy
 from rs_transformer.training.run_folder import (
     average_checkpoints,
     complete_checkpoints,
+    is_finished,
 )
 from rs_transformer.training.trainer import TranslationTrainer
 
@@ -177,6 +178,18 @@ def text(pairs, **columns):
     return Dataset.from_dict({"source": [source for source, _ in pairs], "target": [target for _, target in pairs]})
 
 
+def token_loss(model, tokenizer, pairs):
+    """The mean cross-entropy of all target tokens, sentence by sentence."""
+    nll, tokens = 0.0, 0
+    for source, target in pairs:
+        labels = tokenizer(text_target=target, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(**tokenizer(source, return_tensors="pt"), labels=labels).logits
+        nll += nn.functional.cross_entropy(logits[0], labels[0], reduction="sum").item()
+        tokens += labels.numel()
+    return nll / tokens
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -243,14 +256,7 @@ def test_workers_that_stay_do_not_hand_out_the_dataset_of_before(small):
 
 def test_the_loss_of_an_evaluation_is_that_of_its_tokens_in_any_batches(small, tokenizer):
     found = [small(per_device_eval_batch_size=size).evaluate(text(PAIRS))["eval_loss"] for size in (1, 7, 60, 64)]
-    model, nll, tokens = small().model.eval(), 0.0, 0
-    for source, target in PAIRS:
-        labels = tokenizer(text_target=target, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            logits = model(**tokenizer(source, return_tensors="pt"), labels=labels).logits
-        nll += nn.functional.cross_entropy(logits[0], labels[0], reduction="sum").item()
-        tokens += labels.numel()
-    assert found == pytest.approx([nll / tokens] * 4, rel=1e-5)
+    assert found == pytest.approx([token_loss(small().model.eval(), tokenizer, PAIRS)] * 4, rel=1e-5)
 
 
 def test_frozen_embeddings_take_no_part_in_the_norm_that_gradients_are_clipped_by(small):
@@ -415,7 +421,8 @@ def test_gradient_accumulation_trains_to_the_losses_of_the_large_batch(task, tmp
 
 def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(task, tmp_path):
     options = [RECIPE, *task_options(task), *SHORT]
-    launch("train.py", *options, "--max_tokens", 256, "--output_dir", tmp_path / "two", config="cpu.yaml")
+    uneven = ["--max_tokens", 256, "--per_device_eval_batch_size", 30]  # the last batch is filled up for the second
+    launch("train.py", *options, *uneven, "--output_dir", tmp_path / "two", config="cpu.yaml")
     script("train")(*options, "--output_dir", tmp_path / "one")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) > 90
@@ -424,6 +431,9 @@ def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(tas
     assert sum(two[-20:]) == pytest.approx(sum(one[-20:]), rel=0.1)
     scores = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("one", "two")]
     assert scores[1]["sentences"] == scores[0]["sentences"] == 100
+    rows = [json.loads(line)["translation"] for line in task["test"].read_text().splitlines()]
+    truth = token_loss(*load_translator(str(tmp_path / "two")), [(row["fw"], row["bw"]) for row in rows])
+    assert scores[1]["loss"] == pytest.approx(truth, rel=1e-5)
 
 
 @pytest.mark.parametrize(("frozen", "moved"), [(3, False), (2, True)])
@@ -545,6 +555,40 @@ def test_a_disk_that_is_full_while_saving_loses_no_finished_checkpoint(task, tmp
     with pytest.raises(OSError, match="No space left"):
         script("train")(*options)
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-37"]
+
+
+def test_a_run_that_is_extended_is_not_finished_before_its_own_scores_are_there(task, tmp_path, monkeypatch):
+    options = [RECIPE, *task_options(task), "--max_train_samples", 500, "--eval_strategy", "no"]
+    options += ["--output_dir", tmp_path, "--num_train_epochs"]
+    script("train")(*options, 1)
+    first = json.loads((tmp_path / "results.json").read_text())
+    assert is_finished(tmp_path)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TranslationTrainer, "evaluate", killed)
+    extended = [*options, 2, "--seed", 4, "--resume_from_checkpoint", "true"]
+    with pytest.raises(KeyboardInterrupt):
+        script("train")(*extended)
+    assert json.loads((tmp_path / "results.json").read_text()) == first
+    assert not is_finished(tmp_path)
+    with pytest.raises(ValueError, match="has not finished"):
+        script("publish")(tmp_path, "--repo", "org/name", "--card")
+    monkeypatch.undo()
+    script("train")(*extended)
+    results, record = (json.loads((tmp_path / name).read_text()) for name in ("results.json", "run.json"))
+    assert is_finished(tmp_path)
+    assert results["training"]["updates"] == 2 * first["training"]["updates"]
+    assert results["training"]["train_seconds"] > first["training"]["train_seconds"]
+    changed = {"num_train_epochs": [1.0, 2.0], "seed": [3, 4]}
+    assert [part["changed"] for part in record["resumed"]] == [changed, {}]
+    for name in ("recipe.yaml", "results.json", "run.json"):
+        (tmp_path / name).write_text("")
+    assert not is_finished(tmp_path)
+    script("train")(*extended)
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert [again[part] for part in ("test", "weights")] == [results[part] for part in ("test", "weights")]
 
 
 # Averaging

@@ -18,14 +18,16 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, MarianConfig, MarianMTModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .layer_transfer import collapsed_config, count_parameters
 from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
-from .training.run_folder import RUN_RECORD, resumed_lines
+from .training.run_folder import RUN_RECORD, resumed_lines, weights_digest
 from .utils.files import atomic_file
 from .utils.tables import markdown_table
+
+logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
@@ -309,7 +311,7 @@ def _score_table(scores: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _depths(folder: Path) -> dict[str, Any] | None:
-    """The table of `depth_sweep.json`, and with which beam it was measured; None if there is none."""
+    """The table of `depth_sweep.json`, and with which beam; None if there is none, or it is of other weights."""
     file = folder / "depth_sweep.json"
     rows = _read(file, list)
     if not rows:
@@ -317,6 +319,10 @@ def _depths(folder: Path) -> dict[str, Any] | None:
     depths = [f"{side}_layers" for side in SIDES]
     for number, row in enumerate(rows, start=1):
         _check(row, [*depths, *METRICS, "sentences_per_second", "speedup", "num_beams"], [], f"{file}: row {number}")
+    scored = (_results(folder).get("weights") or {}).get("scored_sha256")  # those of a copy in half precision
+    if rows[0].get("weights_sha256") not in (None, scored, weights_digest(folder)):
+        logger.warning(f"{file} is of other weights than those in {folder}: its figures are left out of the card.")
+        return None
     header = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
     cells = [
         [row[depth] for depth in depths]

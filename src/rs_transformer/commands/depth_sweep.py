@@ -9,6 +9,7 @@ Prints BLEU, chrF and sentences per second of every encoder depth × decoder dep
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..decoding import DecodingArguments, timed_translate, translate
 from ..layer_transfer import check_rs_marian, depth_config, with_depth
 from ..metrics import corpus_scores
 from ..tokenization import check_language_pair
+from ..training.run_folder import weights_digest
 from ..utils.files import check_output_file, write_json
 from ..utils.plotting import check_plot_file
 from ..utils.processes import run
@@ -110,6 +112,8 @@ def sweep_depths(
         ratios = [speed / first for speed, first in zip(row["rounds"], rows[0]["rounds"], strict=True)]
         row["speedup"] = statistics.median(ratios)
     if PartialState().is_main_process:
+        with suppress(OSError):  # of a folder; a card shows no figures of other weights
+            rows[0]["weights_sha256"] = weights_digest(args.model_name_or_path)
         if args.output_file is not None:
             write_json(rows, args.output_file)
         print_sweep(rows)
