@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from conftest import RECIPE, run, script, task_options
+from forked import fork
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
@@ -103,7 +104,7 @@ def test_a_finished_folder_reaches_the_hub_in_one_commit_and_translates_from_the
         "from transformers import pipeline\n"
         "print(pipeline('translation', model=sys.argv[1], trust_remote_code=True)('a b c'))\n"
     )
-    assert run(sys.executable, "-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
+    assert fork("-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
 
 
 def test_a_dry_run_shows_the_files_and_calls_nobody(folder, hub):
