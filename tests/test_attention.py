@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, launch, script
+from conftest import ROOT, script
+from forked import fork
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from oracle import rs_model, unrolled_marian
@@ -47,7 +48,7 @@ def expanded(trained, tmp_path_factory):
 
 def test_two_models_on_a_dataset_give_figures_pictures_and_a_page(trained, expanded, task, tmp_path):
     options = ["--dataset", task["test"].parent, "--max_sentences", 40, "--pictured", 1, "--output_dir", tmp_path]
-    printed = launch("attention.py", trained, expanded, *options, processes=2).stdout
+    printed = fork("training/attention.py", trained, expanded, *options, processes=2).stdout
     written = json.loads((tmp_path / "statistics.json").read_text())
     assert written["decoder"] == "reference"
     ours, marians = written["models"]["trained"], written["models"]["marian"]

@@ -1,14 +1,11 @@
 """Collapse, expand and change of depth: exact where they can be, and every tensor accounted for."""
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import ctranslate2
 import pytest
 import torch
-from conftest import run
+from forked import fork
 from oracle import PAD, VOCABULARY, batch, marian, rs_model, unrolled_marian
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -94,9 +91,7 @@ def test_expanded_folder_is_plain_marian_for_an_interpreter_without_the_package(
         "output = model.generate(**tokenizer('a b c d', return_tensors='pt'))\n"
         "print(str(model.dtype), tokenizer.decode(output[0], skip_special_tokens=True))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(trained)], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = fork("-c", code, tmp_path, trained, cwd=tmp_path)
     assert done.stdout == f"{dtype} d c b a\n", done.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "config.json",
@@ -110,8 +105,8 @@ def test_expanded_folder_serves_the_pipeline_and_ctranslate2s_own_converter(trai
     model = AutoModelForSeq2SeqLM.from_pretrained(trained)
     expand(model).save_pretrained(tmp_path / "marian")
     tokenizer.save_pretrained(tmp_path / "marian")
-    converter = Path(sys.executable).with_name("ct2-transformers-converter")
-    run(converter, "--model", tmp_path / "marian", "--output_dir", tmp_path / "ct2")
+    converter = "ctranslate2.converters.transformers"  # what ct2-transformers-converter runs
+    fork("-m", converter, "--model", tmp_path / "marian", "--output_dir", tmp_path / "ct2")
     engine = ctranslate2.Translator(str(tmp_path / "ct2"), intra_threads=1)
     sources = load_split(CorpusArguments("fw", "bw", test_file=[str(task["test"])]), "test")["source"][:]
     assert pipeline("translation", model=str(tmp_path / "marian"))("a b c")[0]["translation_text"] == "c b a"

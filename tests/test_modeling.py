@@ -4,14 +4,12 @@ import copy
 import json
 import math
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import run
+from forked import fork
 from oracle import PAD, batch, names_by_step, rs_config, rs_model, unrolled_marian
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
@@ -477,8 +475,7 @@ def test_lora_adapts_the_shared_layer_once_and_merges_exactly():
 
 
 def test_sharded_by_fsdp2_layer_by_layer_it_trains_as_in_one_process():
-    torchrun = Path(sys.executable).with_name("torchrun")
-    done = run(torchrun, "--standalone", "--nproc_per_node", 2, Path(__file__).with_name("fsdp_losses.py"))
+    done = fork("tests/fsdp_losses.py", processes=2)
     alone, sharded = json.loads(done.stdout.splitlines()[-1])
     assert sharded == pytest.approx(alone, abs=1e-4)
     assert len(set(alone)) == 4
