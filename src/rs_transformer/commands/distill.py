@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer, MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..checkpoints import load_tokenizer
 from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import CorpusArguments, load_split
 from ..decoding import DecodingArguments
@@ -291,7 +292,7 @@ def student_tokenizer(
                 f"new_tokenizer, but the student's tokenizer is to be that of {name}: give one of the two"
             )
         revision = "main" if tokenizer_args.tokenizer_name_or_path else model_args.revision
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = load_tokenizer(name, revision)
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
         return tokenizer
     if args.new_tokenizer:

@@ -27,7 +27,7 @@ from .arguments import TranslationTrainingArguments
 from .batches import SetEpochCallback, TokenBatchSampler
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import embeddings_in_one_group, whole_model
-from .losses import label_smoothed_cross_entropy
+from .losses import label_smoothed_cross_entropy, without_padding
 from .run_folder import mark_complete
 
 logger = logging.get_logger(__name__)
@@ -133,8 +133,20 @@ class TranslationTrainer(Seq2SeqTrainer):
     ) -> torch.Tensor:
         """Label-smoothed cross-entropy in training; in evaluation the plain one, whose exp is the perplexity."""
         epsilon = self.args.label_smoothing_factor if self.model.training else 0.0
-        pad_token_id = self.processing_class.pad_token_id
-        return label_smoothed_cross_entropy(outputs["logits"], labels, epsilon, pad_token_id, num_items_in_batch)
+        return label_smoothed_cross_entropy(outputs["logits"], labels, epsilon, self.pad_token_id, num_items_in_batch)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that is no target; None where a tokenizer pads by the end of sentence, which has to be learned."""
+        tokenizer = self.processing_class
+        return None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        # What is not learned is not counted either.
+        for batch in batch_samples:
+            if "labels" in batch:
+                batch["labels"] = without_padding(batch["labels"], self.pad_token_id)
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The labels stay here, so the model cannot know that it need not fill a cache.
