@@ -528,7 +528,7 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
         ),
         (["--growing_depths", 1, "--growing_updates", 999], "growing_updates must end before the last update"),
         (["--elastic_decoder_layers", 7], r"elastic_decoder_layers must lie between .* got 7"),
-        (["--teachers", "nowhere"], "the teacher nowhere cannot be loaded"),
+        (["--teachers", "nowhere"], "there is no folder 'nowhere', and the Hub does not give it"),
     ],
 )
 def test_bad_options_are_named_before_any_decoding_starts(trained, small, tmp_path, no_decoding, more, message):

@@ -6,7 +6,7 @@ import ctranslate2
 import pytest
 import torch
 from forked import fork
-from oracle import PAD, VOCABULARY, batch, marian, rs_model, unrolled_marian
+from oracle import PAD, VOCABULARY, batch, marian, rs_model, unrolled_marian, with_own_weights
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -118,6 +118,24 @@ def test_expanded_folder_serves_the_pipeline_and_ctranslate2s_own_converter(trai
         decoding = DecodingArguments(num_beams=num_beams, length_penalty=0.0, max_new_tokens=31)
         ours = translate(model, tokenizer, sources, decoding, progress=False)
         assert tokenizer.batch_decode(ids, skip_special_tokens=True) == ours
+
+
+@pytest.mark.parametrize("weight", ["lm_head.weight", "model.decoder.embed_tokens.weight"])
+@pytest.mark.parametrize("name", ["paper", "separate", "untied", "separate-untied"])
+def test_weights_that_only_the_configuration_calls_tied_stay_apart(tmp_path, name, weight):
+    """A file may hold an output projection of its own beside shared embeddings, as Tatoeba's models do."""
+    fields = {**MODELS[name], "encoder_layers": 3, "decoder_layers": 3}
+    model = with_own_weights(rs_model(**fields), weight)
+    stock = expand(model)
+    all_layers = {"encoder_unique_layers": 3, "decoder_unique_layers": 3, "method": "first"}
+    made = [stock, with_depth(model, decoder_layers=3), collapse(model, **all_layers), collapse(stock, **all_layers)]
+    expected = model(**batch()).logits
+    for number, other in enumerate(made):
+        other.tie_weights()
+        other.save_pretrained(tmp_path / str(number))
+        loaded = type(other).from_pretrained(tmp_path / str(number))
+        for result in (other, loaded.eval()):
+            torch.testing.assert_close(result(**batch()).logits, expected, rtol=0, atol=2e-5)
 
 
 # collapse

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer
 
 from ..attention.collection import (
     KINDS,
@@ -29,7 +28,7 @@ from ..attention.collection import (
 )
 from ..attention.figures import TITLES, draw_entropy_map, draw_heads, draw_heads_mean, draw_steps, save_figure
 from ..attention.page import write_page
-from ..checkpoints import Translator, load_checkpoint
+from ..checkpoints import Translator, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split
 from ..decoding import DecodingArguments
 from ..tokenization import check_language_pair
@@ -189,11 +188,7 @@ def _load_models(models: Sequence[str]) -> dict[str, Translator]:
     """Models in single precision and their tokenizers, by the last part of the name if that tells them apart."""
     short = [Path(name).name for name in models]
     names = short if len(set(short)) == len(short) else models
-    translators = {}
-    for name, model in zip(names, models, strict=True):
-        loaded = load_checkpoint(model, dtype=torch.float32).eval().to(PartialState().device)
-        translators[name] = (loaded, AutoTokenizer.from_pretrained(model))
-    return translators
+    return {name: load_translator(model, dtype=torch.float32) for name, model in zip(names, models, strict=True)}
 
 
 def _load_sentences(
