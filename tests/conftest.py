@@ -1,11 +1,14 @@
-"""Shared by all tests: no network, one thread a process, and one model trained on the reverse task."""
+"""Shared by all tests: no network, one thread a process, and one model trained on the reverse task.
+
+A process imports the libraries for ten seconds before it does anything. So tests call a command's `main` (`script`) or
+`fork` it; they `run` and `launch` it where that is what they are about. What several files need is made once.
+"""
 
 import importlib.util
 import json
 import os
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from filelock import FileLock
 from reverse_task import reverse_pairs, write_task
 from transformers import MarianTokenizer, TrainingArguments
 
@@ -45,9 +49,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_MODULES_CACHE"] = str(home / "modules")
 
 
-def run(*command: object, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
-    """Run a command from the project's folder and return what it printed; fail with it if it fails."""
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, **kwargs)
+def run(*command: object, check: bool = True, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
+    """Run a command, from the project's folder, and return what it printed; fail with it if it fails."""
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, **kwargs)
     if check and done.returncode:
         raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
@@ -62,13 +66,6 @@ def launch(
     if config is not None:
         how = ["--config_file", f"training/accelerate/{config}"]
     return run(accelerate, "launch", *how, f"training/{script}", *options, check=check)
-
-
-def free_port() -> int:
-    """A port of this machine on which nobody listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def script(name: str) -> Callable[..., None]:
@@ -107,20 +104,43 @@ def write_hub_cache(folder: Path, cache: Path, repository: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The files of the reverse task, by split."""
-    return write_task(tmp_path_factory.mktemp("reverse"))
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """The folder of this name that a function fills: once, though every worker asks. Tests leave it as it is."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "made_once"
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, finished = root / name, root / f"{name}.finished"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                finished.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def trained(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def task(made_once) -> dict[str, Path]:
+    """The files of the reverse task, by split."""
+    folder = made_once("reverse", write_task)
+    return {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
+
+
+@pytest.fixture(scope="session")
+def trained(task: dict[str, Path], made_once) -> Path:
     """The run folder of a model that `training/train.py` has taught the reverse task."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    options = ["--average_checkpoints", 2, "--report_to", "tensorboard"]
-    done = launch("train.py", RECIPE, *task_options(task), "--output_dir", folder, *options)
-    (folder / "printed.txt").write_text(done.stdout + done.stderr)
-    (folder / "stdout.txt").write_text(done.stdout)
-    return folder
+
+    def train(folder: Path) -> None:
+        options = ["--average_checkpoints", 2, "--report_to", "tensorboard"]
+        done = launch("train.py", RECIPE, *task_options(task), "--output_dir", folder, *options)
+        (folder / "printed.txt").write_text(done.stdout + done.stderr)
+        (folder / "stdout.txt").write_text(done.stdout)
+
+    return made_once("trained", train)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Run by `test_modeling.py` under torchrun: losses of training alone, then sharded by FSDP2 layer by layer."""
+"""Run by `test_modeling.py` in two processes: losses of training alone, then sharded by FSDP2 layer by layer."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Run by `test_accelerate_configs.py` under torchrun: `training/train.py` sharded by accelerate's FSDP2, on the CPU.
+"""Run by `test_accelerate_configs.py` in two processes: `training/train.py` sharded by accelerate's FSDP2, on the CPU.
 
 accelerate takes GPUs alone for FSDP; here it is told that the processes have some. All else is as it is there.
 """

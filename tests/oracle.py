@@ -80,6 +80,13 @@ def marian(seed: int = 0, **fields) -> MarianMTModel:
     return unrolled_marian(rs_model(seed=seed, encoder_unique_layers=6, decoder_unique_layers=6, **fields))
 
 
+def with_own_weights(model: MarianMTModel, name: str = "lm_head.weight") -> MarianMTModel:
+    """The model as if loaded from a file in which a matrix has values of its own, whatever the configuration says."""
+    state = model.state_dict()
+    state[name] = 0.3 * torch.randn(state[name].shape, generator=torch.Generator().manual_seed(7))
+    return type(model).from_pretrained(None, config=model.config, state_dict=state).eval()
+
+
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     """Three sentence pairs of different lengths, padded."""
     generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,6 @@ Two processes of one machine (`cpu.yaml`) are in `test_trainer.py`.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import CHECKPOINTING, RECIPE, ROOT, free_port, losses, run, script, task_options
+from conftest import CHECKPOINTING, RECIPE, ROOT, losses, script, task_options
+from forked import fork, free_port
 from oracle import rs_model
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -62,9 +62,8 @@ def test_sharded_by_fsdp2_it_trains_averages_and_saves_as_one_process_does(task,
     options = [RECIPE, *task_options(task), *OPTIONS[:-2], "--max_new_tokens", 16, "--average_checkpoints", 2]
     options += ["--save_strategy", "steps", "--save_steps", 6, "--warmup_steps", 6]
     script("train")(*options, "--max_tokens", 512, "--output_dir", tmp_path / "one")
-    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", 2]
-    environment = {**os.environ, **sharding, "ACCELERATE_USE_CPU": "true"}
-    run(*torchrun, ROOT / "tests" / "fsdp_train.py", *options, "--output_dir", tmp_path / "two", env=environment)
+    environment = {**sharding, "ACCELERATE_USE_CPU": "true"}
+    fork("tests/fsdp_train.py", *options, "--output_dir", tmp_path / "two", processes=2, environment=environment)
     checkpoint = tmp_path / "two" / "checkpoint-12"
     assert (checkpoint / "optimizer.bin").exists() or (checkpoint / "optimizer_0").exists(), "it was not sharded"
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)

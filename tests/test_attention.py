@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, launch, script
+from conftest import ROOT, script
+from forked import fork
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from oracle import rs_model, unrolled_marian
@@ -31,7 +32,7 @@ from rs_transformer.commands import attention as command
 from rs_transformer.commands.attention import print_statistics
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.training.model import config_from_tokenizer
-from rs_transformer.utils.plotting import font_families
+from rs_transformer.utils import plotting
 
 attention = script("attention")
 
@@ -47,7 +48,7 @@ def expanded(trained, tmp_path_factory):
 
 def test_two_models_on_a_dataset_give_figures_pictures_and_a_page(trained, expanded, task, tmp_path):
     options = ["--dataset", task["test"].parent, "--max_sentences", 40, "--pictured", 1, "--output_dir", tmp_path]
-    printed = launch("attention.py", trained, expanded, *options, processes=2).stdout
+    printed = fork("training/attention.py", trained, expanded, *options, processes=2).stdout
     written = json.loads((tmp_path / "statistics.json").read_text())
     assert written["decoder"] == "reference"
     ours, marians = written["models"]["trained"], written["models"]["marian"]
@@ -192,16 +193,36 @@ def test_pictures_show_the_numbers_of_each_model_on_one_scale(tokenizer):
             assert line.get_xdata()[-1] == 2
 
 
-def test_tokens_are_no_formulas(trained, tmp_path):
-    (sentence,) = collect_attention(*load_translator(str(trained)), ["a b c"])
-    odd = replace(sentence, encoder_tokens=["$x_$", "$$", *sentence.encoder_tokens[2:]])
-    save_figure(draw_heads_mean({"a$_$": odd}, "cross_attentions"), tmp_path / "picture")
-
-
-def test_a_character_that_no_font_has_is_named_with_the_mend(caplog, monkeypatch):
+def test_names_and_tokens_are_drawn_as_they_are_and_a_missing_glyph_is_told_once(
+    trained, tmp_path, caplog, monkeypatch, recwarn
+):
+    """No formula, no label that matplotlib keeps to itself; of a character that no font has, the mend."""
     monkeypatch.setattr(logging.getLogger("rs_transformer"), "propagate", True)
-    font_families(["\U0010fffd"])
-    assert re.search("No installed font has \U0010fffd.*apt-get install fonts-noto-cjk", caplog.text)
+    monkeypatch.setattr(plotting, "said", [])
+    model, tokenizer = load_translator(str(trained))
+    (sentence,) = collect_attention(model, tokenizer, ["a b c"])
+    odd = replace(sentence, encoder_tokens=["$x_$", "\U0010fffd\n猫", *sentence.encoder_tokens[2:]])
+    name = "_$\\foo$ 猫 \U0010fffe"
+    statistics = {name: attention_statistics(model, tokenizer, ["a b c"])}
+    drawings = [draw({name: odd}, "cross_attentions") for draw in (draw_heads_mean, draw_heads)]
+    drawings += [draw_step(odd, "cross_attentions", 0), draw_entropy_map(statistics), draw_steps(statistics)]
+    for drawing in drawings:
+        _, svg = save_figure(drawing, tmp_path / "picture")
+        assert (
+            drawing is drawings[2] or "<!-- _$\\foo$ 猫 \ufffd" in svg.read_text()
+        )  # matplotlib notes what it writes
+    assert not recwarn.list
+    (said,) = [record.message for record in caplog.records if "font" in record.message]
+    assert re.match("No installed font has \U0010fffd \U0010fffe: .*apt-get install fonts-noto-cjk", said)
+
+
+def test_there_is_no_panel_and_no_row_for_what_nobody_knows(trained, capsys):
+    model, tokenizer = load_translator(str(trained))
+    few, more = (attention_statistics(model, tokenizer, ["a b c"] * number) for number in (3, 4))
+    for statistics, panels in ((few, 8), (more, 10)):
+        assert len(draw_steps({"a": statistics}).axes) == panels
+        print_statistics({"a": statistics})
+        assert ("| cka " in capsys.readouterr().out) == (panels == 10)
 
 
 def test_models_of_any_depth_and_figures_of_any_size_are_drawn(tokenizer, tmp_path):

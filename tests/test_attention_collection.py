@@ -1,5 +1,6 @@
 """What is read off the attention of each step and head, and the measures of it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -112,6 +113,27 @@ def test_a_model_is_left_as_it_was(model, tokenizer):
     collect_attention(model, tokenizer, SOURCES, TARGETS)
     assert model.config._attn_implementation == "sdpa"
     assert model.training
+
+
+def test_threads_look_into_a_model_that_others_translate_with(model, tokenizer):
+    model.set_attn_implementation("sdpa")
+    model.eval()
+    inputs = tokenizer(SOURCES, return_tensors="pt", padding=True)
+
+    def look():
+        found = collect_attention(model, tokenizer, SOURCES, TARGETS)
+        return np.concatenate([sentence.cross_attentions.ravel() for sentence in found])
+
+    def translate():
+        return model(**inputs, labels=inputs["input_ids"]).logits.detach().numpy()
+
+    expected = look(), translate()
+    with ThreadPoolExecutor(4) as pool:
+        futures = [
+            (pool.submit(task), its) for _ in range(20) for task, its in zip((look, translate), expected, strict=True)
+        ]
+    for future, its in futures:
+        np.testing.assert_allclose(future.result(), its, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,28 @@ def test_sentence_kind_step_and_head_are_chosen_and_both_models_shown(page, mode
     check(page, models, 2, "decoder_attentions", 2, 1)
 
 
+def test_heat_maps_fill_their_panels_and_each_token_stands_at_its_column(page):
+    """Upright where there is room, otherwise written upwards."""
+    read = """return [...document.querySelectorAll(".map")].map((table) => {
+        const place = (element) => {
+            const r = element.getBoundingClientRect();
+            return [r.left, r.right, r.top, r.bottom];
+        };
+        return [place(table), table.closest("section").clientWidth, place(table.rows[1].cells[1]),
+            [...table.querySelectorAll("thead span")].map(place),
+            [...table.rows[1].cells].slice(1).map(place)];
+    })"""
+    for wide, steep in ((1800, False), (1000, True)):
+        page.set_window_size(wide, 1200)
+        until(lambda steep=steep: bool(page.find_elements(By.CSS_SELECTOR, ".map.steep")) == steep)
+        for (left, right, *_), room, first, labels, cells in page.execute_script(read):
+            assert right - left > 0.9 * room
+            for label, cell in zip(labels, cells, strict=True):
+                assert sum(label[:2]) == pytest.approx(sum(cell[:2]), abs=3)  # the middles, twice
+                assert label[1] - label[0] <= cell[1] - cell[0]
+                assert 0 <= first[2] - label[3] < 12  # right above the map
+
+
 def test_a_model_with_fewer_steps_or_heads_shows_its_last_and_says_so(page, models):
     choose(page, "step", "6")
     assert headings(page) == ["rs <b> (step 3, its last)", "vanilla"]

@@ -5,13 +5,13 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMMIT, RECIPE, ROOT, launch, run, script, task_options, write_hub_cache
+from conftest import COMMIT, RECIPE, script, task_options, write_hub_cache
+from forked import fork
+from killing import kill
 from oracle import marian
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -32,12 +32,15 @@ LANGUAGES = ["--source_lang", "fw", "--target_lang", "bw"]
 
 
 @pytest.fixture(scope="module")
-def parent(trained, tmp_path_factory):
+def parent(trained, made_once):
     """A stock Marian folder that knows the reverse task by two layers that do the same in different ways.
 
     The second layer's heads and hidden units are in another order, so that the mean of the layers knows little.
     """
-    folder = tmp_path_factory.mktemp("parent") / "marian"
+    return made_once("parent", lambda folder: write_parent(folder, trained))
+
+
+def write_parent(folder, trained):
     model = expand(AutoModelForSeq2SeqLM.from_pretrained(trained))
     heads = torch.arange(64).view(4, 16).flip(0).flatten()
     with torch.no_grad():
@@ -58,7 +61,6 @@ def parent(trained, tmp_path_factory):
     legacy = {"num_beams": 4, "bad_words_ids": [[config["pad_token_id"]]], "max_length": 32, "normalize_before": False}
     (folder / "config.json").write_text(json.dumps(config | legacy | {"add_final_layer_norm": False}))
     (folder / "generation_config.json").unlink()
-    return folder
 
 
 @pytest.fixture
@@ -71,10 +73,10 @@ def listing(folder) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_collapsed_folder_has_everything_and_says_where_it_comes_from(parent, tmp_path):
+def test_collapsed_folder_has_everything_and_says_where_it_comes_from(parent, tmp_path, capsys):
     output = tmp_path / "some" / "rs"
-    printed = launch("collapse.py", "--model_name_or_path", parent, "--output_dir", output).stdout
-    assert "85,504 parameters" in printed
+    script("collapse")("--model_name_or_path", parent, "--output_dir", output)
+    assert "85,504 parameters" in capsys.readouterr().out
     assert listing(output.parent) == ["rs"]
     assert listing(output) == [
         "collapse.json",
@@ -104,9 +106,9 @@ def test_collapsed_folder_has_everything_and_says_where_it_comes_from(parent, tm
 
 
 def test_hub_name_is_collapsed_from_the_cache_and_its_commit_recorded(parent, tmp_path):
-    cache = write_hub_cache(parent, tmp_path / "hub", "Helsinki-NLP/opus-mt-fw-bw")
+    write_hub_cache(parent, Path(os.environ["HF_HOME"], "hub"), "Helsinki-NLP/opus-mt-fw-bw")
     options = ["--model_name_or_path", "Helsinki-NLP/opus-mt-fw-bw", "--output_dir", tmp_path / "rs"]
-    run(sys.executable, "training/collapse.py", *options, env={**os.environ, "HF_HUB_CACHE": str(cache)})
+    fork("training/collapse.py", *options)
     record = json.loads((tmp_path / "rs" / "collapse.json").read_text())
     assert (record["parent"], record["commit"]) == ("Helsinki-NLP/opus-mt-fw-bw", COMMIT)
     assert "Helsinki-NLP" not in (tmp_path / "rs" / "config.json").read_text()
@@ -129,7 +131,7 @@ def test_every_tensor_of_the_parent_is_accounted_for_by_name(parent, tmp_path):
 def test_evaluate_scores_parent_and_child_on_any_number_of_processes(parent, task, tmp_path, processes):
     options = ["--evaluate", "--test_file", task["test"], "--num_beams", 1, "--max_new_tokens", 16, *LANGUAGES]
     command = ["--model_name_or_path", parent, "--output_dir", tmp_path / "rs", *options]
-    printed = launch("collapse.py", *command, processes=processes).stdout
+    printed = fork("training/collapse.py", *command, processes=processes).stdout
     of_parent, of_child = json.loads((tmp_path / "rs" / "collapse.json").read_text())["evaluation"]
     assert of_parent["bleu"] > 80
     assert of_parent["bleu"] > of_child["bleu"] + 20
@@ -203,7 +205,7 @@ def test_pickle_is_refused_unless_the_user_insists(damaged, tmp_path):
     (damaged / "model.safetensors").unlink()
     torch.save(model.state_dict(), damaged / "pytorch_model.bin")
     options = ["--model_name_or_path", damaged, "--output_dir", tmp_path / "rs"]
-    with pytest.raises(ValueError, match=r"has no safetensors weights at revision 'main'.* with allow_pickle"):
+    with pytest.raises(ValueError, match=r"has no safetensors weights at revision 'main'.* --allow_pickle true"):
         script("collapse")(*options)
     assert listing(tmp_path) == ["damaged"]
     script("collapse")(*options, "--allow_pickle")
@@ -360,21 +362,12 @@ def test_full_disk_leaves_nothing(parent, tmp_path, monkeypatch):
 
 
 def test_killed_run_leaves_no_output_folder_and_the_next_one_succeeds(parent, tmp_path):
-    # Killed when the model is written and the record is not: it would have been the last file.
-    code = (
-        "import runpy, time\n"
-        "from rs_transformer.commands import collapse as command\n"
-        "command.write_json = lambda *args: print('writing', flush=True) or time.sleep(600)\n"
-        "runpy.run_path('training/collapse.py', run_name='__main__')\n"
-    )
-    command = [sys.executable, "-c", code, "--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]
-    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "writing\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    options = ["--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]
+    # The model is written and the record is not: it would have been the last file.
+    kill("training/collapse.py", *options, at="rs_transformer.commands.collapse.write_json")
     assert listing(tmp_path) == [".rs.partial"]
     assert (tmp_path / ".rs.partial" / "model.safetensors").is_file()
-    script("collapse")("--model_name_or_path", parent, "--output_dir", tmp_path / "rs")
+    script("collapse")(*options)
     assert listing(tmp_path) == ["rs"]
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "rs"), AutoTokenizer.from_pretrained(parent)
     assert translate(model, tokenizer, ["a b c"], DecodingArguments(max_new_tokens=9), progress=False)

@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from conftest import launch, script
+from conftest import script
 from oracle import unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -20,14 +20,14 @@ def sweep(model, task, *options) -> None:
     script("depth_sweep")("--model_name_or_path", model, "--test_file", task["test"], *LANGUAGES, *SEARCH, *options)
 
 
-def test_sweep_measures_every_depth_and_fine_tuned_models_beside(trained, task, tmp_path):
+def test_sweep_measures_every_depth_and_fine_tuned_models_beside(trained, task, tmp_path, capsys):
     shallow = tmp_path / "shallow"
     with_depth(AutoModelForSeq2SeqLM.from_pretrained(trained), decoder_layers=1).save_pretrained(shallow)
     AutoTokenizer.from_pretrained(trained).save_pretrained(shallow)
-    data = ["--test_file", task["test"], *LANGUAGES, *SEARCH]
     depths = ["--encoder_depths", 1, 2, "--decoder_depths", 2, 1, "--finetuned", shallow, "--rounds", 2]
     files = ["--output_file", tmp_path / "sweep.json", "--plot_file", tmp_path / "sweep.svg"]
-    printed = launch("depth_sweep.py", "--model_name_or_path", trained, *data, *depths, *files).stdout
+    sweep(trained, task, *depths, *files)
+    printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "sweep.json").read_text())
     measured = [(row["encoder_layers"], row["decoder_layers"]) for row in rows]
     assert measured == [(2, 2), (1, 2), (1, 1), (2, 1), (2, 1)]

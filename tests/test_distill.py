@@ -2,12 +2,7 @@
 
 import io
 import json
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import ctranslate2  # noqa: F401  the engine of one of the tests
@@ -16,8 +11,10 @@ import pytest
 import sentencepiece
 import torch
 import yaml
-from conftest import ROOT, launch, run, script, task_options
+from conftest import script, task_options
 from datasets import Dataset
+from forked import fork
+from killing import kill
 from reverse_task import write_jsonl
 from sacrebleu.metrics import CHRF
 from transformers import (
@@ -43,6 +40,7 @@ from rs_transformer.distillation.targets import (
 )
 from rs_transformer.distillation.teacher_corpus import CORPUS_SCHEMA
 from rs_transformer.distillation.teachers import Teacher, TeacherArguments, load_teachers, set_languages
+from rs_transformer.export import ctranslate2 as ctranslate2_export
 from rs_transformer.modeling_rs_marian import PAD_LOGIT_BIAS
 from rs_transformer.utils.map_shards import map_shards, read_record
 
@@ -63,20 +61,22 @@ def options(teacher, task, output, *more):
 
 
 @pytest.fixture(scope="module")
-def small(task, tmp_path_factory) -> dict[str, Path]:
+def small(task, made_once) -> dict[str, Path]:
     """The task with 1,000 training pairs."""
-    folder = tmp_path_factory.mktemp("small")
     lines = task["train"].read_text().splitlines(keepends=True)
-    (folder / "train.jsonl").write_text("".join(lines[:1000]))
+    folder = made_once("small", lambda folder: (folder / "train.jsonl").write_text("".join(lines[:1000])))
     return {**task, "train": folder / "train.jsonl"}
 
 
 @pytest.fixture(scope="module")
-def generated(trained, small, tmp_path_factory) -> Path:
-    """The corpus that the trained model translates in one process."""
-    folder = tmp_path_factory.mktemp("generated")
-    launch("distill.py", "generate", *options(trained, small, folder / "student", "--distilled_dir", folder))
-    return folder / "corpus.parquet"
+def generated(trained, small, made_once) -> Path:
+    """The corpus that the trained model translates in one process, and the targets beside it."""
+
+    def generate(folder: Path) -> None:
+        arguments = options(trained, small, folder / "student", "--distilled_dir", folder)
+        fork("training/distill.py", "generate", "filter", *arguments)
+
+    return made_once("generated", generate) / "corpus.parquet"
 
 
 # Teacher decoding
@@ -101,55 +101,39 @@ def test_the_corpus_is_the_teachers_beam_search_in_source_order_with_its_provena
 
 
 def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp_path):
-    done = launch("distill.py", "generate", *options(trained, small, tmp_path), processes=2)
+    done = fork("training/distill.py", "generate", *options(trained, small, tmp_path), processes=2)
     assert "50 shards of 20 sentences on 2 processes" in done.stderr
     assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
 
 
-# A fifth of a second a shard, so that no kill comes too late.
-SLOW = """
-import runpy, sys, time
-from rs_transformer.distillation.teacher_corpus import TransformersEngine
-translate_batch = TransformersEngine.translate_batch
-def slowly(*args):
-    time.sleep(0.2)
-    return translate_batch(*args)
-TransformersEngine.translate_batch = slowly
-sys.argv = ["training/distill.py", *sys.argv[1:]]
-runpy.run_path("training/distill.py", run_name="__main__")
-"""
+DECODE = "rs_transformer.distillation.teacher_corpus.TransformersEngine.translate_batch"
+# Between decoding a shard and writing it, with half of it written, with a whole one that lacks its name, in the merge.
+MOMENTS = [(DECODE, 4, "after"), ("pyarrow.parquet.write_table", 9, "amid"), ("os.fsync", 7, "after")]
+MOMENTS += [(DECODE, 5, "before"), ("pyarrow.parquet.read_table", 30, "before")]
 
 
-def test_killed_at_random_moments_it_still_gives_the_same_bytes(trained, small, generated, tmp_path):
-    command = [str(part) for part in ("generate", *options(trained, small, tmp_path))]
-    shards = tmp_path / "_distillation" / "corpus.parquet.shards"
-    moments = random.Random(7)
+def test_killed_at_any_moment_it_still_gives_the_same_bytes(trained, small, generated, tmp_path):
+    arguments = options(trained, small, tmp_path)
+    corpus = tmp_path / "_distillation" / "corpus.parquet"
+    shards = corpus.with_name("corpus.parquet.shards")
     kept: dict[str, int] = {}
-    for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", SLOW, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
-        # One more shard each time, of fifty, and a random moment more: every kill is in the middle of the decoding.
-        while len(list(shards.glob("*.parquet"))) <= len(kept) and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    for at, call, moment in MOMENTS:
+        kill("training/distill.py", "generate", *arguments, at=at, call=call, moment=moment)
         now = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.parquet")}
         assert kept.items() <= now.items()  # a finished shard is not done again
         assert len(now) > len(kept)
         kept = now
-    assert not (tmp_path / "_distillation" / "corpus.parquet").exists()
-    run(sys.executable, "training/distill.py", *command)
-    assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
+    assert len(kept) == 50
+    assert not corpus.exists()
+    script("distill")("generate", *arguments)
+    assert corpus.read_bytes() == generated.read_bytes()
 
 
 def test_ctranslate2_gives_the_same_translations(trained, small, tmp_path):
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     expand(model).save_pretrained(tmp_path / "marian")
     tokenizer.save_pretrained(tmp_path / "marian")
-    run(
-        Path(sys.executable).with_name("ct2-transformers-converter"),
-        *("--model", tmp_path / "marian", "--output_dir", tmp_path / "ct2"),
-    )
+    ctranslate2_export.convert(str(tmp_path / "marian"), tmp_path / "ct2")
     # The engines count a hypothesis's length differently, so they are compared without a length penalty.
     same = ["--teacher_length_penalty", 0, "--max_train_samples", 200]
     script("distill")("generate", *options(trained, small, tmp_path / "a", *same))
@@ -278,13 +262,15 @@ def test_targets_of_other_settings_are_not_overwritten(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def distilled(trained, small, generated, tmp_path_factory) -> Path:
+def distilled(trained, small, generated, made_once) -> Path:
     """A student of the sequence and the word level, by all stages in one command."""
-    folder = tmp_path_factory.mktemp("distilled") / "student"
     more = ["--distilled_dir", generated.parent, "--word_weight", 0.5, "--word_top_k", 4, *STUDENT, *TRAINING]
-    done = launch("distill.py", *options(trained, small, folder, *more))
-    (folder / "printed.txt").write_text(done.stdout + done.stderr)
-    return folder
+
+    def train(folder: Path) -> None:
+        done = fork("training/distill.py", *options(trained, small, folder, *more))
+        (folder / "printed.txt").write_text(done.stdout + done.stderr)
+
+    return made_once("student", train)
 
 
 def test_one_command_leaves_a_student_that_has_learned_with_its_record(distilled, trained, generated):
@@ -310,7 +296,8 @@ def test_two_processes_learn_what_one_does(trained, small, generated, distilled,
     for processes, budget in ((1, 512), (2, 256)):
         folder = tmp_path / str(processes)
         each = ["--max_tokens", budget]
-        launch("distill.py", "filter", "train", *options(trained, small, folder, *more, *each), processes=processes)
+        arguments = options(trained, small, folder, *more, *each)
+        fork("training/distill.py", "filter", "train", *arguments, processes=processes)
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         losses.append([row["loss"] for row in history if "loss" in row])
     assert len(losses[0]) == 50
@@ -331,19 +318,10 @@ def test_the_same_command_does_nothing_twice_and_another_is_refused(distilled, t
 
 def test_a_training_that_was_stopped_goes_on(trained, small, generated, distilled, tmp_path):
     more = ["--distilled_dir", generated.parent, "--word_weight", 0.5, "--word_top_k", 4, *STUDENT, *TRAINING]
-    code = (
-        "import os, runpy, signal, sys\n"
-        "from rs_transformer.training.trainer import TranslationTrainer\n"
-        "save = TranslationTrainer._save_checkpoint\n"
-        "def kill(self, *args):\n"
-        "    save(self, *args)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "TranslationTrainer._save_checkpoint = kill\n"
-        "runpy.run_path('training/distill.py', run_name='__main__')\n"
-    )
-    command = [str(part) for part in options(trained, small, tmp_path, *more)]
-    assert run(sys.executable, "-c", code, *command, check=False).returncode == -signal.SIGKILL
-    script("distill")("train", *command)
+    arguments = options(trained, small, tmp_path, *more)
+    save = "rs_transformer.training.trainer.TranslationTrainer._save_checkpoint"
+    kill("training/distill.py", *arguments, at=save, moment="after")
+    script("distill")("train", *arguments)
     results = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path, distilled)]
     assert results[0]["test"] == results[1]["test"]
 
@@ -351,7 +329,7 @@ def test_a_training_that_was_stopped_goes_on(trained, small, generated, distille
 def test_word_level_alone_learns_from_the_references_and_matching_runs_in_two_processes(trained, small, tmp_path):
     more = ["--targets", "reference", "--word_weight", 0.7, "--hidden_weight", 0.1, "--attention_weight", 0.1]
     more += [*STUDENT, *TRAINING, "--max_steps", 20, "--decoder_layers", 1]
-    launch("distill.py", "train", "evaluate", *options(trained, small, tmp_path, *more), processes=2)
+    fork("training/distill.py", "train", "evaluate", *options(trained, small, tmp_path, *more), processes=2)
     assert not (tmp_path / "_distillation" / "corpus.parquet").exists()
     assert json.loads((tmp_path / "results.json").read_text())["training"]["updates"] == 20
     teacher, _ = json.loads((tmp_path / "evaluation.json").read_text())
@@ -550,7 +528,7 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
         ),
         (["--growing_depths", 1, "--growing_updates", 999], "growing_updates must end before the last update"),
         (["--elastic_decoder_layers", 7], r"elastic_decoder_layers must lie between .* got 7"),
-        (["--teachers", "nowhere"], "the teacher nowhere cannot be loaded"),
+        (["--teachers", "nowhere"], "there is no folder 'nowhere', and the Hub does not give it"),
     ],
 )
 def test_bad_options_are_named_before_any_decoding_starts(trained, small, tmp_path, no_decoding, more, message):

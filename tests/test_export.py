@@ -9,7 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, run, script
+from conftest import ROOT, script
+from forked import fork
 from oracle import marian, rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
@@ -184,8 +185,8 @@ def test_quantized_translations_are_counted_and_scored(trained, task, tmp_path, 
 
 
 def test_ctranslate2s_own_command_converts_with_the_package(trained, tmp_path):
-    command = ["-m", "rs_transformer.export.ctranslate2", "--model", trained, "--output_dir", tmp_path / "ct2"]
-    run(sys.executable, *command, "--quantization", "int8")
+    options = ["--model", trained, "--output_dir", tmp_path / "ct2", "--quantization", "int8"]
+    fork("-m", "rs_transformer.export.ctranslate2", *options)
     assert (tmp_path / "ct2" / "model.bin").is_file()
 
 

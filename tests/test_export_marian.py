@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, ROOT, launch, script, task_options
+from conftest import RECIPE, ROOT, script, task_options
 from oracle import batch, marian, rs_model
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipeline
@@ -25,13 +25,11 @@ SENTENCES = [source for source, _ in reverse_pairs(30, seed=11)] + ["a b c d e f
 
 
 @pytest.fixture(scope="module")
-def adapted(trained, task, tmp_path_factory):
+def adapted(trained, task, made_once):
     """The trained model after one more epoch, with the positions of Marian's engine."""
-    folder = tmp_path_factory.mktemp("runs") / "adapted"
-    options = ["--model_name_or_path", trained, "--marian_positions", "true", "--output_dir", folder]
-    training = ["--num_train_epochs", 1, "--warmup_steps", 5, "--lr_scheduler_type", "linear"]
-    launch("train.py", RECIPE, *task_options(task), *options, *training)
-    return folder
+    options = ["--model_name_or_path", trained, "--marian_positions", "true", "--num_train_epochs", 1]
+    options += ["--warmup_steps", 5, "--lr_scheduler_type", "linear", *task_options(task), "--output_dir"]
+    return made_once("adapted", lambda folder: script("train")(RECIPE, *options, folder))
 
 
 def save(folder, *parts):

@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, script
+from forked import fork
 from huggingface_hub import ModelCard
 
 from rs_transformer.commands.publish import files_to_publish, lay_out
@@ -81,6 +80,5 @@ def test_the_shipped_model_translates_from_its_own_source_as_its_card_shows(laid
     if laid_out:
         lay_out(HUB / "rs-marian-ja-en", tmp_path / "hub_cards" / "rs-marian-ja-en", "org/rs-marian-ja-en")
     code = f"import sys; sys.modules['rs_transformer'] = None\n{remote}print(translator('猫が好きです。'))\n"
-    cwd = tmp_path if laid_out else ROOT
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=cwd)
+    done = fork("-c", code, cwd=tmp_path if laid_out else ROOT)
     assert done.stdout.strip().endswith("[{'translation_text': 'i like cats.'}]")

@@ -1,15 +1,12 @@
 """Collapse, expand and change of depth: exact where they can be, and every tensor accounted for."""
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import ctranslate2
 import pytest
 import torch
-from conftest import run
-from oracle import PAD, VOCABULARY, batch, marian, rs_model, unrolled_marian
+from forked import fork
+from oracle import PAD, VOCABULARY, batch, marian, rs_model, unrolled_marian, with_own_weights
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -94,9 +91,7 @@ def test_expanded_folder_is_plain_marian_for_an_interpreter_without_the_package(
         "output = model.generate(**tokenizer('a b c d', return_tensors='pt'))\n"
         "print(str(model.dtype), tokenizer.decode(output[0], skip_special_tokens=True))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(trained)], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = fork("-c", code, tmp_path, trained, cwd=tmp_path)
     assert done.stdout == f"{dtype} d c b a\n", done.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "config.json",
@@ -110,8 +105,8 @@ def test_expanded_folder_serves_the_pipeline_and_ctranslate2s_own_converter(trai
     model = AutoModelForSeq2SeqLM.from_pretrained(trained)
     expand(model).save_pretrained(tmp_path / "marian")
     tokenizer.save_pretrained(tmp_path / "marian")
-    converter = Path(sys.executable).with_name("ct2-transformers-converter")
-    run(converter, "--model", tmp_path / "marian", "--output_dir", tmp_path / "ct2")
+    converter = "ctranslate2.converters.transformers"  # what ct2-transformers-converter runs
+    fork("-m", converter, "--model", tmp_path / "marian", "--output_dir", tmp_path / "ct2")
     engine = ctranslate2.Translator(str(tmp_path / "ct2"), intra_threads=1)
     sources = load_split(CorpusArguments("fw", "bw", test_file=[str(task["test"])]), "test")["source"][:]
     assert pipeline("translation", model=str(tmp_path / "marian"))("a b c")[0]["translation_text"] == "c b a"
@@ -123,6 +118,24 @@ def test_expanded_folder_serves_the_pipeline_and_ctranslate2s_own_converter(trai
         decoding = DecodingArguments(num_beams=num_beams, length_penalty=0.0, max_new_tokens=31)
         ours = translate(model, tokenizer, sources, decoding, progress=False)
         assert tokenizer.batch_decode(ids, skip_special_tokens=True) == ours
+
+
+@pytest.mark.parametrize("weight", ["lm_head.weight", "model.decoder.embed_tokens.weight"])
+@pytest.mark.parametrize("name", ["paper", "separate", "untied", "separate-untied"])
+def test_weights_that_only_the_configuration_calls_tied_stay_apart(tmp_path, name, weight):
+    """A file may hold an output projection of its own beside shared embeddings, as Tatoeba's models do."""
+    fields = {**MODELS[name], "encoder_layers": 3, "decoder_layers": 3}
+    model = with_own_weights(rs_model(**fields), weight)
+    stock = expand(model)
+    all_layers = {"encoder_unique_layers": 3, "decoder_unique_layers": 3, "method": "first"}
+    made = [stock, with_depth(model, decoder_layers=3), collapse(model, **all_layers), collapse(stock, **all_layers)]
+    expected = model(**batch()).logits
+    for number, other in enumerate(made):
+        other.tie_weights()
+        other.save_pretrained(tmp_path / str(number))
+        loaded = type(other).from_pretrained(tmp_path / str(number))
+        for result in (other, loaded.eval()):
+            torch.testing.assert_close(result(**batch()).logits, expected, rtol=0, atol=2e-5)
 
 
 # collapse

@@ -1,12 +1,10 @@
 """`map_shards`: the same bytes however often it was stopped and on however many processes."""
 
-import sys
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import run
 from datasets import Dataset
+from forked import fork
 
 from rs_transformer.utils import map_shards as module
 from rs_transformer.utils.map_shards import map_shards, read_record
@@ -146,8 +144,7 @@ assert not torch.distributed.is_initialized()  # a process that is still connect
 
 
 def test_two_processes_share_the_shards_and_make_the_bytes_of_one(tmp_path):
-    (tmp_path / "script.py").write_text(SHARED)
-    run(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, tmp_path / "script.py", tmp_path)
+    fork("-c", SHARED, tmp_path, processes=2)
     done = [(tmp_path / f"done_by_{rank}").read_text().split("\n")[:-1] for rank in (0, 1)]
     assert done == [[f"row {first}" for first in range(start, 25, 8)] for start in (0, 4)]
     assert (tmp_path / "out.parquet").read_bytes() == shards(tmp_path / "one.parquet").read_bytes()

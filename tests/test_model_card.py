@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, launch, script, task_options
+from conftest import RECIPE, script, task_options
+from forked import fork
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from oracle import marian, rs_model
@@ -175,14 +174,14 @@ def test_every_snippet_of_a_card_runs(folder, monkeypatch):
     text = build_card(folder, "org/rs-fw-bw").text.replace("org/rs-fw-bw", "rs-fw-bw").replace("…", "g h i j")
     (command,) = re.findall(r"```bash\n(python .+?)\n```", text, re.DOTALL)
     first, remote, ctranslate2 = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
-    subprocess.run([sys.executable, *command.split()[1:]], check=True)
+    fork(*command.split()[1:], cwd=folder.parent)
     for snippet, result in ((first, "[{'translation_text': 'j i h g'}]"), (ctranslate2, "j i h g")):
         lines = snippet.rstrip().rsplit("\n", 1)
         names = {}
         exec(f"{lines[0]}\nlast = {lines[1]}", names)
         assert str(names["last"]) == result
     without_package = f"import sys; sys.modules['rs_transformer'] = None\n{remote}print(translator('g h i j'))\n"
-    done = subprocess.run([sys.executable, "-c", without_package], check=True, capture_output=True, text=True)
+    done = fork("-c", without_package, cwd=folder.parent)
     assert done.stdout.endswith("[{'translation_text': 'j i h g'}]\n")
 
 
@@ -208,7 +207,7 @@ def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, 
     script("collapse")("--model_name_or_path", tmp_path / "vanilla", "--output_dir", tmp_path / "collapsed")
     assert f"a collapse of `{tmp_path}/vanilla`, method average, without" in build_card(tmp_path / "collapsed").text
     options = [*task_options(task), "--output_dir", tmp_path / "tuned", "--max_steps", 2, "--eval_strategy", "no"]
-    launch("train.py", RECIPE, "--model_name_or_path", tmp_path / "collapsed", *options, "--save_strategy", "no")
+    script("train")(RECIPE, "--model_name_or_path", tmp_path / "collapsed", *options, "--save_strategy", "no")
     text = ModelCard.load(tmp_path / "tuned" / "README.md").text
     assert f"Fine-tuned from `{tmp_path}/collapsed`, which goes back to a collapse of `{tmp_path}/vanilla`" in text
     assert "python training/train.py recipe.yaml" in text

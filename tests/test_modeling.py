@@ -4,18 +4,23 @@ import copy
 import json
 import math
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import run
-from oracle import PAD, batch, names_by_step, rs_config, rs_model, unrolled_marian
+from forked import fork
+from oracle import PAD, batch, names_by_step, rs_config, rs_model, unrolled_marian, with_own_weights
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    EncoderDecoderCache,
+    MarianConfig,
+    MarianMTModel,
+    StaticCache,
+)
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
 from rs_transformer.modeling_rs_marian import CACHE
@@ -300,14 +305,36 @@ def test_impossible_depths_of_a_call_are_named():
         model(**batch(), encoder_depth=0)
 
 
-def test_a_cache_is_not_used_at_more_depth_than_it_was_filled_at():
-    model = rs_model()
+def static_cache(config):
+    source_length = batch()["input_ids"].shape[1]
+    return EncoderDecoderCache(*(StaticCache(config=config, max_cache_len=size) for size in (16, source_length)))
+
+
+@pytest.mark.parametrize("sharing", ["cycle", "sequence"])
+@pytest.mark.parametrize("make_cache", [lambda config: None, static_cache], ids=["dynamic", "static"])
+@pytest.mark.parametrize(("filled", "used"), [(3, 6), (6, 3)])
+def test_a_cache_is_not_used_at_another_depth_than_it_was_filled_at(filled, used, make_cache, sharing):
+    model = rs_model(decoder_unique_layers=2, layer_sharing=sharing)
     inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
-    start = torch.full((3, 1), PAD)
-    cache = {CACHE: model(**inputs, decoder_input_ids=start, decoder_depth=3, use_cache=True)[CACHE]}
-    model(**inputs, decoder_input_ids=start, **cache, decoder_depth=3)
-    with pytest.raises(ValueError, match=r"filled at less depth than this call's \(6\): give the same decoder_depth"):
-        model(**inputs, decoder_input_ids=start, **cache)
+    call = {**inputs, "decoder_input_ids": torch.full((3, 1), PAD), "use_cache": True}
+    with torch.no_grad():
+        cache = model(**call, **{CACHE: make_cache(model.config)}, decoder_depth=filled)[CACHE]
+        model(**call, **{CACHE: cache}, decoder_depth=filled)
+        message = rf"filled at another depth than this call's \({used}\): give the same decoder_depth"
+        with pytest.raises(ValueError, match=message):
+            model(**call, **{CACHE: cache}, decoder_depth=used)
+        fresh = {CACHE: make_cache(model.config)}
+        for _ in range(2):
+            fresh = {CACHE: model(**call, **fresh, decoder_depth=used)[CACHE]}
+
+
+@pytest.mark.parametrize("make_cache", [static_cache, lambda config: DynamicCache(config=config)])
+def test_a_cache_of_a_model_of_less_depth_is_named(make_cache):
+    model, shallow = rs_model(), rs_model(decoder_layers=3)
+    call = {"input_ids": batch()["input_ids"], "decoder_input_ids": torch.full((3, 1), PAD), "use_cache": True}
+    with pytest.raises(ValueError, match=r"the cache has 3 layers, which is less depth than this call's \(6\)"):
+        model(**call, **{CACHE: make_cache(shallow.config)})
+    assert model(**call, **{CACHE: make_cache(model.config)}).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("draft", [rs_model(decoder_layers=2), unrolled_marian(rs_model(decoder_layers=2))])
@@ -443,6 +470,19 @@ def test_start_embedding_stays_zero_in_training_and_padding_is_never_generated()
         assert (output[:, 1:] != PAD).all()
 
 
+@pytest.mark.parametrize("num_items_in_batch", [None, 20])
+def test_padding_among_the_labels_is_no_target(num_items_in_batch):
+    """`tokenizer(…, text_target=…, padding=True)`, Marian's documented call, pads the labels by the padding token."""
+    model = rs_model()
+    inputs = batch()
+    expected = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+    padded = {**inputs, "labels": inputs["labels"].masked_fill(inputs["labels"] == -100, PAD)}
+    loss = model(**padded, num_items_in_batch=num_items_in_batch).loss
+    assert loss == expected
+    loss.backward()
+    assert torch.count_nonzero(model.model.shared.weight.grad[PAD]) == 0
+
+
 def test_separate_vocabularies_keep_both_start_embeddings_zero():
     model = rs_model(share_encoder_decoder_embeddings=False, decoder_vocab_size=48).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -465,6 +505,30 @@ def test_resized_vocabulary_translates_as_before():
     assert torch.equal(model.generate(batch()["input_ids"], max_new_tokens=10), expected)
 
 
+EMBEDDINGS = {
+    "one": {},
+    "two": {"share_encoder_decoder_embeddings": False},
+    "shared-and-said-to-be-untied": {"tie_word_embeddings": False},
+    "two-and-said-to-be-untied": {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("overrides", EMBEDDINGS.values(), ids=EMBEDDINGS.keys())
+def test_an_output_projection_of_its_own_is_kept_when_tied_again_saved_and_resized(tmp_path, overrides):
+    model = with_own_weights(rs_model(**overrides))
+    expected = model(**batch()).logits
+    model.tie_weights()
+    assert torch.equal(model(**batch()).logits, expected)
+    model.resize_token_embeddings(50, pad_to_multiple_of=64, mean_resizing=False)
+    if not model.config.share_encoder_decoder_embeddings:
+        model.resize_decoder_token_embeddings(64)
+    logits = model(**batch()).logits
+    assert logits.shape[-1] == 64
+    assert torch.equal(logits[..., :PAD], expected[..., :PAD])
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()(**batch()).logits, logits)
+
+
 def test_lora_adapts_the_shared_layer_once_and_merges_exactly():
     model = rs_model()
     adapted = get_peft_model(
@@ -477,8 +541,7 @@ def test_lora_adapts_the_shared_layer_once_and_merges_exactly():
 
 
 def test_sharded_by_fsdp2_layer_by_layer_it_trains_as_in_one_process():
-    torchrun = Path(sys.executable).with_name("torchrun")
-    done = run(torchrun, "--standalone", "--nproc_per_node", 2, Path(__file__).with_name("fsdp_losses.py"))
+    done = fork("tests/fsdp_losses.py", processes=2)
     alone, sharded = json.loads(done.stdout.splitlines()[-1])
     assert sharded == pytest.approx(alone, abs=1e-4)
     assert len(set(alone)) == 4

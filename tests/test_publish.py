@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import RECIPE, ROOT, run, script, task_options
+from forked import fork
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, pipeline
@@ -112,7 +113,7 @@ def test_a_finished_folder_reaches_the_hub_in_one_commit_and_translates_from_the
         "from transformers import pipeline\n"
         "print(pipeline('translation', model=sys.argv[1], trust_remote_code=True)('a b c'))\n"
     )
-    assert run(sys.executable, "-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
+    assert fork("-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
 
 
 def test_a_folder_of_the_clone_is_published_with_the_source_that_it_links_to(hub, tmp_path, monkeypatch, capsys):

@@ -1,13 +1,14 @@
-"""A saved folder on its own, in interpreters of their own: with the package, and where it cannot be imported."""
+"""A saved folder on its own, in processes of their own: with the package, and where it cannot be imported."""
 
 import os
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_hub_cache
+from conftest import ROOT, run, write_hub_cache
+from forked import fork
 from oracle import batch, rs_model
 
 WITHOUT_PACKAGE = "import sys; sys.modules['rs_transformer'] = None\n"
@@ -31,17 +32,9 @@ translator.save_pretrained(folder)
 """
 
 
-def load(prelude: str, name: object, folder: object, cwd: object, options: str, **environment: str) -> list[str]:
-    """What the snippet prints, in a fresh interpreter outside the project."""
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + LOAD.replace("{options}", options), str(name), str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-    )
-    assert not done.returncode, done.stderr
-    return done.stdout.splitlines()
+def load(prelude: str, name: object, folder: object, cwd: Path, options: str) -> list[str]:
+    """What the snippet prints, in a process outside the project that has not imported the package."""
+    return fork("-c", prelude + LOAD.replace("{options}", options), name, folder, cwd=cwd).stdout.splitlines()
 
 
 def expected(origin: str) -> list[str]:
@@ -83,9 +76,11 @@ def test_folder_loads_where_the_package_cannot_be_imported_and_again_from_what_t
     )
 
 
-@pytest.fixture
-def hub_cache(folder, tmp_path):
-    return write_hub_cache(folder, tmp_path / "hub", "org/rs-marian-fw-bw")
+@pytest.fixture(scope="module")
+def hub_name(folder):
+    """The name of a repository that lies in the cache of this test run."""
+    write_hub_cache(folder, Path(os.environ["HF_HOME"], "hub"), "org/rs-marian-fw-bw")
+    return "org/rs-marian-fw-bw"
 
 
 @pytest.mark.parametrize(
@@ -96,11 +91,10 @@ def hub_cache(folder, tmp_path):
     ],
     ids=["with-package", "without-package"],
 )
-def test_hub_name_loads_from_the_cache_with_the_network_off(hub_cache, tmp_path, prelude, options, origin):
-    printed = load(prelude, "org/rs-marian-fw-bw", tmp_path / "saved", tmp_path, options, HF_HUB_CACHE=str(hub_cache))
-    assert printed == expected(origin)
+def test_hub_name_loads_from_the_cache_with_the_network_off(hub_name, tmp_path, prelude, options, origin):
+    assert load(prelude, hub_name, tmp_path / "saved", tmp_path, options) == expected(origin)
     assert (tmp_path / "saved" / "pipeline_rs_marian.py").is_file()
-    assert "org/rs-marian-fw-bw" not in (tmp_path / "saved" / "config.json").read_text()
+    assert hub_name not in (tmp_path / "saved" / "config.json").read_text()
 
 
 def test_every_option_of_depth_computes_the_same_where_the_package_cannot_be_imported(tmp_path):
@@ -120,10 +114,7 @@ del inputs["labels"]
 outputs += [model.generate(**inputs, max_new_tokens=12, decoder_depth=depth) for depth in (None, 3)]
 torch.save([output.detach() for output in outputs], sys.argv[1] + "/outputs.pt")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PACKAGE + snippet, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert not done.returncode, done.stderr
+    run(sys.executable, "-c", WITHOUT_PACKAGE + snippet, tmp_path, cwd=tmp_path)
     with torch.no_grad():
         expected_outputs = [model(**inputs).logits, model(**inputs, encoder_depth=4, decoder_depth=3).logits]
     del inputs["labels"]

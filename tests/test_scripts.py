@@ -11,7 +11,8 @@ import tarfile
 
 import pytest
 import yaml
-from conftest import RECIPE, ROOT, launch, script, task_options
+from conftest import RECIPE, ROOT, script, task_options
+from forked import fork
 from oracle import unrolled_marian
 from reverse_task import reverse_pairs, write_jsonl
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -94,7 +95,7 @@ def test_trained_folder_loads_with_the_auto_classes(trained):
 
 
 def test_recorded_recipe_runs_again_to_the_same_scores(trained, tmp_path):
-    launch("train.py", trained / "recipe.yaml", "--output_dir", tmp_path, "--report_to", "none")
+    script("train")(trained / "recipe.yaml", "--output_dir", tmp_path, "--report_to", "none")
     for split in ("validation", "test"):
         first, second = (json.loads((f / "results.json").read_text())[split] for f in (trained, tmp_path))
         assert second == first
@@ -106,19 +107,19 @@ def test_translate_writes_a_translation_for_each_line_in_order(trained, test_pai
     (tmp_path / "in.txt").write_text("".join(f"{source}\n" for source in sources))
     output = tmp_path / "out.txt"
     options = ["--input_file", tmp_path / "in.txt", "--output_file", output, "--chunk_size", 30, "--num_beams", 2]
-    done = launch("translate.py", "--model_name_or_path", trained, *options, processes=processes)
+    done = fork("training/translate.py", "--model_name_or_path", trained, *options, processes=processes)
     assert exact(output.read_text().splitlines(), references) > 0.9
     assert done.stdout.count("sentences per second") == 1
     assert not output.with_name("out.txt.partial").exists()
 
 
-def test_evaluate_scores_models_and_files_and_compares_them(trained, task, test_pairs, tmp_path):
+def test_evaluate_scores_models_and_files_and_compares_them(trained, task, test_pairs, tmp_path, capsys):
     generator = random.Random(0)
     worse = [" ".join(generator.sample(line.split(), len(line.split()))) for line in test_pairs[1]]
     (tmp_path / "worse.txt").write_text("".join(f"{line}\n" for line in worse))
     options = ["--test_file", task["test"], "--max_new_tokens", 16, "--num_beams", 1, *LANGUAGES]
     systems = ["--systems", trained, tmp_path / "worse.txt"]
-    done = launch("evaluate.py", *systems, *options, "--output_file", tmp_path / "scores.json")
+    script("evaluate")(*systems, *options, "--output_file", tmp_path / "scores.json")
     model, file = json.loads((tmp_path / "scores.json").read_text())
     # The same figures as training reported: one way of decoding and of scoring.
     assert model["bleu"] == json.loads((trained / "results.json").read_text())["test"]["bleu"]
@@ -126,7 +127,7 @@ def test_evaluate_scores_models_and_files_and_compares_them(trained, task, test_
     assert file["bleu"] < model["bleu"]
     assert file["bootstrap"]["bleu_p"] < 0.05
     assert model["bleu_signature"].startswith("nrefs:1|case:mixed")
-    assert "sentences/s" in done.stdout
+    assert "sentences/s" in capsys.readouterr().out
 
 
 def test_training_continues_from_a_checkpoint_of_another_depth(trained, task, tmp_path):
@@ -140,7 +141,7 @@ def test_training_continues_from_a_checkpoint_of_another_depth(trained, task, tm
         "--eval_strategy",
         "no",
     ]
-    launch("train.py", RECIPE, *task_options(task), "--output_dir", tmp_path, *options)
+    script("train")(RECIPE, *task_options(task), "--output_dir", tmp_path, *options)
     assert json.loads((tmp_path / "config.json").read_text())["decoder_layers"] == 1
     assert json.loads((tmp_path / "results.json").read_text())["test"]["bleu"] > 50
 

@@ -7,7 +7,8 @@ import time
 from importlib.metadata import version
 
 import pytest
-from conftest import ROOT, free_port
+from conftest import ROOT
+from forked import free_port
 from huggingface_hub import RepoCard
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys

@@ -4,16 +4,16 @@ import json
 import math
 import re
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINTING, RECIPE, launch, losses, run, script, task_options
+from conftest import CHECKPOINTING, RECIPE, launch, losses, script, task_options
 from datasets import Dataset
+from forked import fork
 from hypothesis import example, given
 from hypothesis import strategies as st
+from killing import kill
 from oracle import PAD, batch, rs_model
 from peft import LoraConfig, get_peft_model
 from reverse_task import reverse_pairs
@@ -440,7 +440,7 @@ def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(tas
 def test_frozen_embeddings_stay_for_so_many_updates(trained, task, tmp_path, frozen, moved):
     options = ["--model_name_or_path", trained, "--max_steps", 3, "--eval_strategy", "no", "--save_strategy", "no"]
     options += ["--frozen_embedding_updates", frozen, "--warmup_steps", 1, "--output_dir", tmp_path]
-    launch("train.py", RECIPE, *task_options(task), *options)
+    script("train")(RECIPE, *task_options(task), *options)
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
     assert torch.equal(before["model.shared.weight"], after["model.shared.weight"]) != moved
     assert not torch.equal(before["model.encoder.layers.0.fc1.weight"], after["model.encoder.layers.0.fc1.weight"])
@@ -473,47 +473,24 @@ def test_training_goes_on_by_length_groups_bf16_and_early_stopping(task, tmp_pat
 # Stopping and going on
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(task, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    script("train")(RECIPE, *task_options(task), *RESUMABLE, "--output_dir", folder)
-    return folder
-
-
 # Checkpoints in the middle of epochs, dropout on: the data order and the random state must both come back.
 RESUMABLE = ["--num_train_epochs", 3, "--save_strategy", "steps", "--save_steps", 37, "--logging_steps", 1]
 RESUMABLE += ["--eval_strategy", "no", "--dropout", 0.1, "--save_total_limit", 2]
 
-KILLED = """
-import os, runpy, signal, sys, torch
-save, saved = torch.save, []
-def killed_in_the_middle(data, file, *args, **kwargs):
-    saved.append(file)
-    if len(saved) == {number}:  # each checkpoint: arguments, optimizer, scheduler, random state
-        save(data, file, *args, **kwargs)
-        os.truncate(file, 100)
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(data, file, *args, **kwargs)
-torch.save = killed_in_the_middle
-sys.argv = ["training/train.py", *sys.argv[1:]]
-sys.path.insert(0, "training")
-runpy.run_path("training/train.py", run_name="__main__")
-"""
 
-
-def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, tmp_path, uninterrupted):
-    # The third checkpoint is half written when the process dies.
-    options = [RECIPE, *task_options(task), *RESUMABLE, "--output_dir", tmp_path]
-    done = run(sys.executable, "-c", KILLED.format(number=10), *options, check=False)
-    assert done.returncode == -signal.SIGKILL
-    folders = sorted(folder.name for folder in tmp_path.glob("checkpoint-*"))
-    assert folders == ["checkpoint-111", "checkpoint-37", "checkpoint-74"]
-    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-37", "checkpoint-74"]
-    script("train")(*options, "--resume_from_checkpoint", "true")
-    assert losses(tmp_path) == losses(uninterrupted)
-    weights, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path, uninterrupted))
+def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    options = [RECIPE, *task_options(task), *RESUMABLE, "--output_dir"]
+    # Each checkpoint is arguments, optimizer, scheduler, random state: of the third the second is half written.
+    kill("training/train.py", *options, killed, at="torch.save", call=10, moment="amid")
+    assert {folder.name for folder in killed.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (37, 74, 111)}
+    assert [folder.name for folder in complete_checkpoints(killed)] == ["checkpoint-37", "checkpoint-74"]
+    script("train")(*options, killed, "--resume_from_checkpoint", "true")
+    script("train")(*options, whole)
+    assert losses(killed) == losses(whole)
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (killed, whole))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert len(complete_checkpoints(tmp_path)) == 2
+    assert len(complete_checkpoints(killed)) == 2
 
 
 # Steps with parameters of their own, of which a shallow update leaves some without a gradient.
@@ -523,21 +500,11 @@ CHANGING_DEPTH += ["--step_layer_norms", "true", "--step_embeddings", "true", f"
 
 def test_resuming_two_processes_in_the_middle_of_an_epoch_gives_the_same_losses(task, tmp_path):
     options = [RECIPE, *task_options(task), *RESUMABLE, "--max_tokens", 256, "--dropout", 0, *CHANGING_DEPTH]
-    folder = tmp_path / "run"
-    launch("train.py", *options, "--max_steps", 100, "--output_dir", folder, processes=2)
+    options += ["--max_steps", 100, "--output_dir", folder := tmp_path / "run"]
+    fork("training/train.py", *options, processes=2)
     whole = losses(folder)
     (folder / "checkpoint-100").rename(tmp_path / "aside")
-    launch(
-        "train.py",
-        *options,
-        "--max_steps",
-        100,
-        "--output_dir",
-        folder,
-        "--resume_from_checkpoint",
-        "true",
-        processes=2,
-    )
+    fork("training/train.py", *options, "--resume_from_checkpoint", "true", processes=2)
     assert losses(folder) == pytest.approx(whole, abs=1e-4)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from conftest import ROOT, run
+from forked import fork
 from oracle import PAD, batch, rs_config, rs_model, unrolled_marian
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -152,10 +153,18 @@ def test_a_deprecated_argument_is_an_error_where_our_code_gives_it(file, fails):
         names["call"]()
 
 
-@pytest.mark.parametrize(("file", "fails"), [("src/rs_transformer/x.py", True), ("tests/x.py", False)])
-def test_a_deprecated_argument_is_an_error_in_a_process_that_a_test_starts(tmp_path, file, fails):
-    (tmp_path / "run.py").write_text(f"exec(compile({OLD_NAME!r}, {str(ROOT / file)!r}, 'exec')); call()")
-    done = run(sys.executable, tmp_path / "run.py", check=False)
+@pytest.mark.parametrize(
+    ("start", "file", "fails"),
+    [
+        ((run, sys.executable), "src/rs_transformer/x.py", True),
+        ((fork,), "src/rs_transformer/x.py", True),
+        ((fork,), "tests/x.py", False),
+    ],
+    ids=["run", "forked", "forked-not-ours"],
+)
+def test_a_deprecated_argument_is_an_error_in_a_process_that_a_test_starts(start, file, fails):
+    start, *interpreter = start
+    done = start(*interpreter, "-c", f"exec(compile({OLD_NAME!r}, {str(ROOT / file)!r}, 'exec')); call()", check=False)
     assert bool(done.returncode) == fails
     assert "`old` is deprecated" in done.stderr
 

@@ -39,8 +39,8 @@ def calibrate(
     Args:
         child: of the parent's depth and width.
         parent: the model to come close to.
-        batches: `input_ids`, `attention_mask` (batch, source length) and `labels` (batch, target length; -100 is
-            padding). Gone through again if there are fewer than `updates`.
+        batches: `input_ids`, `attention_mask` (batch, source length) and `labels` (batch, target length; -100 or the
+            padding token where there is none). Gone through again if there are fewer than `updates`.
         updates: of Adam, a tenth of them warming up, then linear decay to nothing.
         learning_rate: its peak.
         output_weight: of the divergence of the outputs.
@@ -102,15 +102,17 @@ def calibration_loss(
     with torch.no_grad():
         wanted = parent(**inputs)
     given = child(**inputs)
-    masks = {"encoder": batch["attention_mask"].bool(), "decoder": batch["labels"] != -100}
+    labels = batch["labels"]
+    targets = (labels != -100) & (labels != parent.config.pad_token_id)
+    masks = {"encoder": batch["attention_mask"].bool(), "decoder": targets}
     loss = given.logits.new_zeros(())
     for side, mask in masks.items():
         pairs = list(zip(given[f"{side}_hidden_states"], wanted[f"{side}_hidden_states"], strict=True))[1:]
         loss = loss + sum(_distance(state[mask], target[mask]) for state, target in pairs) / len(pairs)
-    log_probabilities, targets = (
+    log_probabilities, probabilities = (
         output.logits[masks["decoder"]].float().log_softmax(-1) for output in (given, wanted)
     )
-    return loss + output_weight * F.kl_div(log_probabilities, targets, log_target=True, reduction="batchmean")
+    return loss + output_weight * F.kl_div(log_probabilities, probabilities, log_target=True, reduction="batchmean")
 
 
 def _distance(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,25 +3,34 @@
 import hashlib
 import json
 import pickle
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     MarianMTModel,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash, has_file
 
-from .modeling_rs_marian import PAD_LOGIT_BIAS
+from .configuration_rs_marian import SIDES
+from .modeling_rs_marian import PAD_LOGIT_BIAS, keep_apart
+from .tokenization import vocabulary_size
 
 Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 MODEL_TYPES = ("marian", "rs_marian")
@@ -29,96 +38,233 @@ SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 def load_translator(name_or_path: str, revision: str = "main", **options: Any) -> Translator:
-    """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer.
+    """A checkpoint's model, in evaluation mode on this process's device, and its tokenizer, checked.
+
+    Args:
+        options: see `load_checkpoint`.
 
     Raises:
-        ValueError: a folder without a model, or weights that are truncated or damaged.
-        OSError: there is no such checkpoint.
+        ValueError, OSError: as `load_with_tokenizer`.
     """
-    check_model_folder(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    model = load_checkpoint(name_or_path, revision=revision, **options)
+    model, tokenizer = load_with_tokenizer(name_or_path, revision, **options)
     return model.eval().to(PartialState().device), tokenizer
 
 
 def load_parent(
-    name_or_path: str, revision: str = "main", allow_pickle: bool = False
+    name_or_path: str, revision: str = "main", allow_pickle: bool = False, **options: Any
 ) -> tuple[MarianMTModel, PreTrainedTokenizerBase]:
-    """A checkpoint to collapse: model and tokenizer.
+    """A Marian or RSMarian checkpoint, to make something of: model and tokenizer, checked.
 
     Raises:
-        ValueError: not a Marian model, no or another tokenizer, weights that are a pickle, truncated, or of other
-            tensors or widths than `config.json` says.
-        OSError: there is no such checkpoint.
+        ValueError, OSError: another kind of model, or as `load_with_tokenizer`.
     """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    config = load_config(name_or_path, revision)
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"{name_or_path} is a {config.model_type} model; it must be Marian or RSMarian")
+    return load_with_tokenizer(name_or_path, revision, allow_pickle=allow_pickle, **options)
+
+
+def load_with_tokenizer(name_or_path: str, revision: str = "main", **options: Any) -> Translator:
+    """A checkpoint's model and its tokenizer.
+
+    Args:
+        options: see `load_checkpoint`.
+
+    Raises:
+        ValueError, OSError: as `load_checkpoint`; or no tokenizer, or one that does not belong to the model.
+    """
+    load_config(name_or_path, revision)  # a folder without a model is not to be told that it has no tokenizer
+    tokenizer = load_tokenizer(name_or_path, revision)
+    model = load_checkpoint(name_or_path, revision=revision, **options)
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def load_config(name_or_path: str, revision: str = "main", **options: Any) -> PretrainedConfig:
+    """A checkpoint's configuration.
+
+    Raises:
+        ValueError: a folder without a model, or a configuration that cannot be used.
+        OSError: there is no such checkpoint.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{name_or_path} is a folder without {CONFIG_NAME}: no training has finished there")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    except (OSError, TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"{name_or_path} has no complete tokenizer (source.spm, target.spm, vocab.json): {error}"
+        if not folder.is_dir():
+            validate_repo_id(str(name_or_path))
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False, **options)
+    except OSError as error:
+        if folder.is_dir():
+            raise ValueError(f"{CONFIG_NAME} of {name_or_path} cannot be read: {first_line(error)}") from error
+        raise OSError(
+            f"there is no folder {str(name_or_path)!r}, and the Hub does not give it at revision {revision!r}: "
+            f"{first_line(error)}"
         ) from error
+    except HFValidationError as error:
+        raise FileNotFoundError(f"there is no model folder {str(name_or_path)!r}") from error
+    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{CONFIG_NAME} of {name_or_path} cannot be used: {first_line(error)}") from error
+
+
+def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, without what transformers notes in it of how it was loaded.
+
+    Raises:
+        ValueError: there is none, or it is not complete.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError, AssertionError, AttributeError) as error:
+        raise ValueError(
+            f"{name_or_path} has no complete tokenizer (source.spm, target.spm, vocab.json): {first_line(error)}"
+        ) from error
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)  # they would be saved
+    return tokenizer
+
+
+def load_checkpoint(
+    name_or_path: str, *, revision: str = "main", allow_pickle: bool = False, **options: Any
+) -> PreTrainedModel:
+    """`AutoModelForSeq2SeqLM.from_pretrained` that loads what was saved, all of it, or says what is wrong.
+
+    Stock Marian's sinusoidal positions come out of `from_pretrained` as trainable; here they are not, as they are
+    never saved. Tensors of a quantised checkpoint are left to its quantiser.
+
+    Args:
+        allow_pickle: read `pytorch_model.bin` too, which can run code of whoever made it.
+        options: for `from_pretrained`; fields of the configuration, such as `decoder_layers`, may leave tensors out.
+
+    Raises:
+        ValueError: no sequence-to-sequence model; or weights that are a pickle, truncated, not of the names and
+            shapes that the configuration asks for, of integers, or not finite.
+        OSError: there is no such checkpoint.
+    """
+    config = load_config(name_or_path, revision)
+    if type(config) not in AutoModelForSeq2SeqLM._model_mapping:
+        raise ValueError(f"{name_or_path} is a {config.model_type} model, no sequence-to-sequence model")
     # Asked of the Hub here: transformers would have a third party convert a pickle, and load that.
-    safetensors = [has_file(name_or_path, name, revision=revision) for name in SAFE_WEIGHTS]
-    if not any(safetensors) and not allow_pickle:
+    stored = next((name for name in SAFE_WEIGHTS if has_file(name_or_path, name, revision=revision)), None)
+    if stored is None and not allow_pickle:
         raise ValueError(
             f"{name_or_path} has no safetensors weights at revision {revision!r}. On the Hub look for a revision that "
-            "has them (refs/pr/…); or read its pickle with allow_pickle, if you trust whoever made it"
+            "has them (refs/pr/…); or, if you trust whoever made its pickle, save it anew by transformers, or read it "
+            "by training/collapse.py with --allow_pickle true"
         )
     try:
-        model, info = load_checkpoint(
-            name_or_path,
-            revision=revision,
-            use_safetensors=None if allow_pickle else True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _without_report():
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                name_or_path,
+                revision=revision,
+                trust_remote_code=False,
+                use_safetensors=None if allow_pickle else True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of {name_or_path} are truncated or damaged ({first_line(error)}); copy or download them "
+            "again"
+        ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"the weights of {name_or_path} are missing, truncated or damaged ({error})") from error
+        raise ValueError(
+            f"the weights of {name_or_path} are missing, truncated or damaged ({first_line(error)})"
+        ) from error
+    if getattr(model.config, "quantization_config", None) is None:
+        _check_names(name_or_path, config, info)
+        _check_values(name_or_path, model, set() if stored is None else _integers(name_or_path, revision, stored))
+    # What the file has twice stays apart: stock models forget it at the next `tie_weights`.
+    ties = model.get_expanded_tied_weights_keys(all_submodels=True)
+    keep_apart(model, ties.keys() - model.all_tied_weights_keys.keys())
+    for module in model.modules():
+        if isinstance(module, MarianSinusoidalPositionalEmbedding):
+            module.weight.requires_grad_(False)
+    return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of what is missing or left over, and its word on ties: here they are judged."""
+    logger = logging.get_logger("transformers.modeling_utils")
+
+    def only_errors(record: LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(only_errors)
+    try:
+        yield
+    finally:
+        logger.removeFilter(only_errors)
+
+
+def _check_names(name_or_path: str, config: PretrainedConfig, info: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a file has the tensors of the model, in their shapes.
+
+    Args:
+        config: as it is stored; the model may have been loaded with other fields.
+        info: what `from_pretrained` says of the loading.
+    """
     if info["mismatched_keys"]:
         name, found, expected = sorted(info["mismatched_keys"])[0]
         raise ValueError(
             f"the weights of {name_or_path} do not fit its config.json: {name} is {tuple(found)}, by the "
             f"configuration it is {tuple(expected)}"
         )
-    if info["missing_keys"]:
-        raise ValueError(f"the weights of {name_or_path} lack {', '.join(sorted(info['missing_keys'])[:3])}")
-    if info["unexpected_keys"]:
-        unexpected = ", ".join(sorted(info["unexpected_keys"])[:3])
-        raise ValueError(f"by its config.json {name_or_path} has no use for some of its weights: {unexpected}")
-    check_tokenizer(model, tokenizer)
-    return model, tokenizer
+    # Embeddings of steps that were never stored start from zero, which changes nothing.
+    stored_steps = {s: getattr(config, f"{s}_layers") for s in SIDES if getattr(config, "step_embeddings", False)}
+    added = re.compile(r"model\.(encoder|decoder)\.step_embeddings\.(\d+)\.weight")
+    missing = {
+        name
+        for name in info["missing_keys"]
+        if not (match := added.fullmatch(name)) or int(match[2]) + 1 < stored_steps.get(match[1], 0)
+    }
+    if missing:
+        raise ValueError(f"the weights of {name_or_path} lack {_some(missing)}")
+    unexpected = set(info["unexpected_keys"])
+    if unexpected:
+        with torch.device("meta"):  # what the caller's options leave out
+            unexpected -= AutoModelForSeq2SeqLM.from_config(config).state_dict().keys()
+    if unexpected:
+        raise ValueError(f"by its config.json {name_or_path} has no use for some of its weights: {_some(unexpected)}")
 
 
-def check_model_folder(name_or_path: str) -> None:
-    """Raise `ValueError` for a folder in which there is no model; transformers would speak of its tokenizer."""
-    folder = Path(name_or_path)
-    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{name_or_path} is a folder without {CONFIG_NAME}: no training has finished there")
+def _check_values(name_or_path: str, model: PreTrainedModel, integers: set[str]) -> None:
+    """Raise `ValueError` for weights that are integers in the file, NaN or infinite."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    if strange := tensors.keys() & integers:
+        raise ValueError(f"the weights of {name_or_path} must be floating-point numbers, and {_some(strange)} are not")
+    for name, tensor in tensors.items():
+        if name.endswith("final_logits_bias"):
+            tensor = tensor.clamp(min=0)  # minus infinity bars a token
+        if not tensor.is_meta and not tensor.isfinite().all():
+            raise ValueError(f"the weights of {name_or_path} must be finite, and {name} has NaN or inf")
 
 
-def load_checkpoint(name_or_path: str, **options: Any) -> Any:
-    """`AutoModelForSeq2SeqLM.from_pretrained`, with a plain word for a file that is damaged.
+def _integers(name_or_path: str, revision: str, stored: str) -> set[str]:
+    """The tensors that are no floating-point numbers in safetensors files; loaded, they are."""
+    files = [stored]
+    if stored == SAFE_WEIGHTS_INDEX_NAME:
+        index = Path(cached_file(name_or_path, stored, revision=revision))
+        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    names = set()
+    for file in files:
+        with safe_open(cached_file(name_or_path, file, revision=revision), "pt") as opened:
+            types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            names |= {name for name, dtype in types.items() if not dtype.startswith(("F", "BF"))}
+    return names
 
-    Stock Marian's sinusoidal positions come out of `from_pretrained` as trainable; here they are not, as they are
-    never saved.
 
-    Raises:
-        ValueError: the weights are truncated or otherwise no safetensors file.
-        OSError: there is no such checkpoint.
-    """
-    try:
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(name_or_path, **options)
-    except SafetensorError as error:
-        raise ValueError(
-            f"the weights of {name_or_path} are truncated or damaged ({error}); copy or download them again"
-        ) from error
-    for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
-        if isinstance(module, MarianSinusoidalPositionalEmbedding):
-            module.weight.requires_grad_(False)
-    return loaded
+def _some(names: Iterable[str]) -> str:
+    """The first of some names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as one line; theirs go on with advice for their own options."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 def commit_of(name_or_path: str, revision: str) -> str | None:
@@ -150,20 +296,28 @@ def bar_padding(model: PreTrainedModel) -> None:
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` if a tokenizer has ids that a model has not, or another padding token."""
-    config = model.config
-    if len(tokenizer) > config.vocab_size:
+    sides = [("source", "entries", "vocabulary", model.get_input_embeddings())]
+    if hasattr(tokenizer, "separate_vocabs"):
+        sides.append(("target", "target entries", "decoder vocabulary", model.get_decoder().embed_tokens))
+    for side, entries, what, embeddings in sides:
+        needed, rows = vocabulary_size(tokenizer, side), embeddings.weight.shape[0]
+        if needed > rows:
+            raise ValueError(
+                f"the tokenizer has {needed} {entries}, the model's {what} {rows}: they do not belong together"
+            )
+    padding = getattr(model.config, "pad_token_id", None)
+    if padding is not None and tokenizer.pad_token_id != padding:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} entries, the model's vocabulary {config.vocab_size}: they do not "
-            "belong together"
+            f"the tokenizer's padding token is {tokenizer.pad_token_id}, the model's {padding}: they do not belong "
+            "together"
         )
-    targets = len(tokenizer.target_encoder) if getattr(tokenizer, "separate_vocabs", False) else 0
-    if targets > config.decoder_vocab_size:
+
+
+def check_start_embedding(model: MarianMTModel, engine: str) -> None:
+    """Raise `ValueError` unless a model starts a translation from an embedding of zeros, as the engine does."""
+    start = model.config.decoder_start_token_id
+    if model.get_decoder().embed_tokens.weight[start].abs().max() > 0:
         raise ValueError(
-            f"the tokenizer has {targets} target entries, the model's decoder vocabulary {config.decoder_vocab_size}: "
-            "they do not belong together"
-        )
-    if tokenizer.pad_token_id != config.pad_token_id:
-        raise ValueError(
-            f"the tokenizer's padding token is {tokenizer.pad_token_id}, the model's {config.pad_token_id}: they do "
-            "not belong together"
+            f"{engine} starts a translation from an embedding of zeros, and the model's start token, {start}, has "
+            "another"
         )

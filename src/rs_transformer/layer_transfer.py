@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import MarianConfig, MarianMTModel, PretrainedConfig
 
 from .calibration import STACK_PARAMETER, calibrate
 from .configuration_rs_marian import SIDES, RSMarianConfig
-from .modeling_rs_marian import RSMarianForConditionalGeneration
+from .modeling_rs_marian import RSMarianForConditionalGeneration, keep_apart
 
 METHODS = ("first", "last", "average", "stepwise", "calibrated")
 # A tensor that some step applies: of a stored layer, or the step's own LayerNorm.
@@ -272,6 +273,12 @@ def _build(
 ) -> Any:
     """A model with a copy of every tensor of `state`, with the type, device, mode and generation of `like`."""
     model = model_class._from_config(config, dtype=like.dtype, attn_implementation=like.config._attn_implementation)
+    # What the configuration calls tied may have two values; loaded into one weight the last of them would win.
+    apart = {name for name, tie in model.all_tied_weights_keys.items() if not torch.equal(state[name], state[tie])}
+    keep_apart(model, apart)
+    for name in apart:
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, nn.Parameter(state[name].clone()))
     model.load_state_dict(state, strict=True)
     model.generation_config = copy.deepcopy(like.generation_config)
     return model.to(like.device).train(like.training)

@@ -22,7 +22,7 @@ import copy
 import inspect
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -42,7 +42,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     Seq2SeqLMOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.marian.modeling_marian import (
     MarianAttention,
     MarianDecoder,
@@ -439,8 +439,28 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
         return hidden_states if own.next_embedding is None else own.next_embedding(hidden_states)
 
 
+def keep_apart(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Have `tie_weights` leave alone, from now on, weights that the configuration calls tied and that are not.
+
+    Args:
+        names: of those weights, as in `all_tied_weights_keys`.
+    """
+    for prefix, module in model.named_modules() if names else ():
+        start = f"{prefix}." if prefix else ""
+        for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+            if ties := getattr(module, attribute, None):
+                setattr(module, attribute, {name: tie for name, tie in ties.items() if start + name not in names})
+
+
 class RSMarianPreTrainedModel(MarianPreTrainedModel):
     config: RSMarianConfig
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        # A checkpoint may hold two weights where its configuration says one. When it is loaded they are left apart,
+        # but the next call, for new tokens or after a resume, would tie them, and one would be lost.
+        tied = set(self.all_tied_weights_keys)
+        super().tie_weights(missing_keys, recompute_mapping)
+        keep_apart(self, tied - self.all_tied_weights_keys.keys())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -549,13 +569,19 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
-def check_cache_depth(cache: Cache, length: int, depth: int) -> None:
-    """Raise `ValueError` if a growing cache was filled at less depth than it is to be used at."""
+def check_cache_depth(cache: Cache, depth: int) -> None:
+    """Raise `ValueError` if a cache was filled at another depth than it is to be used at, or has too few layers."""
     cache = getattr(cache, "self_attention_cache", cache)
-    if isinstance(cache, DynamicCache) and cache.get_seq_length(depth - 1) != length:
+    if len(cache.layers) < depth and cache.layer_class_to_replicate is None:
         raise ValueError(
-            f"the cache was filled at less depth than this call's ({depth}): give the same decoder_depth to all calls "
-            "that share a cache"
+            f"the cache has {len(cache.layers)} layers, which is less depth than this call's ({depth}): make it from "
+            "the configuration of this model"
+        )
+    length = cache.get_seq_length()
+    if length and (cache.get_seq_length(depth - 1) != length or cache.get_seq_length(depth)):
+        raise ValueError(
+            f"the cache was filled at another depth than this call's ({depth}): give the same decoder_depth to all "
+            "calls that share a cache"
         )
 
 
@@ -610,8 +636,8 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         batch_size, seq_length = inputs_embeds.shape[:-1]
         past_length = cache.get_seq_length() if cache is not None else 0
         steps = self.steps("decoder", decoder_depth)
-        if not is_torchdynamo_compiling() and past_length:
-            check_cache_depth(cache, past_length, len(steps))
+        if cache is not None and not is_torchdynamo_compiling():
+            check_cache_depth(cache, len(steps))
         if attention_mask is None and not is_torchdynamo_compiling():
             attention_mask = torch.ones(batch_size, past_length + seq_length, device=inputs_embeds.device)
         self_attention_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
@@ -664,8 +690,8 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
     """Recurrently stacked Marian for translation.
 
     Equal, to rounding, to a `MarianMTModel` whose layers are copies of the shared ones. The cache, `hidden_states` and
-    `attentions` have one entry per step. Unlike Marian's, the loss honours `num_items_in_batch`,
-    so that gradient accumulation gives the gradient of the large batch.
+    `attentions` have one entry per step. Unlike Marian's, the loss ignores padding tokens among the labels and honours
+    `num_items_in_batch`, so that gradient accumulation gives the gradient of the large batch.
     """
 
     def __init__(self, config: RSMarianConfig):
@@ -681,7 +707,42 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         self.register_buffer("final_logits_bias", torch.zeros((1, target_vocab_size)))
         self.final_logits_bias[:, config.pad_token_id] = PAD_LOGIT_BIAS
         self.lm_head = nn.Linear(config.d_model, target_vocab_size, bias=False)
+        # Marian's says that the bias may be missing; it is always saved, and the model is another without it.
+        self._keys_to_ignore_on_load_missing = None
         self.post_init()
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        model, shares = self.model, self.config.share_encoder_decoder_embeddings
+        apart = shares and model.decoder.embed_tokens.weight is not model.encoder.embed_tokens.weight
+        others = (model.shared, model.decoder.embed_tokens) if apart else ()
+        embeddings = super(MarianMTModel, self).resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
+        entries = embeddings.weight.shape[0]
+        if apart:  # not tied, and Marian has put the encoder's in their place
+            model.shared, model.decoder.embed_tokens = (
+                self._get_resized_embeddings(other, entries, mean_resizing=mean_resizing) for other in others
+            )
+            self.tie_weights()
+        if shares:
+            self._resize_output(entries)
+        return embeddings
+
+    def resize_decoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        embeddings = super().resize_decoder_token_embeddings(new_num_tokens)
+        self._resize_output(embeddings.weight.shape[0])
+        return embeddings
+
+    def _resize_output(self, entries: int) -> None:
+        """Give projection and bias as many entries as there are embeddings.
+
+        Marian forgets the rows that fill up to a multiple, and a projection of its own that is said to be tied.
+        """
+        self._resize_final_logits_bias(entries)
+        if self.lm_head.weight.shape[0] != entries:
+            self.set_output_embeddings(self._get_resized_lm_head(self.lm_head, entries))
 
     @strict_forward
     @can_return_tuple
@@ -706,8 +767,8 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
-                Target token ids, -100 where there is none. The padding token is no target: its logit is barred.
-                Shifted right, the labels are the decoder's input.
+                Target token ids, -100 or the padding token where there is none. Shifted right, the labels are the
+                decoder's input.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 What to divide the summed loss by: the number of target tokens in the whole accumulated batch.
                 Without it the loss is the mean over the target tokens of this batch.
@@ -742,6 +803,7 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         if labels is None:
             return outputs
         vocab_size = outputs.logits.shape[-1]
+        labels = labels.masked_fill(labels == self.config.pad_token_id, -100)
         loss = ForMaskedLMLoss(outputs.logits, labels, vocab_size, num_items_in_batch=num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, **outputs)
 

@@ -194,10 +194,24 @@ def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerB
     return ""
 
 
+def entries_of(tokenizer: PreTrainedTokenizerBase, side: str) -> dict[str, int]:
+    """The tokens of `"source"` or `"target"` and their ids, added ones among them: all that a text can become."""
+    if side == "target" and getattr(tokenizer, "separate_vocabs", False):
+        return tokenizer.target_encoder | tokenizer.added_tokens_encoder
+    return tokenizer.get_vocab()
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase, side: str) -> int:
+    """How many embeddings the tokens of a side need: ids may have gaps, and added tokens stand behind padding."""
+    return 1 + max(entries_of(tokenizer, side).values())
+
+
 def vocabulary(tokenizer: PreTrainedTokenizerBase, side: str) -> dict[str, int]:
-    """The tokens of `"source"` or `"target"` and their ids, in order, without padding, which other engines lack."""
-    separate = side == "target" and getattr(tokenizer, "separate_vocabs", False)
-    entries = tokenizer.target_encoder if separate else tokenizer.get_vocab()
+    """The tokens of `"source"` or `"target"` and their ids, in order, without padding, which other engines lack.
+
+    An engine numbers them anew; their embeddings are the rows of the ids here.
+    """
+    entries = entries_of(tokenizer, side)
     padding = tokenizer.pad_token
     return {token: entries[token] for token in sorted(entries, key=entries.get) if token != padding}
 
@@ -218,7 +232,7 @@ def convert_source_ids_to_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequen
     """`convert_ids_to_tokens` for sources: that of a `MarianTokenizer` with two vocabularies is for targets alone."""
     if not getattr(tokenizer, "separate_vocabs", False):
         return tokenizer.convert_ids_to_tokens(ids)
-    names = {index: token for token, index in tokenizer.encoder.items()}
+    names = {index: token for token, index in entries_of(tokenizer, "source").items()}
     return [names[index] for index in ids]
 
 

@@ -4,6 +4,7 @@ Not for the measures themselves (`measures.py`), for pictures (`figures.py`) or 
 (`page.py`).
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,11 +79,20 @@ class SentenceAttention:
         }[kind]
 
 
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of its own on the same weights: what is changed in it but these, the other one does not notice.
+
+    A setting that other threads rely on, such as which attention is computed, can be another one in it.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let a model compute attention so that its weights can be read, in evaluation mode; then as before.
 
-    The model's state changes meanwhile, so no other thread may use it.
+    The model's state changes meanwhile, so no other thread may use it: take a `twin`.
     """
     before, was_training = model.config._attn_implementation, model.training
     model.set_attn_implementation("eager")
@@ -105,7 +115,8 @@ def collect_attention(
 
     Args:
         model: RSMarian, `MarianMTModel` or another sequence-to-sequence model of transformers, on the device where
-            it is to run. Its attention is switched to eager for the call, as sdpa gives no weights.
+            it is to run. Other threads may use it meanwhile: attention is eager, as sdpa gives no weights, in a twin
+            of it with the same weights.
         tokenizer: encodes the targets by `text_target=`.
         sources: sentences.
         targets: the translations that the decoder is forced to, one a sentence; without them it is forced to the
@@ -119,7 +130,7 @@ def collect_attention(
         ValueError: no sentences, an empty one, one that is longer than the model takes, another number of targets
             than of sources, or a model that gives no attention weights, or none of each position for each other.
     """
-    attend, lengths, max_tokens = _plan(model, tokenizer, sources, targets, decoding or DecodingArguments())
+    attend, lengths, max_tokens = _plan(twin(model), tokenizer, sources, targets, decoding or DecodingArguments())
     return map_by_length(lambda batch: list(attend(batch)), lengths, max_tokens)
 
 
@@ -332,7 +343,7 @@ def attention_statistics(
 
     Arguments and errors are those of `collect_attention`; `progress` shows a bar where standard error is a terminal.
     """
-    attend, lengths, max_tokens = _plan(model, tokenizer, sources, targets, decoding or DecodingArguments())
+    attend, lengths, max_tokens = _plan(twin(model), tokenizer, sources, targets, decoding or DecodingArguments())
     stride = -(-len(sources) // CKA_SENTENCES)
 
     def measure(indices: list[int]) -> list[tuple[SentenceMeasures, DrawnStates]]:

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer
 
 from ..attention.collection import (
     KINDS,
@@ -28,7 +28,7 @@ from ..attention.collection import (
 )
 from ..attention.figures import TITLES, draw_entropy_map, draw_heads, draw_heads_mean, draw_steps, save_figure
 from ..attention.page import write_page
-from ..checkpoints import Translator, load_checkpoint
+from ..checkpoints import Translator, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split
 from ..decoding import DecodingArguments
 from ..tokenization import check_language_pair
@@ -37,6 +37,8 @@ from ..utils.plotting import check_matplotlib
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
 from ..utils.tables import markdown_table
+
+PAGE = "attention.html"
 
 
 @dataclass
@@ -149,8 +151,13 @@ def report_attention(
     write_json(record, folder / "statistics.json")
     print_statistics(statistics)
     for name, spent in seconds.items():
-        print(f"{name}: {len(sources)} sentences measured in {spent:.1f} s", flush=True)
+        plural = "" if len(sources) == 1 else "s"
+        print(f"{name}: {len(sources)} sentence{plural} measured in {spent:.1f} s", flush=True)
     write_pictures(folder, sentences, statistics)
+    if pictured:
+        print(f"open {folder / PAGE} in a browser", flush=True)
+    else:
+        print(f"figures: {folder / 'entropy_map.png'}, {folder / 'steps.png'}", flush=True)
     return statistics
 
 
@@ -164,11 +171,11 @@ def write_pictures(
         sentences: name of the model -> its attention for the same sentences, maybe none.
         statistics: name of the model -> its figures.
     """
-    for stale in [*folder.glob("sentence[0-9]*_attentions*"), *folder.glob("attention.html")]:
+    for stale in [*folder.glob("sentence[0-9]*_attentions*"), *folder.glob(PAGE)]:
         stale.unlink()
     pairs = [dict(zip(sentences, pair, strict=True)) for pair in zip(*sentences.values(), strict=True)]
     if pairs:
-        write_page(folder / "attention.html", sentences, statistics, title=f"Attention: {' and '.join(statistics)}")
+        write_page(folder / PAGE, sentences, statistics, title=f"Attention: {' and '.join(statistics)}")
     save_figure(draw_entropy_map(statistics), folder / "entropy_map")
     save_figure(draw_steps(statistics), folder / "steps")
     for number, pair in enumerate(pairs, start=1):
@@ -181,11 +188,7 @@ def _load_models(models: Sequence[str]) -> dict[str, Translator]:
     """Models in single precision and their tokenizers, by the last part of the name if that tells them apart."""
     short = [Path(name).name for name in models]
     names = short if len(set(short)) == len(short) else models
-    translators = {}
-    for name, model in zip(names, models, strict=True):
-        loaded = load_checkpoint(model, dtype=torch.float32).eval().to(PartialState().device)
-        translators[name] = (loaded, AutoTokenizer.from_pretrained(model))
-    return translators
+    return {name: load_translator(model, dtype=torch.float32) for name, model in zip(names, models, strict=True)}
 
 
 def _load_sentences(
@@ -202,11 +205,13 @@ def _load_sentences(
 
 
 def print_statistics(statistics: Mapping[str, AttentionStatistics]) -> None:
-    """Print a Markdown table of every measure by step, mean and half the width of the 95% interval."""
+    """Print a Markdown table of every measure that is known, by step: mean and half the width of the 95% interval."""
     steps = max(len(next(iter(group.values())).mean) for its in statistics.values() for group in its.by_step.values())
     rows = []
     for group, measures in next(iter(statistics.values())).by_step.items():
         for measure in measures:
+            if all(np.isnan(its.by_step[group][measure].mean).all() for its in statistics.values()):
+                continue
             for name, its in statistics.items():
                 estimate = its.by_step[group][measure]
                 depth = len(its.by_step[group][next(iter(measures))].mean)

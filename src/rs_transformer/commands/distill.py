@@ -20,9 +20,10 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer, MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..checkpoints import load_tokenizer
 from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments
@@ -339,7 +340,7 @@ def student_tokenizer(options: DistillOptions, teachers: Sequence[Teacher]) -> P
                 f"new_tokenizer, but the student's tokenizer is to be that of {name}: give one of the two"
             )
         revision = "main" if named else model_args.revision
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = load_tokenizer(name, revision)
         check_language_pair(tokenizer, options.corpus.source_lang, options.corpus.target_lang)
         return tokenizer
     if options.distill.new_tokenizer:

@@ -16,9 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformers import AutoConfig
-
-from ..checkpoints import MODEL_TYPES, load_translator
+from ..checkpoints import MODEL_TYPES, load_config, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, TransformersEngine, decode_all, encode_sources
 from ..metrics import corpus_scores
@@ -88,7 +86,7 @@ def export_checkpoint(
     engine = load_engine(args.to, decodes=args.verification)
     if args.quantization not in engine.QUANTIZATIONS:
         raise ValueError(f"quantization must be one of {', '.join(engine.QUANTIZATIONS)}, got {args.quantization!r}")
-    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
+    config = load_config(args.model_name_or_path, args.revision)
     if config.model_type not in MODEL_TYPES or (args.to == "transformers" and config.model_type != "rs_marian"):
         raise ValueError(
             f"{args.model_name_or_path} is a {config.model_type} model, which is not exported to {args.to}"
@@ -185,7 +183,7 @@ def verify(
             raise ValueError(
                 f"{len(different)} of {len(ours)} translations (beam {its_decoding.num_beams}) by {args.to} "
                 f"{args.quantization} are not PyTorch's. The first: {sources[first]!r} gives {theirs[first]!r}, in "
-                f"PyTorch {ours[first]!r}. min_same={math.floor(same * 1000) / 1000} would accept them"
+                f"PyTorch {ours[first]!r}. --min_same {math.floor(same * 1000) / 1000} would accept them"
             )
         language = getattr(tokenizer, "target_lang", None)
         scores = corpus_scores(theirs, ours, language)

@@ -21,9 +21,10 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, disable_progress_bars
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
+from ..checkpoints import load_tokenizer
 from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
 from ..decoding import DecodingArguments
@@ -297,7 +298,7 @@ def load_or_train_tokenizer(
     name = args.tokenizer_name_or_path or options.model.model_name_or_path
     if name is not None:
         revision = "main" if args.tokenizer_name_or_path else options.model.revision
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = load_tokenizer(name, revision)
         check_language_pair(tokenizer, corpus.source_lang, corpus.target_lang)
         return tokenizer
     folder = Path(options.training.output_dir)
@@ -315,7 +316,7 @@ def load_or_train_tokenizer(
                 sample_size=args.tokenizer_sample_size,
                 model_max_length=options.model.max_position_embeddings or 512,
             )
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(str(folder))
 
 
 def final_evaluation(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from transformers import (
-    AutoConfig,
     AutoModelForSeq2SeqLM,
     MarianMTModel,
     PreTrainedModel,
@@ -16,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..checkpoints import bar_padding, check_tokenizer, commit_of, load_translator, model_digest
+from ..checkpoints import bar_padding, commit_of, load_config, load_translator, model_digest
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments
 from ..ensemble import EnsembleForSeq2SeqLM
@@ -142,16 +141,12 @@ def load_teachers(args: TeacherArguments, corpus_args: CorpusArguments) -> list[
     """
     teachers = []
     for name in args.teachers:
-        try:
-            config = AutoConfig.from_pretrained(name, revision=args.teacher_revision)
-        except OSError as error:
-            raise OSError(f"the teacher {name} cannot be loaded: {error}") from error
+        config = load_config(name, args.teacher_revision)
         if type(config) not in AutoModelForSeq2SeqLM._model_mapping:
             raise ValueError(f"{name} is a {config.model_type} model, no sequence-to-sequence model: it cannot teach")
         model, tokenizer = load_translator(name, args.teacher_revision)
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
         if isinstance(model, MarianMTModel):
-            check_tokenizer(model, tokenizer)
             bar_padding(model)  # as in every student: its probability would be learned, and move the start embedding
         prefix = set_languages(name, model, tokenizer, args)
         teachers.append(Teacher(name, commit_of(name, args.teacher_revision), model, tokenizer, prefix))

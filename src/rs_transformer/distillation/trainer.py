@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_rs_marian import SIDES
-from ..training.losses import label_smoothed_nll, number_of_items
+from ..training.losses import label_smoothed_nll, number_of_items, without_padding
 from ..training.trainer import TranslationTrainer
 from .cache import CACHE_SCHEMA, DistillationCollator
 from .losses import (
@@ -76,6 +76,7 @@ class DistillationTrainer(TranslationTrainer):
         wanted = {name: inputs.pop(name) for name in CACHE_SCHEMA.names if name in inputs}
         if not self.model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
+        inputs["labels"] = without_padding(inputs["labels"], self.pad_token_id)
         looking = {
             "output_hidden_states": bool(self.distillation.hidden_weight),
             "output_attentions": bool(self.distillation.attention_weight),
@@ -102,8 +103,8 @@ class DistillationTrainer(TranslationTrainer):
         log_probs = outputs["logits"].float().log_softmax(-1)  # once for both losses
         loss = log_probs.new_zeros(())
         if args.word_weight < 1:
-            smoothing, pad_token_id = self.args.label_smoothing_factor, self.processing_class.pad_token_id
-            loss = loss + (1 - args.word_weight) * label_smoothed_nll(log_probs, labels, smoothing, pad_token_id)
+            smoothing = self.args.label_smoothing_factor
+            loss = loss + (1 - args.word_weight) * label_smoothed_nll(log_probs, labels, smoothing, self.pad_token_id)
         if args.word_weight:
             loss = loss + args.word_weight * self._word_loss(log_probs, labels)
         if args.hidden_weight:

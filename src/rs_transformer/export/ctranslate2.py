@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from ctranslate2 import Translator
+from ctranslate2.converters import Converter
 from ctranslate2.converters import transformers as converters
 from ctranslate2.specs import TransformerSpec
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import MarianMTModel, PreTrainedTokenizerBase
 
+from ..checkpoints import check_start_embedding, check_tokenizer, load_checkpoint, load_parent
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
@@ -30,20 +32,51 @@ QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float1
 
 @converters.register_loader("RSMarianConfig")
 class RSMarianLoader(converters.MarianMTLoader):
-    """Loads an RSMarian as the Marian that it equals; separate vocabularies too, which Marian's own loader refuses."""
+    """Loads an RSMarian as the Marian that it equals, and Marian.
+
+    Unlike Marian's own loader it takes separate vocabularies, and the embedding of each token by the token's id:
+    padding need not stand last, and there may be more embeddings than tokens.
+    """
+
+    class StrictModel:
+        """What CTranslate2's own command calls."""
+
+        from_pretrained = staticmethod(load_checkpoint)
 
     def get_model_class(self, config: Any, model_class: type) -> type:
-        return RSMarianForConditionalGeneration
+        return self.StrictModel
 
-    def get_model_spec(self, model: RSMarianForConditionalGeneration) -> TransformerSpec:
-        return super().get_model_spec(expand(model))
+    def get_model_spec(self, model: MarianMTModel) -> TransformerSpec:
+        return super().get_model_spec(expand(model) if isinstance(model, RSMarianForConditionalGeneration) else model)
 
-    def __call__(self, model: RSMarianForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> TransformerSpec:
+    def _remove_pad_weights(self, spec: TransformerSpec) -> None:
+        """Not the last row of everything: `__call__` knows which."""
+
+    def __call__(self, model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> TransformerSpec:
+        check_tokenizer(model, tokenizer)
+        check_start_embedding(model, "CTranslate2")
         spec = self.get_model_spec(model)
         self.set_config(spec.config, model, tokenizer)
-        spec.register_source_vocabulary(list(vocabulary(tokenizer, "source")))
-        spec.register_target_vocabulary(list(vocabulary(tokenizer, "target")))
+        source, target = (vocabulary(tokenizer, side) for side in ("source", "target"))
+        spec.register_source_vocabulary(list(source))
+        spec.register_target_vocabulary(list(target))
+        inputs, outputs, projection = spec.encoder.embeddings[0], spec.decoder.embeddings, spec.decoder.projection
+        for part, entries in ((inputs, source), (outputs, target), (projection, target)):
+            part.weight = part.weight[list(entries.values())]
+        if projection.has_bias():
+            projection.bias = projection.bias[list(target.values())]
         return spec
+
+
+class LoadedConverter(Converter):
+    """Converts a model that is in memory."""
+
+    def __init__(self, model: MarianMTModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer = model, tokenizer
+
+    @torch.no_grad()
+    def _load(self) -> TransformerSpec:
+        return RSMarianLoader()(self.model, self.tokenizer)
 
 
 def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
@@ -53,10 +86,14 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
         model: on the Hub or in a folder.
         output_dir: what is in it is written over.
         quantization: of the stored weights, one of `QUANTIZATIONS`.
+        revision: branch, tag or commit of the model.
+
+    Raises:
+        ValueError: as `load_parent`; or decoding does not start from an embedding of zeros.
     """
-    converter = converters.TransformersConverter(model, revision=revision)
-    converter.convert(str(output_dir), quantization=quantization, force=True)
-    AutoTokenizer.from_pretrained(model, revision=revision).save_pretrained(output_dir)
+    loaded, tokenizer = load_parent(model, revision, dtype=torch.float32)
+    LoadedConverter(loaded, tokenizer).convert(str(output_dir), quantization=quantization, force=True)
+    tokenizer.save_pretrained(output_dir)
 
 
 class CTranslate2Decoder:

@@ -8,6 +8,8 @@ weights of the steps, which then differ and are written out in the decoder too.
 import json
 import logging as standard_logging
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoTokenizer, MarianMTModel, MarianTokenizer, PreTrainedTokenizerBase
+from transformers import MarianMTModel, MarianTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..checkpoints import check_tokenizer, load_checkpoint
+from ..checkpoints import check_start_embedding, load_parent
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, layer_map
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
-from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary
+from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary, vocabulary_size
 
 logger = logging.get_logger(__name__)
 
@@ -98,16 +100,14 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-    loaded = load_checkpoint(model, revision=revision, dtype=torch.float32)
-    check_tokenizer(loaded, tokenizer)
+    loaded, tokenizer = load_parent(model, revision, dtype=torch.float32)
     if not getattr(loaded.config, "marian_positions", False):
         logger.warning(
             f"{model} computes positions as transformers does, and Marian's engine computes its own, so that some "
             "translations may differ: see marian_positions in docs/export.md"
         )
     stock = expand(loaded) if isinstance(loaded, RSMarianForConditionalGeneration) else loaded
-    _check(stock)
+    _check(stock, tokenizer)
     tensors, options = _to_marian(stock, tokenizer)
     np.savez(folder / "model.npz", **tensors, **{CONFIG_KEY: _config_bytes(options)})
     search = loaded.generation_config
@@ -124,7 +124,8 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
     tokenizer.save_pretrained(folder)
 
 
-def _check(model: MarianMTModel) -> None:
+def _check(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` for what Marian's engine cannot do."""
     config = model.config
     if config.activation_function not in ACTIVATIONS:
         raise ValueError(
@@ -138,27 +139,25 @@ def _check(model: MarianMTModel) -> None:
     if not config.scale_embedding:
         raise ValueError("Marian scales embeddings by the root of d_model, the model does not (scale_embedding=false)")
     if not torch.equal(model.lm_head.weight, model.get_decoder().embed_tokens.weight):
-        raise ValueError("the output has weights of its own (tie_word_embeddings=false); only tied ones are written")
-    start = model.get_decoder().embed_tokens.weight[config.decoder_start_token_id]
-    if start.abs().max() > 0:
-        raise ValueError(
-            "Marian starts a translation from an embedding of zeros, and the model's start token, "
-            f"{config.decoder_start_token_id}, has another"
-        )
+        raise ValueError("the output has weights of its own, not those of the embeddings; only tied ones are written")
+    check_start_embedding(model, "Marian")
+    tokens = vocabulary(tokenizer, "source") | vocabulary(tokenizer, "target")
+    if cut := [token for token in tokens if " " in token]:
+        raise ValueError(f"Marian's engine cuts text at spaces, and the tokenizer has the token {cut[0]!r}")
 
 
 def _to_marian(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, np.ndarray], dict]:
     """Tensors and options of Marian's: weights (inputs, outputs), other parameters (1, width); no padding."""
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     config = model.config
-    rows = {side: list(vocabulary(tokenizer, side).values()) for side in ("source", "target")}
-    tensors = {}
-    if config.share_encoder_decoder_embeddings:
-        tensors["Wemb"] = state["model.shared.weight"][rows["target"]]
-    else:
-        tensors["encoder_Wemb"] = state["model.encoder.embed_tokens.weight"][rows["source"]]
-        tensors["decoder_Wemb"] = state["model.decoder.embed_tokens.weight"][rows["target"]]
-    tensors["decoder_ff_logit_out_b"] = state["final_logits_bias"][:, rows["target"]]
+    languages = zip(SIDES, ("source", "target"), strict=True)
+    rows = {side: list(vocabulary(tokenizer, language).values()) for side, language in languages}
+    embeddings = {side: state[f"model.{side}.embed_tokens.weight"] for side in SIDES}
+    # One matrix or two: by the weights, for the configuration may say what the checkpoint has not.
+    shared = config.share_encoder_decoder_embeddings and np.array_equal(*embeddings.values())
+    names = {"decoder": "Wemb"} if shared else {side: f"{side}_Wemb" for side in SIDES}
+    tensors = {names[side]: embeddings[side][rows[side]] for side in names}
+    tensors["decoder_ff_logit_out_b"] = state["final_logits_bias"][:, rows["decoder"]]
     depths = {side: getattr(config, f"{side}_layers") for side in SIDES}
     tied: list[int] = []
     for side, depth in depths.items():
@@ -175,7 +174,7 @@ def _to_marian(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> tupl
         for number, layer in zip(numbers, layers, strict=True):
             tensors |= {f"{side}_l{number + 1}_{name}": tensor for name, tensor in layer.items()}
     options = ARCHITECTURE | {
-        "dim-vocabs": [len(rows[side]) for side in ("source", "target")],
+        "dim-vocabs": [len(rows[side]) for side in SIDES],
         "dim-emb": config.d_model,
         "enc-depth": depths["encoder"],
         "dec-depth": depths["decoder"],
@@ -184,8 +183,8 @@ def _to_marian(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> tupl
         "transformer-decoder-dim-ffn": config.decoder_ffn_dim,
         "transformer-ffn-activation": ACTIVATIONS[config.activation_function],
         "transformer-tied-layers": tied,
-        "tied-embeddings-all": config.share_encoder_decoder_embeddings,
-        "tied-embeddings": not config.share_encoder_decoder_embeddings,
+        "tied-embeddings-all": shared,
+        "tied-embeddings": not shared,
     }
     return tensors, options
 
@@ -234,11 +233,7 @@ def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> R
         ValueError: no model of Marian's, another architecture than a post-norm Transformer with tied embeddings, or
             a tokenizer of another size; says which option.
     """
-    with np.load(npz) as file:
-        tensors = dict(file)
-    if CONFIG_KEY not in tensors:
-        raise ValueError(f"{npz} is no model of Marian's: it has no {CONFIG_KEY}")
-    options = yaml.safe_load(tensors[CONFIG_KEY].tobytes().decode().rstrip("\0"))
+    tensors, options = _load(npz)
     for name, expected in ARCHITECTURE.items():
         found = options.get(name, expected)
         if found != expected and (name, found) != ("transformer-decoder-ffn-depth", 2):
@@ -248,31 +243,53 @@ def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> R
     embeddings = [tensors.get("Wemb", tensors.get(f"{side}_Wemb")) for side in SIDES]
     if len(embeddings[0]) != len(embeddings[1]):
         raise ValueError(f"{npz} has vocabularies of different sizes ({len(embeddings[0])}, {len(embeddings[1])})")
-    if tokenizer is not None and len(vocabulary(tokenizer, "target")) != len(embeddings[1]):
-        raise ValueError(
-            f"{npz} has a vocabulary of {len(embeddings[1])} entries, the tokenizer one of "
-            f"{len(vocabulary(tokenizer, 'target'))}: they do not belong together"
-        )
+    # The ids that Marian's entries have here: padding and gaps in the tokenizer's ids lie between them.
+    ids = [list(range(len(embedding))) for embedding in embeddings]
+    if tokenizer is not None:
+        ids = [list(vocabulary(tokenizer, side).values()) for side in ("source", "target")]
+        if [len(its) for its in ids] != [len(embedding) for embedding in embeddings]:
+            raise ValueError(
+                f"{npz} has a vocabulary of {len(embeddings[1])} entries, the tokenizer one of {len(ids[1])}: they do "
+                "not belong together"
+            )
     layers = {
         side: _layers(tensors, side, depth, options.get("transformer-tied-layers") if side == "decoder" else None)
         for side, depth in zip(SIDES, (options["enc-depth"], options["dec-depth"]), strict=True)
     }
     config = _rs_config(options, layers, "Wemb" in tensors, len(embeddings[1]), tokenizer)
     model = RSMarianForConditionalGeneration(config).eval()
-    padding = config.pad_token_id
-    state = {
-        "final_logits_bias": np.insert(tensors["decoder_ff_logit_out_b"], padding, PAD_LOGIT_BIAS, axis=1),
-        "lm_head.weight": np.insert(embeddings[1], padding, 0, axis=0),
-    }
-    for side, embedding in zip(SIDES, embeddings, strict=True):
-        state[f"model.{side}.embed_tokens.weight"] = np.insert(embedding, padding, 0, axis=0)
+    state = {}
+    sizes = (config.vocab_size, config.decoder_vocab_size)
+    for side, embedding, its, size in zip(SIDES, embeddings, ids, sizes, strict=True):
+        rows = np.zeros((size, config.d_model), np.float32)
+        rows[its] = embedding
+        state[f"model.{side}.embed_tokens.weight"] = rows
         for layer, weights in zip(config.layer_map(side, len(layers[side])), layers[side], strict=True):
             state |= {f"model.{side}.layers.{layer}.{name}": _from_matrix(t, name) for name, t in weights.items()}
+    bias = np.full((1, config.decoder_vocab_size), PAD_LOGIT_BIAS, np.float32)
+    bias[:, ids[1]] = tensors["decoder_ff_logit_out_b"]
+    state |= {"final_logits_bias": bias, "lm_head.weight": state["model.decoder.embed_tokens.weight"]}
     if config.share_encoder_decoder_embeddings:
         state["model.shared.weight"] = state["lm_head.weight"]
     positions = {name: tensor for name, tensor in model.state_dict().items() if "embed_positions" in name}
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()} | positions)
     return model
+
+
+def _load(npz: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and options of a model's file, all of it read: the engine would end this process at a damaged one.
+
+    Raises:
+        ValueError: there is no such file, or it is cut or damaged, or no model of Marian's.
+    """
+    try:
+        with np.load(npz) as file:
+            tensors = dict(file)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{npz} is missing, truncated or damaged ({error}): convert its model again") from error
+    if CONFIG_KEY not in tensors:
+        raise ValueError(f"{npz} is no model of Marian's: it has no {CONFIG_KEY}")
+    return tensors, yaml.safe_load(tensors[CONFIG_KEY].tobytes().decode().rstrip("\0"))
 
 
 def _layers(
@@ -297,8 +314,8 @@ def _rs_config(
     end = 0 if tokenizer is None else tokenizer.eos_token_id
     activations = {marian: ours for ours, marian in reversed(ACTIVATIONS.items())}
     fields = {
-        "vocab_size": entries + 1,
-        "decoder_vocab_size": entries + 1,
+        "vocab_size": entries + 1 if tokenizer is None else vocabulary_size(tokenizer, "source"),
+        "decoder_vocab_size": entries + 1 if tokenizer is None else vocabulary_size(tokenizer, "target"),
         "share_encoder_decoder_embeddings": shared,
         "pad_token_id": padding,
         "decoder_start_token_id": padding,
@@ -393,6 +410,7 @@ class MarianDecoder:
             raise ValueError(f"{folder} has no decoder.yml: convert its model again")
         files = [folder / file for file in yaml.safe_load(settings.read_text("utf-8"))["vocabs"]]
         check_vocabulary(folder, tokenizer, *(list(_read_vocabulary(file)) for file in files))
+        _load(folder / "model.npz")
         self.tokenizer, self.decoding = tokenizer, decoding
         self.entries = vocabulary(tokenizer, "target")
         self.engine = _pymarian().Translator(

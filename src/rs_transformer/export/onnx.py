@@ -5,7 +5,7 @@ attends to in the source is computed once for each stored layer, in the encoder'
 that decodes greedily with onnxruntime alone.
 """
 
-import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     DynamicCache,
     EncoderDecoderCache,
     GenerationConfig,
@@ -34,7 +33,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from ..checkpoints import load_checkpoint
+from ..checkpoints import load_parent
 from ..decoding import DecodingArguments, TransformersEngine
 from ..layer_transfer import collapse
 from ..modeling_rs_marian import CACHE, RSMarianForConditionalGeneration, strict_forward
@@ -113,14 +112,19 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
         model: on the Hub or in a folder.
         output_dir: written to.
         quantization: `"float32"`, or `"int8"`: ONNX Runtime's dynamic quantisation.
+        revision: branch, tag or commit of the model.
+
+    Raises:
+        ValueError: as `load_parent`.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    loaded = load_checkpoint(model, revision=revision, dtype=torch.float32, attn_implementation="eager").eval()
-    config = copy.deepcopy(loaded.config)
+    loaded, tokenizer = load_parent(model, revision, dtype=torch.float32, attn_implementation="eager")
+    loaded.eval()
+    config = json.loads(loaded.config.to_json_string())
     if not isinstance(loaded, RSMarianForConditionalGeneration):
         # A Marian is an RSMarian that stores every layer.
-        sides = {f"{side}_unique_layers": getattr(config, f"{side}_layers") for side in ("encoder", "decoder")}
+        sides = {f"{side}_unique_layers": getattr(loaded.config, f"{side}_layers") for side in ("encoder", "decoder")}
         loaded = collapse(loaded, method="first", **sides).eval()
         loaded.set_attn_implementation("eager")
     inputs = _example_inputs(loaded)
@@ -130,9 +134,11 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
             exact = (folder / f"{name}.onnx").rename(folder / f"{name}.float32.onnx")
             quantize_dynamic(exact, folder / f"{name}.onnx", weight_type=QuantType.QInt8)
             exact.unlink()
-    config.to_json_file(folder / "config.json")  # without the source code that `save_pretrained` adds
+    for name in ("auto_map", "custom_pipelines"):
+        config.pop(name, None)  # they tell of source code, which is not here
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     loaded.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model, revision=revision).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _example_inputs(model: RSMarianForConditionalGeneration) -> dict[str, dict[str, torch.Tensor]]:
@@ -222,7 +228,7 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
-        """Logits of the next token, (batch, 1, vocabulary). The cache has one layer; its keys are the `past`."""
+        """Logits after each token, (batch, length, vocabulary). The cache has one layer; its keys are the `past`."""
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
         if cache is None:
@@ -233,15 +239,13 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
             past = self._empty_past(len(decoder_input_ids))
             cache.self_attention_cache.update(past, past[:, :0], 0)
         (layer,) = cache.self_attention_cache.layers
-        inputs = {
-            "input_ids": decoder_input_ids[:, -1:],
-            "attention_mask": attention_mask,
-            "source_states": encoder_outputs[0],
-            "past": layer.keys,
-        }
-        logits, present = _run(self.sessions["decoder"], inputs)
-        layer.keys, layer.values = present, present[:, :0]
-        return Seq2SeqLMOutput(logits=logits[:, None], **{CACHE: cache})
+        inputs = {"attention_mask": attention_mask, "source_states": encoder_outputs[0]}
+        logits = []
+        for token in decoder_input_ids.split(1, dim=1):  # several where a translation has to begin with them
+            found, present = _run(self.sessions["decoder"], {**inputs, "input_ids": token, "past": layer.keys})
+            layer.keys, layer.values = present, present[:, :0]
+            logits.append(found)
+        return Seq2SeqLMOutput(logits=torch.stack(logits, dim=1), **{CACHE: cache})
 
     def _empty_past(self, batch: int) -> torch.Tensor:
         heads = self.config.decoder_attention_heads

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase
+from transformers import MarianMTModel, PreTrainedTokenizerBase
 
-from ..checkpoints import load_checkpoint
+from ..checkpoints import load_parent
 from ..decoding import DecodingArguments, TransformersEngine
 from ..layer_transfer import check_rs_marian, expand
 
@@ -28,13 +28,13 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
         TypeError: not an RSMarian.
         ValueError: the model has `marian_positions`.
     """
-    loaded = load_checkpoint(model, revision=revision, dtype=torch.float32)
+    loaded, tokenizer = load_parent(model, revision, dtype=torch.float32)
     check_rs_marian(loaded)
     if loaded.config.marian_positions:
         raise ValueError(f"{model} has marian_positions, and a stock MarianMTModel that is loaded has transformers'")
     expanded = expand(loaded)
     expanded.to(getattr(torch, quantization)).save_pretrained(output_dir)
-    AutoTokenizer.from_pretrained(model, revision=revision).save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
 
 
 def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> TransformersEngine:

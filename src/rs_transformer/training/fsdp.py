@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from ..modeling_rs_marian import keep_apart
+
 EMBEDDINGS = ("get_input_embeddings", "get_output_embeddings")
 
 
@@ -38,6 +40,7 @@ def whole_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel
     with torch.device("meta"):
         copy = type(model)(model.config)  # of the class that sharding has derived from: see `FSDPModule.__new__`
     copy.load_state_dict(state, assign=True)
+    keep_apart(copy, copy.all_tied_weights_keys.keys() - model.all_tied_weights_keys.keys())
     copy.tie_weights()
     copy.generation_config = model.generation_config
     return copy.to(device).eval()

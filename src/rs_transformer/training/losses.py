@@ -13,16 +13,17 @@ def label_smoothed_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy against the label with probability 1 - epsilon and all tokens with epsilon / vocabulary size.
 
-    The padding token takes no part: it is never a label, and pulling its probability up would move Marian's start
+    The padding token takes no part: it is no target, and pulling its probability up would move Marian's start
     embedding, which must stay zero (see `PAD_LOGIT_BIAS`).
 
     Args:
         logits: `(batch, length, vocabulary)`.
-        labels: `(batch, length)`, -100 where there is none.
+        labels: `(batch, length)`, -100 or the padding token where there is none.
         epsilon: smoothing, 0 … 1.
-        pad_token_id: left out of the smoothing.
-        num_items_in_batch: divides the sum; without it the number of labels in `labels`.
+        pad_token_id: left out of the labels and of the smoothing.
+        num_items_in_batch: divides the sum; without it the number of targets in `labels`.
     """
+    labels = without_padding(labels, pad_token_id)
     loss = label_smoothed_nll(logits.float().log_softmax(dim=-1), labels, epsilon, pad_token_id)
     return loss / number_of_items(labels, num_items_in_batch)
 
@@ -31,6 +32,7 @@ def label_smoothed_nll(
     log_probs: torch.Tensor, labels: torch.Tensor, epsilon: float, pad_token_id: int | None = None
 ) -> torch.Tensor:
     """`label_smoothed_cross_entropy` from log-probabilities, summed over the labels."""
+    labels = without_padding(labels, pad_token_id)
     loss = nn.functional.nll_loss(log_probs.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
     if epsilon:
         uniform, size = log_probs.sum(dim=-1), log_probs.shape[-1]
@@ -39,6 +41,11 @@ def label_smoothed_nll(
         uniform = -uniform.masked_fill(labels == -100, 0.0).sum() / size
         loss = (1 - epsilon) * loss + epsilon * uniform
     return loss
+
+
+def without_padding(labels: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
+    """Labels with -100 in the place of the padding token, which is no target; None: there is no such token."""
+    return labels if pad_token_id is None else labels.masked_fill(labels == pad_token_id, -100)
 
 
 def number_of_items(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | int:

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, field, fields
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from ..checkpoints import bar_padding, check_tokenizer, load_checkpoint
+from ..checkpoints import bar_padding, check_tokenizer, load_checkpoint, load_config
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig
 from ..layer_transfer import depth_config
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
+from ..tokenization import vocabulary_size
 from ..utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
@@ -90,7 +91,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         config = RSMarianConfig(**config_from_tokenizer(tokenizer), **args.config_fields())
         model = RSMarianForConditionalGeneration._from_config(config, attn_implementation=args.attn_implementation)
     else:
-        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
+        config = load_config(args.model_name_or_path, args.revision)
         unknown = [name for name in args.config_fields() if not hasattr(config, name)]
         if unknown:
             raise ValueError(f"{args.model_name_or_path} is a {config.model_type} model, which has no {unknown[0]}")
@@ -124,12 +125,11 @@ def check_step_layer_norms(args: ModelArguments, config: PretrainedConfig) -> No
 
 
 def config_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The fields of a Marian configuration that follow from a `MarianTokenizer`."""
-    separate = getattr(tokenizer, "separate_vocabs", False)
+    """The fields of a Marian configuration that follow from a tokenizer, tokens that were added to it included."""
     return {
-        "vocab_size": len(tokenizer.encoder),
-        "decoder_vocab_size": len(tokenizer.target_encoder) if separate else len(tokenizer.encoder),
-        "share_encoder_decoder_embeddings": not separate,
+        "vocab_size": vocabulary_size(tokenizer, "source"),
+        "decoder_vocab_size": vocabulary_size(tokenizer, "target"),
+        "share_encoder_decoder_embeddings": not getattr(tokenizer, "separate_vocabs", False),
         "pad_token_id": tokenizer.pad_token_id,
         "decoder_start_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -42,7 +42,7 @@ from .arguments import TranslationTrainingArguments
 from .batches import SetEpochCallback, TokenBatchSampler
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
-from .losses import label_smoothed_cross_entropy, number_of_items
+from .losses import label_smoothed_cross_entropy, number_of_items, without_padding
 from .progress import LogLines, ProgressBar
 from .run_folder import (
     COMPLETE_MARKER,
@@ -186,10 +186,22 @@ class TranslationTrainer(Seq2SeqTrainer):
     ) -> torch.Tensor:
         """Label-smoothed cross-entropy in training; in evaluation the plain one, whose exp is the perplexity."""
         epsilon = self.args.label_smoothing_factor if self.model.training else 0.0
-        pad_token_id = self.processing_class.pad_token_id
         if not self.model.training:
             self._tally(outputs["logits"], labels)
-        return label_smoothed_cross_entropy(outputs["logits"], labels, epsilon, pad_token_id, num_items_in_batch)
+        return label_smoothed_cross_entropy(outputs["logits"], labels, epsilon, self.pad_token_id, num_items_in_batch)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that is no target; None where a tokenizer pads by the end of sentence, which has to be learned."""
+        tokenizer = self.processing_class
+        return None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        # What is not learned is not counted either.
+        for batch in batch_samples:
+            if "labels" in batch:
+                batch["labels"] = without_padding(batch["labels"], self.pad_token_id)
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _tally(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Count a batch of an evaluation, but not the sentences that only fill up the last batch of all processes."""
@@ -197,11 +209,10 @@ class TranslationTrainer(Seq2SeqTrainer):
         if state.end_of_dataloader and state.remainder > 0:
             rows = min(max(state.remainder - self.accelerator.process_index * rows, 0), rows)
         if rows:
-            nll = label_smoothed_cross_entropy(
-                logits[:rows], labels[:rows], 0.0, self.processing_class.pad_token_id, num_items_in_batch=1
-            )
+            labels = without_padding(labels[:rows], self.pad_token_id)
+            nll = label_smoothed_cross_entropy(logits[:rows], labels, 0.0, self.pad_token_id, num_items_in_batch=1)
             self._scored[0] += nll.item()
-            self._scored[1] += int(number_of_items(labels[:rows], None))
+            self._scored[1] += int(number_of_items(labels, None))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The labels stay here, so the model cannot know that it need not fill a cache.
