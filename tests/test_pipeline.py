@@ -9,7 +9,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertF
 from transformers.pipelines.pt_utils import KeyDataset
 
 from rs_transformer import TranslationPipeline
-from rs_transformer.pipeline_rs_marian import split_into_sentences
+from rs_transformer.pipeline_rs_marian import is_blank, split_into_sentences
 
 SENTENCES = ["a b c", "d e f g", "h i", "j k l a b"]
 BACKWARDS = ["c b a", "g f e d", "i h", "b a l k j"]
@@ -151,6 +151,39 @@ def test_sentences_end_where_a_reader_sees_them_end(line, sentences):
 
 def test_blank_text_gives_an_empty_translation(translator):
     assert texts(translator(["", " ", "a b"], batch_size=2)) == ["", "", "b a"]
+
+
+INVISIBLE = [
+    "",
+    " \t\n",
+    "\u3000\xa0",
+    "\u200b",
+    "\ufeff",
+    "\u200d\u2060",
+    "\xad",
+    "\u3164",
+    "\u2800",
+    "\ufe0f",
+    "\u202e",
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("text", INVISIBLE)
+def test_text_without_a_visible_character_is_blank_by_its_tokens(translator, text):
+    tokenizer = translator.tokenizer
+    assert is_blank(tokenizer, tokenizer(text)["input_ids"], text)
+    assert is_blank(tokenizer, tokenizer(f">>deu<< {text}")["input_ids"], f">>deu<< {text}")
+    assert not is_blank(tokenizer, tokenizer(f"{text}한")["input_ids"], f"{text}한")  # unknown, but to be seen
+
+
+def test_blank_is_judged_by_tokens_alone_where_the_text_is_not_there(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    begin, end, unknown = vocabulary["▁"], tokenizer.eos_token_id, tokenizer.unk_token_id
+    for blank in ([end], [begin, end, tokenizer.pad_token_id], torch.tensor([begin, end])):
+        assert is_blank(tokenizer, blank)
+    for shown in ([begin, unknown, end], [vocabulary["▁a"], end]):
+        assert not is_blank(tokenizer, shown)
 
 
 def test_what_is_not_text_is_refused_with_the_mend(translator):

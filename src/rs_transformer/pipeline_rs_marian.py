@@ -18,10 +18,13 @@ Self-contained: this file travels to the Hub beside the weights, as remote code.
 """
 
 import re
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
@@ -33,6 +36,44 @@ SENTENCE_END = re.compile(
 )
 ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|cf|No|e\.g|i\.e|approx)|\b[A-Z])\.$")
 LANGUAGES_WITHOUT_BLANKS = ("ja", "jpn", "zh", "zho", "cmn", "th", "tha")
+# What OPUS-MT models with several target languages have before a source.
+LANGUAGE_CODE = re.compile(r"\s*>>[^<>]*<<\s*")
+# Beside controls, formats and blanks: joiners, fillers and variation selectors, which Unicode calls marks or letters.
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+_BLANK_IDS: WeakKeyDictionary[PreTrainedTokenizerBase, frozenset[int]] = WeakKeyDictionary()
+
+
+def is_blank(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], text: str | None = None) -> bool:
+    """Whether there is nothing to translate in a source, which then has an empty translation.
+
+    Args:
+        tokenizer: the source's.
+        input_ids: of one source. It is blank if they are nothing but special tokens, codes of languages and pieces
+            without a visible character, such as the bare beginning of a word.
+        text: what they were made from, which alone says of an unknown token whether it is visible; without it, it is.
+    """
+    if text is not None:
+        code = LANGUAGE_CODE.match(text)
+        if not _is_visible(text[code.end() :] if code else text):
+            return True
+    blank = _BLANK_IDS.get(tokenizer)
+    if blank is None:
+        blank = _BLANK_IDS[tokenizer] = _blank_ids(tokenizer)
+    return all(int(index) in blank for index in input_ids)
+
+
+def _is_visible(text: str) -> bool:
+    return any(unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp", "Zs") and not INVISIBLE.match(c) for c in text)
+
+
+def _blank_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that show nothing of a source: special tokens but the unknown one, codes of languages, blank pieces."""
+    pieces = tokenizer.get_vocab().items()
+    shown_as_blank = {i for piece, i in pieces if not _is_visible(piece.strip("▁")) or LANGUAGE_CODE.fullmatch(piece)}
+    languages = getattr(tokenizer, "lang_token_to_id", {}).values()  # of M2M100, whose codes are no special tokens
+    return frozenset({*shown_as_blank, *tokenizer.all_special_ids, *languages} - {tokenizer.unk_token_id})
 
 
 def split_into_sentences(line: str) -> list[str]:
