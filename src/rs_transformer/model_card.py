@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, MarianConfig, MarianMTModel
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .layer_transfer import collapsed_config, count_parameters
 from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
+from .pipeline_rs_marian import split_code
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
@@ -84,7 +85,7 @@ def build_card(folder: str | Path, repository: str | None = None) -> ModelCard:
     datasets = {split: facts.dataset or _dataset_name(recipe, split) for split in scores}
     data = ModelCardData(
         model_name=name,
-        language=languages or None,
+        language=[split_code(language)[0] for language in languages] or None,
         license=facts.license,
         library_name="transformers",
         pipeline_tag="translation",
