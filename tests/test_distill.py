@@ -206,7 +206,8 @@ def test_reasons_to_leave_a_translation_out(source, reference, translation, reas
 
 
 def test_japanese_is_counted_in_characters():
-    assert reason_to_leave_out("s", "こんにちは世界", "ははははは世界", TargetArguments(), "ja") == "repetition"
+    for code in ("ja", "jap", "JPN", "jpn_Jpan"):
+        assert reason_to_leave_out("s", "こんにちは世界", "ははははは世界", TargetArguments(), code) == "repetition"
     assert reason_to_leave_out("s", "1万円です", "10000円です", TargetArguments(), "ja") == ""
 
 
@@ -432,7 +433,7 @@ def test_a_multilingual_teacher_starts_with_its_target_language(tmp_path):
             decoder_ffn_dim=8,
         )
     )
-    args = TeacherArguments(["m"], teacher_source_code="fr", teacher_target_code="de")
+    args = TeacherArguments(["m"], teacher_source_code="fr", teacher_target_code="deu_Latn")
     assert set_languages("m", model, tokenizer, args) == ""
     assert tokenizer("a")["input_ids"][0] == tokenizer.get_lang_id("fr")
     assert model.generation_config.forced_bos_token_id == tokenizer.get_lang_id("de")

@@ -26,11 +26,19 @@ def test_japanese_is_scored_by_words():
     scores = corpus_scores(["猫がとても好きです。"] * 3, ["猫がとても好きだ。"] * 3, "ja")
     assert "tok:ja-mecab" in scores["bleu_signature"]
     assert 0 < scores["bleu"] < 100
-    assert [bleu_tokenizer(lang) for lang in ("ja", "jpn", "zh_CN", "en", None)] == ["ja-mecab"] * 2 + [
-        "zh",
-        "13a",
-        "13a",
-    ]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "codes"),
+    {
+        "ja-mecab": "ja jpn jap JA ja-JP ja_XX jpn_Jpan jpn_Hira >>jpn<<",
+        "zh": "zh zho chi cmn zh_CN zh-TW zh-Hant-TW cmn_Hans zho_Hant ZH yue yue_Hant lzh",
+        "13a": "en ENG en_XX eng_Latn de-AT th jpn_Latn cmn_Latn mul",
+    }.items(),
+)
+def test_every_code_of_a_language_chooses_its_tokeniser(tokenizer, codes):
+    assert {code: bleu_tokenizer(code) for code in codes.split()} == dict.fromkeys(codes.split(), tokenizer)
+    assert bleu_tokenizer(None) == "13a"
 
 
 def test_bootstrap_tells_a_worse_system_from_an_equal_one():

@@ -1,11 +1,29 @@
 """pipeline("translation") with the package imported: as transformers 4 had it, for RSMarian and stock Marian."""
 
+import contextlib
+import copy
+import json
 import logging
+import shutil
+import time
 
 import pytest
 import torch
+from datasets import Dataset
 from oracle import unrolled_marian
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig, pipeline
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GenerationConfig,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    M2M100Tokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+    pipeline,
+)
 from transformers.pipelines.pt_utils import KeyDataset
 
 from rs_transformer import TranslationPipeline
@@ -18,6 +36,15 @@ BACKWARDS = ["c b a", "g f e d", "i h", "b a l k j"]
 @pytest.fixture(scope="module")
 def translator(trained):
     return pipeline("translation", model=str(trained))
+
+
+@contextlib.contextmanager
+def generate_calls(model, monkeypatch):
+    """The arguments of each call of a model's `generate`."""
+    calls, generate = [], model.generate
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "generate", lambda **given: (calls.append(given), generate(**given))[1], raising=False)
+        yield calls
 
 
 def texts(records) -> list[str]:
@@ -68,6 +95,35 @@ def test_tasks_that_name_the_languages_work_and_are_checked(trained, caplog):
         pipeline("translation_of", model=str(trained))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("translation_ja_to_en", None),
+        ("translation_jpn_to_eng", None),
+        ("translation_ja-JP_to_en-US", None),
+        ("translation_jpn_Jpan_to_eng_Latn", None),
+        ("translation_de_to_en", "asked for is de to en"),
+        ("translation_en-GB_to_jap", ValueError),
+    ],
+)
+def test_a_task_may_name_the_languages_by_any_of_their_codes(translator, warnings, name, told):
+    tokenizer = copy.copy(translator.tokenizer)
+    tokenizer.source_lang, tokenizer.target_lang = "ja", "en"
+    if told is ValueError:
+        with pytest.raises(ValueError, match=f"the model translates from ja to en, not {name}"):
+            pipeline(name, model=translator.model, tokenizer=tokenizer)
+        return
+    assert texts(pipeline(name, model=translator.model, tokenizer=tokenizer)("a b c")) == ["c b a"]
+    assert [told in record.message for record in warnings.records] == ([True] if told else [])
+
+
+def test_languages_of_a_call_are_checked_too(translator, warnings):
+    assert texts(translator("a b c", src_lang="fw", tgt_lang="bw")) == ["c b a"]
+    assert not warnings.records
+    with pytest.raises(ValueError, match="the model translates from fw to bw, not from bw to fw"):
+        translator("a b c", src_lang="bw", tgt_lang="fw")
+
+
 def test_model_and_tokenizer_objects_are_taken(trained):
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     assert texts(pipeline("translation", model=model, tokenizer=tokenizer)("a b c")) == ["c b a"]
@@ -87,6 +143,65 @@ def test_token_ids_can_be_returned(translator):
     (record,) = translator("a b c", return_tensors=True)
     ids = translator.tokenizer(text_target="c b a")["input_ids"]
     assert record["translation_token_ids"].tolist()[1:] == ids
+    (both,) = translator("a b c", return_tensors=True, return_text=True)
+    assert both["translation_text"] == "c b a"
+    assert both["translation_token_ids"].tolist()[1:] == ids
+    assert translator("a b c", return_text=True) == [{"translation_text": "c b a"}]
+    with pytest.raises(ValueError, match="return_text=False leaves nothing to return"):
+        translator("a b c", return_text=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 1.0}])
+def test_scores_are_given_when_they_are_asked_for(translator, how, batch_size):
+    asked = {**how, "batch_size": batch_size}
+    scored = translator(["a b c", "", "d e f g"], output_scores=True, **asked)
+    plain = translator(["a b c", "", "d e f g"], **asked)
+    nested = [records if isinstance(records, list) else [records] for records in scored]
+    assert [[{"translation_text": record["translation_text"]} for record in records] for records in nested] == [
+        records if isinstance(records, list) else [records] for records in plain
+    ]
+    for records, text in zip(nested, ["c b a", "", "g f e d"], strict=True):
+        best = records[0]
+        tokens = len(translator.tokenizer(text_target=text)["input_ids"]) if text else 0
+        assert len(best["token_logprobs"]) == tokens  # the end of the sentence has one
+        assert best["score"] == pytest.approx(sum(best["token_logprobs"]) / max(1, tokens), abs=1e-4)
+        assert all(record["score"] <= best["score"] for record in records)
+    (ids,) = translator.tokenizer("a b c", return_tensors="pt")["input_ids"]
+    labels = translator.tokenizer(text_target="c b a", return_tensors="pt")["input_ids"]
+    logits = translator.model(input_ids=ids[None], labels=labels).logits.log_softmax(-1)
+    expected = logits.gather(-1, labels[..., None]).flatten().tolist()
+    assert nested[0][0]["token_logprobs"] == pytest.approx(expected, abs=1e-3)
+    (record,) = translator("a b c; d e", split_sentences=lambda line: line.split("; "), return_dict_in_generate=True)
+    assert record["translation_text"] == "c b a e d"
+    assert len(record["token_logprobs"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "call", "tokens"),
+    [
+        ({"max_new_tokens": 20, "max_length": None}, {"max_length": 3}, 2),
+        ({"max_new_tokens": 20, "max_length": None}, {"generation_config": GenerationConfig(max_length=3)}, 2),
+        ({"max_length": 32}, {"max_new_tokens": 2}, 2),
+        ({"max_length": 32}, {"generation_config": GenerationConfig(max_new_tokens=2)}, 2),
+        ({"max_length": 3}, {"generation_config": GenerationConfig(num_beams=1)}, 2),
+        ({"max_length": 3}, {}, 2),
+        ({"max_length": 32}, {"max_new_tokens": 500}, 31),
+    ],
+)
+def test_the_length_that_the_caller_sets_counts(trained, checkpoint, call, tokens):
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained)
+    for name, value in {**checkpoint, "forced_eos_token_id": None, "eos_token_id": None}.items():
+        setattr(model.generation_config, name, value)
+    (record,) = pipeline("translation", model=model, tokenizer=str(trained))("a b c d", return_tensors=True, **call)
+    assert len(record["translation_token_ids"]) == tokens + 1
+
+
+def test_the_length_of_a_call_takes_the_place_of_the_pipelines(trained):
+    at_start = pipeline("translation", model=str(trained), max_new_tokens=4, forced_eos_token_id=None)
+    assert texts(at_start("a b c d e")) == ["e d c b"]
+    assert texts(at_start("a b c d e", max_length=3)) == ["e d"]
+    assert texts(at_start("a b c d e", generation_config=GenerationConfig(max_length=3, forced_eos_token_id=0)))
 
 
 def test_a_model_that_says_nothing_of_length_is_not_stopped_at_20_tokens(translator):
@@ -99,6 +214,139 @@ def test_a_model_that_says_nothing_of_length_is_not_stopped_at_20_tokens(transla
         assert len(output[0]["translation_token_ids"]) > 25
     finally:
         model.generation_config = saved
+
+
+# Several languages
+
+
+@pytest.fixture(scope="module")
+def m2m(tokenizer, tmp_path_factory):
+    """A tiny M2M100 of random weights."""
+    folder, letters = tmp_path_factory.mktemp("m2m"), list(tokenizer.get_vocab())
+    (folder / "vocab.json").write_text(
+        json.dumps({letter: i for i, letter in enumerate(dict.fromkeys(["<s>", "<pad>", *letters]))})
+    )
+    files = {"vocab_file": folder / "vocab.json", "spm_file": tokenizer.spm_files[0]}
+    languages = M2M100Tokenizer(**files, src_lang="en", model_max_length=16)
+    config = M2M100Config(
+        vocab_size=len(letters) + 120,
+        d_model=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+        encoder_attention_heads=1,
+        decoder_attention_heads=1,
+        max_position_embeddings=16,
+        pad_token_id=languages.pad_token_id,
+        eos_token_id=languages.eos_token_id,
+        decoder_start_token_id=languages.eos_token_id,
+    )
+    torch.manual_seed(0)
+    model = M2M100ForConditionalGeneration(config).eval()
+    model.generation_config.max_length = 4
+    return {"model": model, "tokenizer": languages}
+
+
+@pytest.mark.parametrize(
+    ("task", "at_start", "call", "expected"),
+    [
+        ("translation_de_to_fr", {}, {}, "de fr"),
+        ("translation_deu_Latn_to_fra_Latn", {}, {}, "de fr"),
+        ("translation", {"src_lang": "DE", "tgt_lang": "fr-CA"}, {}, "de fr"),
+        ("translation", {}, {"src_lang": "jpn", "tgt_lang": "zh_TW"}, "ja zh"),
+        ("translation_de_to_fr", {}, {"tgt_lang": "ja"}, "de ja"),
+        ("translation", {}, {"tgt_lang": "fr"}, "en fr"),
+    ],
+)
+def test_models_of_several_languages_are_told_theirs(m2m, monkeypatch, task, at_start, call, expected):
+    tokenizer, (source, target) = m2m["tokenizer"], expected.split()
+    translator = pipeline(task, **m2m, **at_start)
+    with generate_calls(m2m["model"], monkeypatch) as calls:
+        translated = translator(["a b", "c d e"], batch_size=2, return_tensors=True, **call)
+        too_long = translator("a " * 40, truncation=True, **call)
+    for given in calls:
+        assert set(given["input_ids"][:, 0].tolist()) == {tokenizer.get_lang_id(source)}
+    assert calls[1]["input_ids"].shape == (1, 16)
+    assert calls[1]["input_ids"][0, -1] == tokenizer.eos_token_id
+    for record in translated:
+        assert record["translation_token_ids"][1] == tokenizer.get_lang_id(target)
+    assert "__" not in too_long[0]["translation_text"]
+    assert tokenizer.src_lang == "en"  # as it was
+
+
+def test_models_of_several_languages_say_what_they_miss(m2m):
+    with pytest.raises(ValueError, match="translates between several languages: give src_lang and tgt_lang"):
+        pipeline("translation", **m2m)("a b")
+    with pytest.raises(ValueError, match="the model knows no language 'tlh', only af, am"):
+        pipeline("translation_de_to_tlh", **m2m)("a b")
+    of_its_own = {"forced_bos_token_id": m2m["tokenizer"].get_lang_id("fr")}
+    assert pipeline("translation", **m2m)("a b", **of_its_own)
+
+
+def test_the_prefix_of_a_task_stands_before_each_sentence(tokenizer, monkeypatch):
+    prefixes = {
+        "translation_en_to_de": {"prefix": "a b: ", "num_beams": 3, "max_length": 6},
+        "translation_en_to_fr": {"prefix": "c d: "},
+    }
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": len(tokenizer)}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.pad_token_id, "eos_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(**sizes, **ids, task_specific_params=prefixes)).eval()
+
+    def sources(task, text, **given):
+        with generate_calls(model, monkeypatch) as calls:
+            pipeline(task, model=model, tokenizer=tokenizer)(text, **given)
+        return [call["input_ids"][0].tolist() for call in calls], calls[0]
+
+    read, given = sources("translation_eng_to_deu", "e f")
+    assert read == [tokenizer("a b: e f")["input_ids"]]
+    assert (given["num_beams"], given["max_new_tokens"]) == (3, 5)
+    assert sources("translation_en_to_de", "e f", max_new_tokens=2)[1]["max_new_tokens"] == 2
+    wanted = [tokenizer(text)["input_ids"] for text in ("c d: e", "c d: f")]
+    sentences = {"split_sentences": lambda line: line.split("; ")}
+    assert sources("translation", "e; f", src_lang="en", tgt_lang="fr", **sentences)[0] == wanted
+    assert sources("translation", "c d: e; f", **sentences)[0] == wanted
+    assert texts(pipeline("translation_en_to_fr", model=model, tokenizer=tokenizer)("\u200b")) == [""]
+
+
+@pytest.fixture(scope="module")
+def several_targets(trained, tmp_path_factory):
+    """The trained model with codes of languages in its vocabulary, as OPUS-MT's of several targets have them."""
+    folder = tmp_path_factory.mktemp("several")
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"), dirs_exist_ok=True)
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    codes = dict(zip(sorted(vocabulary, key=vocabulary.get)[5:7], [">>deu<<", ">>jpn<<"], strict=True))
+    (folder / "vocab.json").write_text(json.dumps({codes.get(piece, piece): i for piece, i in vocabulary.items()}))
+    return pipeline("translation", model=str(folder), split_sentences=True)
+
+
+def test_every_sentence_has_the_code_of_its_target_language(several_targets, monkeypatch):
+    def codes_of(text, **given):
+        with generate_calls(several_targets.model, monkeypatch) as calls:
+            several_targets(text, max_new_tokens=2, **given)
+        ids = [call["input_ids"][0, 0].item() for call in calls]
+        return several_targets.tokenizer.convert_ids_to_tokens(ids)
+
+    assert codes_of(">>deu<< ab. cd! ef?") == [">>deu<<"] * 3
+    assert codes_of(">>jpn<<ab。cd。\nef\r\n >>deu<<  ab！ef") == [*[">>jpn<<"] * 3, *[">>deu<<"] * 2]
+    assert codes_of("ab. cd.", tgt_lang="de") == [">>deu<<"] * 2
+    assert codes_of("ab. cd.", src_lang="en", tgt_lang="jap") == [">>jpn<<"] * 2
+    assert codes_of(">>jpn<<ab", tgt_lang="de") == [">>jpn<<"]
+    assert texts(several_targets(">>deu<< \u200b")) == [""]
+    with pytest.raises(ValueError, match="the model has no code for the target language 'fr', only >>deu<<, >>jpn<<"):
+        several_targets("ab", tgt_lang="fr")
+
+
+def test_translations_are_joined_as_the_target_language_is_written(several_targets, translator):
+    def separators(translator, text, *target):
+        return [separator for _, separator, _ in translator._split(text, True, *target)]
+
+    text = "ab。cd。\nef？gh\r\n"
+    assert separators(translator, text) == [" ", "\n", " ", "\r\n", ""]
+    for code in ("ja", "jap", "zh_CN", "cmn_Hans", "yue"):
+        assert separators(translator, text, code) == ["", "\n", "", "\r\n", ""]
+    assert separators(several_targets, f">>jpn<< {text}") == ["", "\n", "", "\r\n", ""]
+    assert separators(several_targets, f">>deu<< {text}", "ja") == [" ", "\n", " ", "\r\n", ""]
 
 
 # Long input, odd input
@@ -117,6 +365,36 @@ def test_input_longer_than_the_model_takes_is_cut_with_a_warning_that_names_it(t
     assert "is cut to the 32 that the model takes" in warnings.text
     assert "'l k a b a b" in warnings.text
     assert "split_sentences=True" in warnings.text
+    warnings.clear()
+    translator("a b " * 30, split_sentences=True)
+    assert "no end of a sentence was found in it, give a function as split_sentences" in warnings.text
+    assert "split_sentences=True" not in warnings.text
+
+
+@pytest.mark.parametrize("truncation", [True, "only_first", "longest_first"])
+def test_input_may_be_cut_without_a_warning(translator, warnings, truncation):
+    long = "l k " + "a b " * 30
+    assert translator(long, truncation=truncation) == translator("l k " + "a b " * 14 + "a")
+    assert not warnings.records
+    assert texts(translator("a b c", truncation=truncation, max_length=40)) == ["c b a"]
+
+
+@pytest.mark.parametrize("truncation", [False, "do_not_truncate"])
+def test_input_that_is_not_to_be_cut_is_refused(translator, truncation):
+    assert texts(translator("a b c", truncation=truncation)) == ["c b a"]
+    with pytest.raises(ValueError, match=r"the input has \d+ tokens and the model takes 32"):
+        translator("a b " * 30, truncation=truncation)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r", "\u2028"])
+def test_a_text_of_several_lines_is_not_taken_for_one_sentence_without_a_warning(translator, warnings, line_end):
+    translator(f"a b{line_end}")
+    assert not warnings.records
+    assert texts(translator(f"a b{line_end}c d", split_sentences=True)) == [f"b a{line_end}d c"]
+    assert not warnings.records
+    translator(f"a b{line_end}c d")
+    assert "A text of 2 lines is translated as one sentence" in warnings.text
+    assert "split_sentences=True" in warnings.text
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -132,25 +410,75 @@ def test_long_text_is_split_into_sentences_and_joined(translator, warnings, batc
     assert not warnings.records
 
 
-@pytest.mark.parametrize(
-    ("line", "sentences"),
-    [
-        ("It rains. Does it? Yes!", ["It rains.", "Does it?", "Yes!"]),
-        ("Mr. Smith saw J. Doe, i.e. her. Then he left.", ["Mr. Smith saw J. Doe, i.e. her.", "Then he left."]),
-        ("Version 3.5 is out. Get it.", ["Version 3.5 is out.", "Get it."]),
-        ('He said "No." She left.', ['He said "No."', "She left."]),
-        ("猫が好きです。犬も好きですか？はい！", ["猫が好きです。", "犬も好きですか？", "はい！"]),
-        ("「はい。」と言った。帰った。", ["「はい。」と言った。", "帰った。"]),
-        ("no stop", ["no stop"]),
-        ("  ", []),
-    ],
-)
-def test_sentences_end_where_a_reader_sees_them_end(line, sentences):
-    assert split_into_sentences(line) == sentences
+# A stroke marks the end of each sentence but the last.
+LINES = """
+It rains. | Does it? | Yes!
+Mr. Smith saw J. Doe, i.e. her. | Then he left.
+Version 3.5 is out. | Get it.
+He said "No." | She left.
+"Really?" he asked. | “No!” | She left.
+(It is so.) | [See this.] | And that.
+No. | I don't. | No. 5 is here.
+3.14 is pi. | It is.
+e.g. this one. | And e.g. The Beatles.
+U.S. troops left. | They went home.
+He lives in the U.S. | They left. | The U.S. Army came at 5 p.m. | It was late.
+Wait... what? | No… really. | Well... | So be it . . . or not.
+See https://a.b/c?d=e.f!g and www.a.com/?x=1. | Then a!=b or a != b holds, node.js is, a@b.com too. | Yes.
+1. First do this. | 2. Then that. | It was 1999. | See Fig. 3. | It shows.
+i like cats. | you like dogs, dr. who and e.g. this.
+Apple Inc. is big. | What? | ¿Qué? | ¡Sí! | Fin.
+« Bonjour. » | Il part. | Il dit : « Non ! » puis part.
+„Hallo.“ | Danach, am 3. Oktober 1990, z.B. das. | »Ja.« | Er kam.
+Это я. | Ты кто? | А. С. Пушкин жил.
+Τι κάνεις; | Καλά. | Ναι;
+Բարեւ։ | Ինչպե՞ս ես։ | Լավ: | Այո:
+猫が好きです。|犬も好きですか？|はい！|本当!?|そうだ｡|OK!|次です。
+「はい。」と言った。|「え？」|「帰ろう。」と帰った。
+（以上。）|次に【終わり。】|３．１４です。|値は３．|次に進む．|１．はじめに
+你好！|我是小明。|3.14是圆周率。|“是！”|“不是。”他说。|https://a.b/c?d=中文。
+안녕하세요. | 저는 학생입니다! | 네?
+यह एक है। | यह दो है।|यह तीन है॥ | चार?
+এটা এক। | দুই কি? | হ্যাঁ!
+هل هذا؟ | نعم. | لا! | رأى د. أحمد ذلك.
+یہ ہے۔ | وہ ہے؟|ہاں!
+ሰላም። | እንዴት ነህ፧ | ደህና፡፡ | አዎ።|ጥሩ።
+မင်္ဂလာပါ။ | နေကောင်းလား၊ ဟုတ်ကဲ့။|ကောင်းပါတယ်။
+សួស្តី។ | អ្នកសុខសប្បាយទេ? | បាទ៕
+བཀྲ་ཤིས། | བདེ་ལེགས།
+no stop
+"""
+
+
+@pytest.mark.parametrize("line", LINES.strip().split("\n"))
+def test_sentences_end_where_a_reader_sees_them_end(line):
+    sentences = [sentence.strip() for sentence in line.split("|")]
+    assert split_into_sentences(line.replace("|", "").replace("  ", " ")) == sentences
+
+
+def test_nothing_is_no_sentence():
+    assert split_into_sentences("  ") == split_into_sentences("") == []
+
+
+@pytest.mark.parametrize("part", ["A. ", "a.b ", "Hello you. ", "。", ". ", '."', "! 1. ", "a!日", "「", " "])
+def test_the_time_of_splitting_grows_as_the_text_does(part):
+    start = time.process_time()
+    sentences = split_into_sentences(part * (180_000 // len(part)))
+    assert time.process_time() - start < 5  # minutes, where it grows with the square
+    assert "".join(sentences).replace(" ", "") == (part * (180_000 // len(part))).replace(" ", "")
+
+
+@pytest.mark.parametrize("split", ["yes", lambda line: "a b"])
+def test_what_cannot_split_is_refused(translator, split):
+    with pytest.raises(ValueError, match="split_sentences must"):
+        translator("a b", split_sentences=split)
 
 
 def test_blank_text_gives_an_empty_translation(translator):
-    assert texts(translator(["", " ", "a b"], batch_size=2)) == ["", "", "b a"]
+    assert texts(translator(["", " ", "\u200b", "a b"], batch_size=3)) == ["", "", "", "b a"]
+    (record,) = translator("\ufeff", return_tensors=True)
+    assert record["translation_token_ids"].tolist() == []
+    assert texts(translator("a b\n\u200b\nc d", split_sentences=True)) == ["b a\n\nd c"]
 
 
 INVISIBLE = [
@@ -184,6 +512,16 @@ def test_blank_is_judged_by_tokens_alone_where_the_text_is_not_there(tokenizer):
         assert is_blank(tokenizer, blank)
     for shown in ([begin, unknown, end], [vocabulary["▁a"], end]):
         assert not is_blank(tokenizer, shown)
+
+
+def test_nothing_gives_nothing(translator):
+    for nothing in ([], (), KeyDataset([], "text"), (text for text in ())):
+        assert list(translator(nothing)) == []
+
+
+def test_a_tuple_and_a_column_of_a_dataset_are_lists(translator):
+    column = Dataset.from_dict({"text": SENTENCES})["text"]
+    assert texts(translator(column, batch_size=2)) == texts(translator(tuple(SENTENCES))) == BACKWARDS
 
 
 def test_what_is_not_text_is_refused_with_the_mend(translator):

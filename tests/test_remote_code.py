@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run, write_hub_cache
+from conftest import COMMIT, ROOT, run, write_hub_cache
 from forked import fork
 from oracle import batch, rs_model
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 WITHOUT_PACKAGE = "import sys; sys.modules['rs_transformer'] = None\n"
 WITH_PACKAGE = "import rs_transformer\n"
@@ -27,7 +28,7 @@ print("model", tokenizer.decode(output[0], skip_special_tokens=True))
 print("shallow", AutoModelForSeq2SeqLM.from_pretrained(name, decoder_layers=1, **options).config.decoder_layer_map)
 translator = pipeline("translation", model=name, **options)
 print("pipeline", translator(["a b c", "d e f"], batch_size=2))
-print("named task", pipeline("translation_fw_to_bw", model=name, **options)("g h i j", num_beams=2))
+print("named task", pipeline("translation_fw-GB_to_bw", model=name, **options)("g h i j", num_beams=2))
 translator.save_pretrained(folder)
 """
 
@@ -95,6 +96,35 @@ def test_hub_name_loads_from_the_cache_with_the_network_off(hub_name, tmp_path, 
     assert load(prelude, hub_name, tmp_path / "saved", tmp_path, options) == expected(origin)
     assert (tmp_path / "saved" / "pipeline_rs_marian.py").is_file()
     assert hub_name not in (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_loaded_at_a_revision_is_saved_with_the_source_of_that_revision(folder, tmp_path, monkeypatch, there):
+    """The pipeline's file has not been fetched when a model alone is loaded; `main` may have another by now."""
+    hub_cache = write_hub_cache(folder, tmp_path / "hub", "org/rs-marian-fw-bw")
+    repository = hub_cache / "models--org--rs-marian-fw-bw"
+    newer = COMMIT[::-1]
+    shutil.copytree(repository / "snapshots" / COMMIT, repository / "snapshots" / newer, symlinks=True)
+    for name in ("configuration", "modeling", "pipeline"):
+        file = repository / "snapshots" / newer / f"{name}_rs_marian.py"
+        text = file.read_text()
+        file.unlink()
+        file.write_text(f"{text}\n# newer\n")
+    (repository / "refs" / "main").write_text(newer)
+    if not there:
+        (repository / "snapshots" / COMMIT / "pipeline_rs_marian.py").unlink()
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(hub_cache))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    reference, name = "configuration_rs_marian.RSMarianConfig", "org/rs-marian-fw-bw"
+    config_class = get_class_from_dynamic_module(reference, name, revision=COMMIT, cache_dir=str(hub_cache))
+    config = config_class.from_pretrained(name, name_or_path=name, revision=COMMIT, cache_dir=str(hub_cache))
+    config.save_pretrained(tmp_path / "saved")
+    saved = sorted(file.name for file in (tmp_path / "saved").glob("*.py"))
+    assert saved == [f"{name}_rs_marian.py" for name in ("configuration", "modeling", "pipeline")[: 3 if there else 2]]
+    for name in saved:
+        assert (tmp_path / "saved" / name).read_text() == (ROOT / "src" / "rs_transformer" / name).read_text()
+    config_class().save_pretrained(tmp_path / "from nowhere")
+    assert (tmp_path / "from nowhere" / "config.json").is_file()
 
 
 def test_every_option_of_depth_computes_the_same_where_the_package_cannot_be_imported(tmp_path):

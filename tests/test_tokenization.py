@@ -1,5 +1,6 @@
 """SentencePiece training to MarianTokenizer folders, and texts to ids."""
 
+import copy
 import json
 import math
 
@@ -10,7 +11,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
 from rs_transformer.corpus import CorpusArguments, PairFilter, encode_pairs, load_split
 from rs_transformer.decoding import DecodingArguments
-from rs_transformer.tokenization import TokenizerArguments, encode, train_tokenizer
+from rs_transformer.pipeline_rs_marian import find_language, is_written_without_blanks, same_language, split_code
+from rs_transformer.tokenization import TokenizerArguments, check_language_pair, encode, train_tokenizer
 from rs_transformer.training.model import ModelArguments, build_model
 
 EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
@@ -141,6 +143,63 @@ def test_an_unknown_kind_of_vocabulary_is_refused(tmp_path):
 def test_an_empty_corpus_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no SentencePiece model of the ja side"):
         train_tokenizer(["", " "], ["", ""], tmp_path, **LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("code", "parts"),
+    [
+        ("ja", ("ja", "", "")),
+        ("JPN", ("ja", "", "")),
+        ("jap", ("ja", "", "")),
+        ("ja_XX", ("ja", "", "")),
+        ("jpn_Jpan", ("ja", "jpan", "")),
+        ("zh-Hant-HK", ("zh", "hant", "hk")),
+        ("zh_CN", ("zh", "hans", "cn")),
+        ("cmn_Hans", ("zh", "hans", "")),
+        (">>sr_Latn<<", ("sr", "latn", "")),
+        ("__ger__", ("de", "", "")),
+        ("es-419", ("es", "", "419")),
+        ("nob", ("no", "", "")),
+        ("arb_Arab", ("ar", "arab", "")),
+        ("ckb", ("ckb", "", "")),
+        ("mul", ("mul", "", "")),
+        (None, ("", "", "")),
+    ],
+)
+def test_codes_of_all_standards_are_read(code, parts):
+    assert split_code(code) == parts
+
+
+def test_codes_are_compared_by_the_language_and_the_script_they_stand_for():
+    assert same_language("ja", "jpn_Jpan") and same_language("pt_BR", "por")  # noqa: PT018
+    assert not same_language("zh_TW", "zho_Hans") and not same_language("nn", "nb")  # noqa: PT018
+    nllb = ["eng_Latn", "zho_Hans", "zho_Hant", "nob_Latn", "srp_Cyrl"]
+    asked = {
+        "zh": "zho_Hans",
+        "zh-TW": "zho_Hant",
+        "cmn_Hant": "zho_Hant",
+        "no": "nob_Latn",
+        "sr_Latn": None,
+        "fr": None,
+    }
+    assert {code: find_language(code, nllb) for code in asked} == asked
+    assert find_language("pt_PT", ["pt", "pt_BR", "pt_PT"]) == "pt_PT"
+
+
+def test_languages_without_blanks_are_known_by_each_of_their_codes():
+    for code in ("ja", "JPN", "jap", "jpn_Jpan", "zh_CN", "zh-Hant-TW", "cmn", "yue", "tha", "th_TH", "lao", "my_MM"):
+        assert is_written_without_blanks(code)
+    assert not any(map(is_written_without_blanks, ("en", "ko", "vi", "jpn_Latn", "mul", "", None)))
+
+
+@pytest.mark.parametrize(("source", "target"), [("en", "ja"), ("eng_Latn", "jpn_Jpan"), ("EN-us", "jap")])
+def test_a_model_of_the_other_direction_is_refused_in_whichever_codes(tokenizer, source, target):
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.source_lang, tokenizer.target_lang = "jpn", "eng"
+    with pytest.raises(ValueError, match=f"the model translates from jpn to eng, not from {source} to {target}"):
+        check_language_pair(tokenizer, source, target)
+    check_language_pair(tokenizer, target, source)
+    check_language_pair(tokenizer, None, None)
 
 
 def test_a_foreign_tokenizer_is_refused_for_a_checkpoint(tmp_path, trained):

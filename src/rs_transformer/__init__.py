@@ -3,23 +3,21 @@
 Importing the package registers configuration, model, tokenizer and translation pipeline with transformers.
 """
 
-import re
-
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipelines
 
 from .configuration_rs_marian import RSMarianConfig
 from .layer_transfer import collapse, expand, with_depth
 from .modeling_rs_marian import RSMarianForConditionalGeneration, RSMarianModel
-from .pipeline_rs_marian import TranslationPipeline
+from .pipeline_rs_marian import NAMED_TASK, TranslationPipeline
 
 __version__ = "0.1.0"
 
 
 class _TaskAliases(dict):
-    """The registry's aliases, with `translation_ja_to_en` and its like for `translation`."""
+    """The registry's aliases, with `translation_ja_to_en`, `translation_ja-JP_to_en-US` and such for `translation`."""
 
     def __contains__(self, task: object) -> bool:
-        return super().__contains__(task) or re.fullmatch(r"translation_\w+_to_\w+", str(task)) is not None
+        return super().__contains__(task) or NAMED_TASK.fullmatch(str(task)) is not None
 
     def __missing__(self, task: str) -> str:
         return "translation"

@@ -101,7 +101,7 @@ class TranslationTasks(dict):
 
     @staticmethod
     def _plain(task: object) -> object:
-        return "translation" if re.fullmatch(r"translation_\w+_to_\w+", str(task)) else task
+        return "translation" if re.fullmatch(r"translation_[\w-]+_to_[\w-]+", str(task)) else task
 
 
 @strict
@@ -253,10 +253,13 @@ class RSMarianConfig(MarianConfig):
         for name in REMOTE_CODE_FILES:
             source = Path(__file__).with_name(name)
             if not source.is_file():
-                # Loaded as remote code, of which transformers fetches only what it has been asked for so far.
+                # Loaded as remote code, of which transformers fetches only what it has been asked for so far. It keeps
+                # what is from the Hub by commit, and the rest has to be of the same.
+                commit = Path(__file__).parent.name
+                revision = commit if re.fullmatch("[0-9a-f]{40}", commit) else None
                 try:
-                    source = cached_file(self._name_or_path, name)
-                except OSError as error:  # the weights are worth more than this file
+                    source = cached_file(self._name_or_path, name, revision=revision)
+                except (OSError, ValueError) as error:  # the weights are worth more than this file
                     logger.warning(f"{folder} is saved without {name}, which was not found: {error}")
                     continue
             if Path(source).resolve() != (folder / name).resolve():

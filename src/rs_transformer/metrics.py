@@ -6,13 +6,20 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-# What sacreBLEU's default tokeniser cannot split: languages written without blanks.
-BLEU_TOKENIZERS = {"ja": "ja-mecab", "jpn": "ja-mecab", "zh": "zh", "zho": "zh", "cmn": "zh"}
+from .pipeline_rs_marian import is_written_without_blanks, split_code
+
+# What sacreBLEU's default tokeniser cannot split: Japanese and the languages of China, in their own scripts.
+BLEU_TOKENIZERS = {"ja": "ja-mecab", **dict.fromkeys(("zh", "yue", "wuu", "gan", "hak", "hsn", "lzh"), "zh")}
 
 
 def bleu_tokenizer(target_lang: str | None) -> str:
-    """The sacreBLEU tokeniser for a target language: `ja-mecab` for Japanese, `zh` for Chinese, else `13a`."""
-    return BLEU_TOKENIZERS.get(str(target_lang).replace("_", "-").split("-")[0], "13a")
+    """The sacreBLEU tokeniser for a target language: `ja-mecab` for Japanese, `zh` for Chinese, else `13a`.
+
+    The language may be named by any of its codes: `ja`, `jpn_Jpan`, `jap`, `zh_CN`, `cmn_Hans`, `yue`.
+    """
+    if not is_written_without_blanks(target_lang):
+        return "13a"
+    return BLEU_TOKENIZERS.get(split_code(target_lang)[0], "13a")
 
 
 def corpus_scores(

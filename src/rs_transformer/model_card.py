@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .layer_transfer import collapsed_config, count_parameters
 from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
+from .pipeline_rs_marian import split_code
 from .training.run_folder import RUN_RECORD, resumed_lines, weights_digest
 from .utils.files import atomic_file
 from .utils.tables import markdown_table
@@ -110,7 +111,7 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
     tags = ["translation", "marian", *(["recurrent-stacking"] if shared else []), *facts.tags]
     data = ModelCardData(
         model_name=name,
-        language=languages or None,
+        language=[split_code(language)[0] for language in languages] or None,
         license=facts.license,
         library_name="transformers",
         pipeline_tag="translation",

@@ -10,6 +10,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
+from .pipeline_rs_marian import is_reversed
 from .utils.ranges import check_range
 
 VOCABULARIES = ("merged", "joint", "separate")
@@ -168,9 +169,9 @@ def train_tokenizer(
 
 
 def check_language_pair(tokenizer: PreTrainedTokenizerBase, source_lang: str, target_lang: str) -> None:
-    """Raise `ValueError` if a tokenizer says that its model translates the other way round."""
+    """Raise `ValueError` if a tokenizer says that its model translates the other way round, in whichever codes."""
     known = (getattr(tokenizer, "source_lang", None), getattr(tokenizer, "target_lang", None))
-    if known == (target_lang, source_lang):
+    if is_reversed(known, source_lang, target_lang):
         raise ValueError(
             f"the model translates from {known[0]} to {known[1]}, not from {source_lang} to {target_lang}: exchange "
             "source_lang and target_lang, or choose another model"

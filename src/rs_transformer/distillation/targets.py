@@ -21,6 +21,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from transformers.utils import logging
 
 from ..metrics import bleu_tokenizer
+from ..pipeline_rs_marian import is_written_without_blanks
 from ..utils.files import atomic_file
 from ..utils.map_shards import METADATA_KEY, check_settings, read_record
 
@@ -30,7 +31,6 @@ TARGETS = ("best", "closest", "reference")
 SIMILARITIES = ("bleu", "chrf")
 NGRAM_ORDER = 4
 TARGETS_SCHEMA = pa.schema({"source": pa.string(), "target": pa.string(), "origin": pa.string()})
-WITHOUT_BLANKS = {"ja", "jpn", "zh", "zho", "cmn", "yue", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}
 
 
 @dataclass
@@ -79,7 +79,7 @@ class TargetArguments:
 
 def words(text: str, target_lang: str | None) -> list[str]:
     """What repetition and length are counted in: words; in languages without blanks characters, and numbers as one."""
-    if str(target_lang).replace("_", "-").split("-")[0] in WITHOUT_BLANKS:
+    if is_written_without_blanks(target_lang):
         return re.findall(r"\d+|\S", text)
     return text.split()
 

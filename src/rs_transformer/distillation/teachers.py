@@ -19,6 +19,7 @@ from ..checkpoints import bar_padding, commit_of, load_config, load_translator, 
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments
 from ..ensemble import EnsembleForSeq2SeqLM
+from ..pipeline_rs_marian import find_language, known_languages
 from ..tokenization import check_language_pair, same_vocabulary
 
 logger = logging.get_logger(__name__)
@@ -174,35 +175,25 @@ def set_languages(
     codes = (args.teacher_source_code, args.teacher_target_code)
     marian = list(getattr(tokenizer, "supported_language_codes", None) or [])
     if marian:
-        wanted = f">>{codes[1]}<<"
-        if wanted not in marian:
+        wanted = find_language(codes[1], marian)
+        if wanted is None:
             known = ", ".join(code.strip("<>") for code in marian[:20])
             raise ValueError(f"{name} has several target languages: give teacher_target_code, one of {known} …")
         return f"{wanted} "
     if hasattr(tokenizer, "src_lang"):
         if None in codes:
             raise ValueError(f"{name} is multilingual: give teacher_source_code and teacher_target_code")
-        ids = [_language_id(tokenizer, code) for code in codes]
-        if None in ids:
-            raise ValueError(f"{name} knows no language {codes[ids.index(None)]!r}")
-        tokenizer.src_lang = codes[0]
-        model.generation_config.forced_bos_token_id = ids[1]
+        source, target = (find_language(code, known_languages(tokenizer)) for code in codes)
+        if None in (source, target):
+            raise ValueError(f"{name} knows no language {codes[0 if source is None else 1]!r}")
+        tokenizer.src_lang = source
+        # The tokens of M2M100 are not the codes themselves.
+        token_id = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)
+        model.generation_config.forced_bos_token_id = token_id(target)
         return ""
     if codes != (None, None):
         raise ValueError(f"{name} is not multilingual: leave teacher_source_code and teacher_target_code out")
     return ""
-
-
-def _language_id(tokenizer: PreTrainedTokenizerBase, code: str) -> int | None:
-    """The token that stands for a language, None for an unknown one."""
-    if hasattr(tokenizer, "get_lang_id"):  # M2M100, whose tokens are not the codes themselves
-        try:
-            return tokenizer.get_lang_id(code)
-        except KeyError:
-            return None
-    token = tokenizer.convert_tokens_to_ids(code)
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
-    return token if token in special else None  # and no subword of that spelling
 
 
 def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:
