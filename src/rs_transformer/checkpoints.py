@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import LogRecord
 from pathlib import Path
@@ -19,13 +19,21 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     MarianMTModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 from transformers.utils.hub import extract_commit_hash, has_file
 
 from .configuration_rs_marian import SIDES
@@ -35,6 +43,7 @@ from .tokenization import vocabulary_size
 Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 MODEL_TYPES = ("marian", "rs_marian")
 SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+BIAS = "final_logits_bias"
 
 
 def load_translator(name_or_path: str, revision: str = "main", **options: Any) -> Translator:
@@ -73,15 +82,14 @@ def load_with_tokenizer(name_or_path: str, revision: str = "main", **options: An
     Raises:
         ValueError, OSError: as `load_checkpoint`; or no tokenizer, or one that does not belong to the model.
     """
-    load_config(name_or_path, revision)  # a folder without a model is not to be told that it has no tokenizer
-    tokenizer = load_tokenizer(name_or_path, revision)
     model = load_checkpoint(name_or_path, revision=revision, **options)
+    tokenizer = load_tokenizer(name_or_path, revision)
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 
 
-def load_config(name_or_path: str, revision: str = "main", **options: Any) -> PretrainedConfig:
-    """A checkpoint's configuration.
+def load_config(name_or_path: str, revision: str = "main") -> PretrainedConfig:
+    """A checkpoint's configuration, as it is stored.
 
     Raises:
         ValueError: a folder without a model, or a configuration that cannot be used.
@@ -93,10 +101,12 @@ def load_config(name_or_path: str, revision: str = "main", **options: Any) -> Pr
     try:
         if not folder.is_dir():
             validate_repo_id(str(name_or_path))
-        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False, **options)
+        elif (folder / GENERATION_CONFIG_NAME).is_file():
+            GenerationConfig.from_pretrained(folder)  # a model loads without it, and decodes otherwise
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except OSError as error:
         if folder.is_dir():
-            raise ValueError(f"{CONFIG_NAME} of {name_or_path} cannot be read: {first_line(error)}") from error
+            raise ValueError(f"{name_or_path} cannot be used: {first_line(error)}") from error
         raise OSError(
             f"there is no folder {str(name_or_path)!r}, and the Hub does not give it at revision {revision!r}: "
             f"{first_line(error)}"
@@ -173,8 +183,11 @@ def load_checkpoint(
             f"the weights of {name_or_path} are missing, truncated or damaged ({first_line(error)})"
         ) from error
     if getattr(model.config, "quantization_config", None) is None:
-        _check_names(name_or_path, config, info)
-        _check_values(name_or_path, model, set() if stored is None else _integers(name_or_path, revision, stored))
+        types = {} if stored is None else _stored_types(name_or_path, revision, stored)
+        # To transformers Marian's bias may be missing; it is always saved, and the model is another without it.
+        lost = {BIAS} if isinstance(model, MarianMTModel) and types and BIAS not in types else set()
+        _check_names(name_or_path, config, {**info, "missing_keys": lost | set(info["missing_keys"])})
+        _check_values(name_or_path, model, types)
     # What the file has twice stays apart: stock models forget it at the next `tie_weights`.
     ties = model.get_expanded_tied_weights_keys(all_submodels=True)
     keep_apart(model, ties.keys() - model.all_tied_weights_keys.keys())
@@ -230,30 +243,29 @@ def _check_names(name_or_path: str, config: PretrainedConfig, info: dict[str, An
         raise ValueError(f"by its config.json {name_or_path} has no use for some of its weights: {_some(unexpected)}")
 
 
-def _check_values(name_or_path: str, model: PreTrainedModel, integers: set[str]) -> None:
-    """Raise `ValueError` for weights that are integers in the file, NaN or infinite."""
+def _check_values(name_or_path: str, model: PreTrainedModel, types: Mapping[str, str]) -> None:
+    """Raise `ValueError` for weights that are integers in the file, whose types are given, NaN or infinite."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    if strange := tensors.keys() & integers:
+    if strange := [name for name in tensors if not types.get(name, "F").startswith(("F", "BF"))]:
         raise ValueError(f"the weights of {name_or_path} must be floating-point numbers, and {_some(strange)} are not")
     for name, tensor in tensors.items():
-        if name.endswith("final_logits_bias"):
+        if name == BIAS:
             tensor = tensor.clamp(min=0)  # minus infinity bars a token
         if not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(f"the weights of {name_or_path} must be finite, and {name} has NaN or inf")
 
 
-def _integers(name_or_path: str, revision: str, stored: str) -> set[str]:
-    """The tensors that are no floating-point numbers in safetensors files; loaded, they are."""
+def _stored_types(name_or_path: str, revision: str, stored: str) -> dict[str, str]:
+    """The tensors of safetensors files and their types there; loading makes all of them floating-point numbers."""
     files = [stored]
     if stored == SAFE_WEIGHTS_INDEX_NAME:
         index = Path(cached_file(name_or_path, stored, revision=revision))
         files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    names = set()
+    types = {}
     for file in files:
         with safe_open(cached_file(name_or_path, file, revision=revision), "pt") as opened:
-            types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (not a dict)
-            names |= {name for name, dtype in types.items() if not dtype.startswith(("F", "BF"))}
-    return names
+            types |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    return types
 
 
 def _some(names: Iterable[str]) -> str:
@@ -264,7 +276,8 @@ def _some(names: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says, as one line; theirs go on with advice for their own options."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first
 
 
 def commit_of(name_or_path: str, revision: str) -> str | None:

@@ -240,7 +240,8 @@ def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> R
             raise ValueError(f"{npz} has {name} {found!r}; only {expected!r} can be read")
     if not options.get("tied-embeddings-all") and not options.get("tied-embeddings"):
         raise ValueError(f"{npz} has neither tied-embeddings-all nor tied-embeddings: the output has other weights")
-    embeddings = [tensors.get("Wemb", tensors.get(f"{side}_Wemb")) for side in SIDES]
+    embeddings = [tensors.get("Wemb", tensors.get(f"{side}_Wemb", ())) for side in SIDES]
+    _check_tensors(npz, tensors, options, [len(embedding) for embedding in embeddings])
     if len(embeddings[0]) != len(embeddings[1]):
         raise ValueError(f"{npz} has vocabularies of different sizes ({len(embeddings[0])}, {len(embeddings[1])})")
     # The ids that Marian's entries have here: padding and gaps in the tokenizer's ids lie between them.
@@ -277,7 +278,7 @@ def read(npz: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> R
 
 
 def _load(npz: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and options of a model's file, all of it read: the engine would end this process at a damaged one.
+    """Tensors and options of a model's file, all of it read.
 
     Raises:
         ValueError: there is no such file, or it is cut or damaged, or no model of Marian's.
@@ -290,6 +291,37 @@ def _load(npz: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if CONFIG_KEY not in tensors:
         raise ValueError(f"{npz} is no model of Marian's: it has no {CONFIG_KEY}")
     return tensors, yaml.safe_load(tensors[CONFIG_KEY].tobytes().decode().rstrip("\0"))
+
+
+def _check_tensors(
+    npz: str | Path, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any], entries: Sequence[int]
+) -> None:
+    """Raise `ValueError` unless a model's file has the tensors that its options ask for, in their shapes.
+
+    Args:
+        entries: of the vocabularies of source and target.
+    """
+    width = options["dim-emb"]
+    shapes = {f"{side}_Wemb": (size, width) for side, size in zip(SIDES, entries, strict=True)}
+    if "Wemb" in tensors:
+        shapes = {"Wemb": (entries[1], width)}
+    shapes["decoder_ff_logit_out_b"] = (1, entries[1])
+    inner = options["transformer-dim-ffn"]
+    depths = {"encoder": options["enc-depth"], "decoder": options["dec-depth"]}
+    for side, depth in depths.items():
+        if side == "decoder":
+            inner = options.get("transformer-decoder-dim-ffn") or inner
+        wide = {"ffn_W1": (width, inner), "ffn_b1": (1, inner), "ffn_W2": (inner, width)}
+        numbers = (side == "decoder" and options.get("transformer-tied-layers")) or range(1, depth + 1)
+        for number in set(numbers):
+            for name in _layer_names(side).values():
+                square = (width if re.fullmatch(r"\w+_W[qkvo]", name) else 1, width)
+                shapes[f"{side}_l{number}_{name}"] = wide.get(name, square)
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise ValueError(f"{npz} lacks {name}: convert its model again")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{npz} has {name} in the shape {tensors[name].shape}, which must be {shape}")
 
 
 def _layers(
@@ -385,6 +417,14 @@ def convert_tokenizer(
     return tokenizer
 
 
+def _vocabulary_files(folder: Path) -> list[Path]:
+    """The vocabularies of a folder that `convert` has written, of source and target."""
+    try:
+        return [folder / file for file in yaml.safe_load((folder / "decoder.yml").read_text("utf-8"))["vocabs"]]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder} has no decoder.yml that can be read: convert its model again") from error
+
+
 class MarianDecoder:
     """Decoding by Marian's engine on one CPU thread, from a folder that `convert` has written.
 
@@ -405,12 +445,12 @@ class MarianDecoder:
         # The engine cuts its options at spaces, and would end this process.
         if re.search(r"\s", str(folder)):
             raise ValueError(f"Marian's engine takes no path with a space: {folder}; rename or move the folder")
-        settings = folder / "decoder.yml"
-        if not settings.is_file():
-            raise ValueError(f"{folder} has no decoder.yml: convert its model again")
-        files = [folder / file for file in yaml.safe_load(settings.read_text("utf-8"))["vocabs"]]
+        files = _vocabulary_files(folder)
         check_vocabulary(folder, tokenizer, *(list(_read_vocabulary(file)) for file in files))
-        _load(folder / "model.npz")
+        # The engine would end this process at what does not fit.
+        tensors, options = _load(folder / "model.npz")
+        entries = [len(vocabulary(tokenizer, side)) for side in ("source", "target")]
+        _check_tensors(folder / "model.npz", tensors, options, entries)
         self.tokenizer, self.decoding = tokenizer, decoding
         self.entries = vocabulary(tokenizer, "target")
         self.engine = _pymarian().Translator(
