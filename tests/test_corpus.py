@@ -136,6 +136,7 @@ def test_the_first_pairs_are_those_of_all_files_together(tmp_path):
         ({"a.csv": "ja,en\na,b\n", "a.tsv": "ja\ten\na\tb\n"}, "files of one type, or two plain-text files"),
         ({"a.txt": "一\n"}, "or two plain-text files"),
         ({"a.en": "one\n", "a.ja": "一\n"}, r"takes the source first, which is ja: exchange .*a\.en and .*a\.ja"),
+        ({"a.en.txt": "one\n", "a.ja.txt": "one\n"}, "takes the source first"),
         ({"a.txt": "one\n", "b.txt": "一\n"}, "look exchanged: what should be ja is 'one', what should be en is '一'"),
         ({"a.jsonl": '{"ja": "one", "en": "一"}\n'}, "source and target of the train split look exchanged"),
         ({"a.csv": ""}, r"a\.csv is empty"),
@@ -252,8 +253,8 @@ def test_pairs_are_left_out_for_a_reason(pair, reason):
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
 def test_left_out_pairs_are_counted_in_the_log(tokenizer, tmp_path, said, streaming):
-    pairs = [("a b", "b a"), ("", "a"), ("a", ""), ("a " * 30, "a"), ("a b c d e f g h", "a")]
-    pairs += [("c d", "d c")] * 5
+    pairs = [("a b", "b a"), ("a", ""), ("a " * 30, "a"), ("a b c d e f g h", "a")]
+    pairs += [*[("c d", "d c")] * 5, ("", "a")]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps({"ja": ja, "en": en}) + "\n" for ja, en in pairs))
     args = arguments(train_file=[str(file)], max_source_length=20, max_length_ratio=3)

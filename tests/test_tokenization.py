@@ -44,12 +44,12 @@ def test_both_sides_survive_encoding_and_decoding_after_loading(tmp_path, vocabu
 
 @pytest.fixture
 def multilingual(tokenizer, tmp_path) -> MarianTokenizer:
-    """The tokenizer of the reverse task with the code >>ba<< in its vocabulary and the token <t> added."""
+    """The tokenizer of the reverse task with the code >>ba<< in its vocabulary, and a code and another token added."""
     tokenizer.save_pretrained(tmp_path)
     entries = tokenizer.encoder | {">>ba<<": tokenizer.pad_token_id, "<pad>": len(tokenizer.encoder)}
     (tmp_path / "vocab.json").write_text(json.dumps(entries))
     loaded = MarianTokenizer(*(str(tmp_path / name) for name in ("source.spm", "target.spm", "vocab.json")))
-    loaded.add_tokens(["<t>"])
+    loaded.add_tokens(["<t>", ">>ab<<"])
     return loaded
 
 
@@ -63,6 +63,7 @@ def multilingual(tokenizer, tmp_path) -> MarianTokenizer:
         ("a<unk>b", "▁a <unk> k <unk> b", "▁a <unk> k <unk> b"),
         (">>ba<< a", ">>ba<< ▁a", "▁ <unk> b a <unk> ▁a"),
         ("a >>ba<< b", "▁a ▁ <unk> b a <unk> ▁b", "▁a ▁ <unk> b a <unk> ▁b"),
+        (">>ab<< a >>ab<<", ">>ab<< ▁a ▁ <unk> a b <unk>", "▁ <unk> a b <unk> ▁a ▁ <unk> a b <unk>"),
         (">>ba<< a</s>", ">>ba<< ▁a <unk>", "▁ <unk> b a <unk> ▁a <unk>"),
         (">> a << b", "▁ <unk> ▁a ▁ <unk> ▁b", "▁ <unk> ▁a ▁ <unk> ▁b"),
         ("<t> a", "<t> ▁a", "<t> ▁a"),

@@ -136,11 +136,6 @@ class CorpusArguments:
         if self.source_column is not None and self.source_column == self.target_column:
             raise ValueError(f"source_column and target_column are both {self.source_column!r}; name two columns")
 
-    @property
-    def length_bounds(self) -> tuple[int, int]:
-        """The longest source and target in tokens."""
-        return self.max_source_length, self.max_target_length
-
     def files(self, split: str) -> list[str] | None:
         return getattr(self, f"{split}_file")
 
@@ -223,8 +218,10 @@ def _check_files(files: list[str], args: CorpusArguments, split: str) -> None:
             f"of them gzipped (.gz) or not; got {' '.join(files)}"
         )
     if forms == {""}:
-        endings = tuple(Path(file.removesuffix(".gz")).suffix.removeprefix(".") for file in files)
-        if endings == (args.target_lang, args.source_lang):
+        # Of the two languages, each name has the other one's: corpus.en corpus.ja, or train.en.txt train.ja.txt.
+        languages = (args.source_lang, args.target_lang)
+        named = [[lang for lang in languages if lang in Path(file).name.split(".")] for file in files]
+        if named == [[args.target_lang], [args.source_lang]]:
             raise ValueError(
                 f"{split}_file takes the source first, which is {args.source_lang}: exchange {' and '.join(files)}"
             )
@@ -240,20 +237,22 @@ def _read_files(files: list[str], args: CorpusArguments, streaming: bool, limit:
             raise ValueError(f"{files[0]} is empty")
         columns = text_columns(names, args, where=files[0])
         groups = [(file,) for file in files]
-    if next(_read_pairs(groups, columns), None) is None:
+    first = next(_read_pairs(groups, columns), None)
+    if first is None:
         raise ValueError(f"there is no pair in {' '.join(files)}")
+    options = {"groups": groups, "columns": tuple(columns), "limit": limit}
     if streaming:
-        options = {"groups": groups, "columns": tuple(columns)}
         return IterableDataset.from_generator(_read_pairs, features=PAIR, gen_kwargs=options)
-    # A list would be shared out, and each share have the limit. The digest has the cache serve what is in the files.
-    options = {"groups": tuple(groups), "columns": tuple(columns), "limit": limit, "digest": digest(files)}
-    return Dataset.from_generator(_read_pairs, features=PAIR, gen_kwargs=options)
+    # With features each row is encoded by them, which takes five times as long; a missing text has no type without.
+    features = PAIR if None in first.values() else None
+    # The digest has the cache serve what is in the files now.
+    return Dataset.from_generator(_read_pairs, features=features, gen_kwargs=options | {"digest": digest(files)})
 
 
 def _read_pairs(
     groups: Sequence[tuple[str, ...]], columns: Sequence[Way], limit: int | None = None, digest: str = ""
 ) -> Iterator[dict[str, str | None]]:
-    """The pairs of files: each group is one file with columns, or two plain-text ones."""
+    """The pairs of files: each group is one with columns, or two plain-text ones. `datasets` may share groups out."""
     tables = (
         read_columns(group[0], columns) if columns else zip(*map(read_lines, group), strict=True) for group in groups
     )
@@ -348,10 +347,11 @@ def _check_pairs(dataset: AnyDataset, args: CorpusArguments, split: str) -> None
     _check_scripts(sides, args, split)
     if isinstance(dataset, IterableDataset):
         return
+    kinds = ["has a line break in it"] if split == "train" else TESTS  # the filter counts the others
     for side in ("source", "target"):
-        for kind, test in TESTS.items():
-            rows = _rows_where(dataset, side, test)
-            if not rows or (split == "train" and kind != "has a line break in it"):  # the filter counts the others
+        for kind in kinds:
+            rows = _rows_where(dataset, side, TESTS[kind])
+            if not rows:
                 continue
             what = f"the {side} of {len(rows)} {split} pairs {kind}, first in row {rows[0]}"
             if kind == "is missing":
@@ -462,7 +462,7 @@ def prepare_training_pairs(
     Raises:
         ValueError: nothing is left; says why.
     """
-    bounds = [bound if positions is None else min(bound, positions) for bound in args.length_bounds]
+    bounds = [min(bound, positions or bound) for bound in (args.max_source_length, args.max_target_length)]
     options = {
         "batched": True,
         "fn_kwargs": {"tokenizer": tokenizer, "pair_filter": PairFilter(*bounds, args.max_length_ratio)},

@@ -56,7 +56,7 @@ def columns_of(file: str) -> dict[str, Any]:
             fields = list(opened.schema_arrow)
         return {field.name: _inner_names(field.type) for field in fields}
     if form in (".csv", ".tsv"):
-        return dict.fromkeys(next(_rows(file), ("", []))[1])
+        return dict.fromkeys(next(_rows(file), (0, []))[1])
     return next((record for _, record in _objects(file)), {})
 
 
@@ -70,11 +70,8 @@ def read_columns(file: str, columns: Sequence[Way]) -> Iterator[tuple[str | None
         ValueError: names file and line: a missing column, other fields than the header has, what is no text, what is
             not of the file's form.
     """
-    if form_of(file) == ".parquet":
-        yield from _parquet_texts(file, columns)
-        return
-    for place, record in _records(file):
-        yield tuple(_text(record, way, f"{file}, {place}") for way in columns)
+    readers = {".parquet": _parquet_texts, ".csv": _table_texts, ".tsv": _table_texts}
+    return readers.get(form_of(file), _object_texts)(file, columns)
 
 
 def _inner_names(arrow: pa.DataType) -> dict[str, None] | None:
@@ -98,35 +95,42 @@ def _lines(file: str) -> Iterator[str]:
             raise ValueError(f"{file} is a gzip file that is damaged after line {number} ({error})") from error
 
 
-def _records(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a file that is not parquet, each after its place in the file."""
-    if form_of(file) not in (".csv", ".tsv"):
-        yield from _objects(file)
-        return
+def _table_texts(file: str, columns: Sequence[Way]) -> Iterator[tuple[str, ...]]:
     rows = _rows(file)
-    _, header = next(rows, ("", []))
-    for place, row in rows:
+    _, header = next(rows, (0, []))
+    for name in map(".".join, columns):
+        if name not in header:
+            raise ValueError(f"{file}: there is no {name!r}")
+    positions = [header.index(".".join(way)) for way in columns]
+    for number, row in rows:
         if row in ([], [""]):
             row = [""] * len(header)
         if len(row) != len(header):
-            raise ValueError(f"{file}, {place}: {len(row)} field{'s' * (len(row) > 1)}, the header has {len(header)}")
-        yield place, dict(zip(header, row, strict=True))
+            fields = f"{len(row)} field{'s' * (len(row) > 1)}"
+            raise ValueError(f"{file}, line {number}: {fields}, the header has {len(header)}")
+        yield tuple([row[position] for position in positions])
 
 
-def _rows(file: str) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a csv file (RFC 4180) or tsv file (a tab ends a field, nothing is quoted), the header first."""
+def _rows(file: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a csv file (RFC 4180) or tsv file (a tab ends a field, nothing is quoted), the header first.
+
+    Each comes after the line that it begins in.
+    """
     if form_of(file) == ".tsv":
-        rows = ((f"line {number}", line.split("\t")) for number, line in enumerate(read_lines(file), start=1))
+        rows = ((number, line.split("\t")) for number, line in enumerate(read_lines(file), start=1))
     else:
         rows = _csv_rows(file)
-    for number, (place, row) in enumerate(rows):
-        if number == 0 and len(set(row)) < len(row):
-            twice = next(name for name in row if row.count(name) > 1)
-            raise ValueError(f"{file} has two columns {twice!r}")
-        yield place, row
+    first = next(rows, None)
+    if first is None:
+        return
+    twice = [name for name in first[1] if first[1].count(name) > 1]
+    if twice:
+        raise ValueError(f"{file} has two columns {twice[0]!r}")
+    yield first
+    yield from rows
 
 
-def _csv_rows(file: str) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(file: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(_lines(file), strict=True)
     while True:
         start = reader.line_num + 1
@@ -141,7 +145,12 @@ def _csv_rows(file: str) -> Iterator[tuple[str, list[str]]]:
                 f"{file}, {place}: not CSV ({error}). A field with a quotation mark or a line break in it stands in "
                 "quotation marks, and each inside is written twice; text without quoting is tsv"
             ) from error
-        yield f"line {start}", row
+        yield start, row
+
+
+def _object_texts(file: str, columns: Sequence[Way]) -> Iterator[tuple[str | None, ...]]:
+    for place, record in _objects(file):
+        yield tuple([_text(record, way, f"{file}, {place}") for way in columns])
 
 
 def _objects(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
