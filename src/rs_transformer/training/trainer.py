@@ -38,6 +38,7 @@ from transformers.utils import logging
 from ..decoding import DecodingArguments, translate
 from ..metrics import corpus_scores
 from ..model_card import write_card
+from ..tokenization import encode
 from .arguments import TranslationTrainingArguments
 from .batches import SetEpochCallback, TokenBatchSampler
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
@@ -416,13 +417,16 @@ class TranslationTrainer(Seq2SeqTrainer):
         columns = getattr(dataset, "column_names", None) or ()
         if "input_ids" in columns or "source" not in columns:
             return dataset
-        bound, labelled = {"truncation": True, "max_length": self.max_length}, "target" in columns
+        labelled = "target" in columns
 
-        def encode(batch: dict[str, list[str]]) -> dict[str, list]:
-            labels = {"labels": tokenizer(text_target=batch["target"], **bound)["input_ids"]} if labelled else {}
-            return dict(tokenizer(batch["source"], **bound)) | labels
+        def encode_batch(batch: dict[str, list[str]]) -> dict[str, list]:
+            source_ids = encode(tokenizer, batch["source"], max_length=self.max_length)
+            ids = {"input_ids": source_ids, "attention_mask": [[1] * len(row) for row in source_ids]}
+            if labelled:
+                ids["labels"] = encode(tokenizer, batch["target"], target=True, max_length=self.max_length)
+            return ids
 
-        return dataset.map(encode, batched=True)
+        return dataset.map(encode_batch, batched=True)
 
     def evaluate(
         self,
