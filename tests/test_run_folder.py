@@ -15,11 +15,12 @@ from rs_transformer.training.run_folder import (
     complete_checkpoints,
     data_digest,
     is_finished,
+    make_way,
     mark_complete,
     named_checkpoint,
     remove_old_checkpoints,
     restate_weights,
-    set_aside,
+    set_later_aside,
     weights_digest,
     write_finished,
     write_run_record,
@@ -50,11 +51,11 @@ def test_incomplete_and_shortened_checkpoints_do_not_count_and_are_moved_aside(t
     (tmp_path / "checkpoint-30" / "model.safetensors").write_bytes(b"x" * 50)
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
     assert checkpoint_to_resume(tmp_path) == str(tmp_path / "checkpoint-20")
-    set_aside(tmp_path, checkpoint_to_resume(tmp_path))
+    set_later_aside(tmp_path, checkpoint_to_resume(tmp_path))
     aside = ["_checkpoint-30-aside", "_checkpoint-40-aside"]
     assert names(tmp_path) == [*aside, "checkpoint-10", "checkpoint-20"]
     make_checkpoint(tmp_path, "checkpoint-30", complete=False)
-    set_aside(tmp_path, checkpoint_to_resume(tmp_path))
+    set_later_aside(tmp_path, checkpoint_to_resume(tmp_path))
     assert "_checkpoint-30-aside-2" in names(tmp_path)
 
 
@@ -65,7 +66,7 @@ def test_a_resume_leaves_alone_what_is_not_the_runs_own(tmp_path):
         make_checkpoint(tmp_path, name, complete=False)
     (tmp_path / "checkpoint-99").write_text("a file")
     assert checkpoint_to_resume(tmp_path) == str(tmp_path / "checkpoint-20")
-    set_aside(tmp_path, checkpoint_to_resume(tmp_path))
+    set_later_aside(tmp_path, checkpoint_to_resume(tmp_path))
     for limit in (1, 2):
         remove_old_checkpoints(tmp_path, limit, None)
     assert names(tmp_path) == sorted([*foreign, "checkpoint-20", "checkpoint-99"])
@@ -92,7 +93,7 @@ def test_going_on_from_a_named_checkpoint_moves_later_ones_aside(tmp_path):
         make_checkpoint(tmp_path / "run", f"checkpoint-{step}")
     named = named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "run")
     assert named == str(tmp_path / "run/checkpoint-10")
-    set_aside(tmp_path / "run", named)
+    set_later_aside(tmp_path / "run", named)
     assert [folder.name for folder in complete_checkpoints(tmp_path / "run")] == ["checkpoint-10"]
     assert named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "other").endswith("checkpoint-10")
     make_checkpoint(tmp_path / "other", "checkpoint-5")
@@ -100,6 +101,17 @@ def test_going_on_from_a_named_checkpoint_moves_later_ones_aside(tmp_path):
         named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "other")
     with pytest.raises(ValueError, match="checkpoint-20 is not a complete checkpoint"):
         named_checkpoint(tmp_path / "run/checkpoint-20", tmp_path / "run")
+
+
+def test_what_is_in_the_way_of_a_checkpoint_is_moved_aside_unless_it_is_one(tmp_path):
+    own, foreign = (
+        make_checkpoint(tmp_path, "checkpoint-10"),
+        make_checkpoint(tmp_path, "checkpoint-20", complete=False),
+    )
+    for folder in (own, foreign, tmp_path / "checkpoint-30"):
+        make_way(folder)
+    assert names(tmp_path) == ["_checkpoint-20-aside", "checkpoint-10"]
+    assert complete_checkpoints(tmp_path) == []  # not until it has been written over
 
 
 def test_old_checkpoints_go_and_the_best_and_the_newest_stay(tmp_path):

@@ -40,7 +40,7 @@ from ..training.run_folder import (
     complete_checkpoints,
     data_digest,
     named_checkpoint,
-    set_aside,
+    set_later_aside,
     weights_digest,
     write_finished,
     write_run_record,
@@ -122,7 +122,8 @@ def run_training(
     with claimed(args.output_dir, args.should_save):
         if args.should_save:
             log_to(Path(args.output_dir, RUN_LOG))
-            set_aside(args.output_dir, checkpoint)
+            if checkpoint is not None:
+                set_later_aside(args.output_dir, checkpoint)
         trainer = _prepare(options, train, evaluated, tokenizer, make_trainer, checkpoint)
         return train_and_evaluate(trainer, checkpoint, evaluated, options.decoding)
 

@@ -82,20 +82,31 @@ def update_of(checkpoint: str | Path) -> int:
     return int(Path(checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
-def set_aside(run_dir: str | Path, checkpoint: str | None) -> None:
+def set_later_aside(run_dir: str | Path, checkpoint: str | Path) -> None:
     """Rename a run's later checkpoints, mostly incomplete, so that a training that goes on from one meets none."""
-    after = -1 if checkpoint is None else update_of(checkpoint)
     for update, folder in _checkpoints(run_dir).items():
-        if update > after:
-            aside, number = folder.with_name(f"_{folder.name}-aside"), 1
-            while aside.exists():
-                number += 1
-                aside = folder.with_name(f"_{folder.name}-aside-{number}")
-            logger.warning(
-                f"{folder} is incomplete, or later than where the run goes on: it is now {aside.name}. Remove that if "
-                "you do not need it."
-            )
-            folder.rename(aside)
+        if update > update_of(checkpoint):
+            _set_aside(folder)
+
+
+def make_way(checkpoint: Path) -> None:
+    """Before a checkpoint is saved: one that is there is written over, and anything else of its name moved aside."""
+    if checkpoint.is_dir() and _is_complete(checkpoint):
+        (checkpoint / COMPLETE_MARKER).unlink()
+    elif checkpoint.exists():
+        _set_aside(checkpoint)
+
+
+def _set_aside(folder: Path) -> None:
+    aside, number = folder.with_name(f"_{folder.name}-aside"), 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"_{folder.name}-aside-{number}")
+    logger.warning(
+        f"{folder} is incomplete, later than where the run goes on, or of another run: it is now {aside.name}. Remove "
+        "that if you do not need it."
+    )
+    folder.rename(aside)
 
 
 def remove_old_checkpoints(run_dir: str | Path, limit: int | None, best: str | None) -> None:

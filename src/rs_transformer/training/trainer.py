@@ -46,10 +46,10 @@ from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
 from .losses import label_smoothed_cross_entropy, number_of_items, without_padding
 from .progress import LogLines, ProgressBar
 from .run_folder import (
-    COMPLETE_MARKER,
     average_checkpoints,
     complete_checkpoints,
     load_weights,
+    make_way,
     mark_complete,
     remove_old_checkpoints,
 )
@@ -540,7 +540,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         """Save, mark the checkpoint as complete, and only then delete older ones."""
         checkpoint = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            Path(checkpoint, COMPLETE_MARKER).unlink(missing_ok=True)  # if there is one to be overwritten
+            make_way(checkpoint)
         self._keep_progress()
         with self._nothing_deleted():
             super()._save_checkpoint(model, trial)
