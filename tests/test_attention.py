@@ -65,6 +65,7 @@ def test_two_models_on_a_dataset_give_figures_pictures_and_a_page(trained, expan
     row = f"| cross-attention | entropy | trained | {entropy.mean[0]:.3f} ± {half_width:.3f} |"
     assert row in re.sub(" +", " ", printed)
     assert "marian: 40 sentences measured in" in printed
+    assert printed.splitlines()[-1] == f"open {tmp_path}/attention.html in a browser"
 
     pictures = ["entropy_map", "steps", *(f"sentence1_{kind}{of}" for kind in KINDS for of in ("", "_heads"))]
     assert {file.stem for file in tmp_path.iterdir()} == {"attention", "statistics", *pictures}

@@ -1,18 +1,27 @@
 """The web demo in `hub_cards/space/`, started as a Space starts it and driven in a real browser, headless."""
 
+import json
 import os
+import runpy
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 from forked import free_port
 from huggingface_hub import RepoCard
+from oracle import marian
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from rs_transformer.training.model import config_from_tokenizer
+from rs_transformer.utils import plotting
 
 pytest_plugins = ["browser"]
 
@@ -81,6 +90,12 @@ class Page:
         return images[0].get_attribute("src") if images else None
 
 
+def test_the_page_begins_with_an_example_translated(page):
+    assert page.until(page.rows)[0][:2] == ["彼は水泳が得意だ。", "he is good at swimming."]
+    assert [label.text for label in page.find("#step label")] == ["1", "2"]
+    assert page.until(page.picture)
+
+
 def test_a_visitor_translates_sees_times_and_looks_at_a_step(page):
     page.translate("猫が好きです。彼女は毎朝七時に起きる。")
     rows = page.until(lambda: [row for row in page.rows() if row[1]][1:] and page.rows())
@@ -104,6 +119,68 @@ def test_nothing_and_too_much_are_refused_with_a_reason(page):
     page.until(lambda: "Type a sentence" in page.text())
     page.translate("猫が好きです。" * 21)
     page.until(lambda: "21 sentences are too many at once" in page.text())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("upload", b"--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\na\r\n--x--\r\n", "no files"),
+        ("call/translate", json.dumps({"data": ["x" * 2**20, 2]}).encode(), "2,000 characters at most"),
+        ("call/translate", iter([b'{"data": ["x", 2]}']), "2,000 characters at most"),  # of a length that nobody says
+        (
+            "run/translate",
+            json.dumps({"data": ["x" * 2001, 2]}).encode(),
+            "2,001 characters are too many at once: 2,000 at",
+        ),
+        ("run/translate", json.dumps({"data": ["x", 10**6]}).encode(), "greater than maximum value 6"),
+    ],
+)
+def test_files_large_requests_and_other_depths_are_not_taken(address, path, body, message):
+    kind = "multipart/form-data; boundary=x" if path == "upload" else "application/json"
+    request = urllib.request.Request(f"{address}/gradio_api/{path}", body, {"Content-Type": kind})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    assert message in caught.value.read().decode()
+
+
+def load_app(monkeypatch, model):
+    """The names of the app, loaded in this process with a model."""
+    monkeypatch.setenv("MODEL", str(model))
+    return SimpleNamespace(**runpy.run_path(str(SPACE / "app.py")))
+
+
+def test_a_model_of_other_languages_has_its_own_examples_or_none(trained, monkeypatch, tmp_path):
+    app = load_app(monkeypatch, trained)
+    assert app.examples() == []
+    assert "`trained`, `fw to bw`" in app.introduction()
+    for language, first in (("deu_Latn", "Er kann gut schwimmen."), ("jap", "彼は水泳が得意だ。"), (None, None)):
+        monkeypatch.setattr(app.tokenizer, "source_lang", language)
+        assert app.examples()[:1] == ([first] if first else [])
+    # What is kept of a visitor is text, whatever was looked at.
+    rows, translated, *_ = app.answer("a b c", 2)
+    assert [row[:2] for row in rows] == [["a b c", "c b a"]]
+    assert app.show_step(translated, 0, 1).axes
+    assert translated == (2, [("a b c", "c b a")])
+    for sentence, step in ((1, 1), (0, 3), (0, 0), (None, 1)):
+        assert app.show_step(translated, sentence, step) is None
+    shallower, own = (app.translator(depth).model.model.decoder.layers[0].fc1.weight for depth in (1, 2))
+    assert shallower.data_ptr() == own.data_ptr()
+    monkeypatch.setattr(plotting, "_system_fonts", lambda: iter(()))
+    assert "No font" not in app.introduction()
+    monkeypatch.setattr(app.tokenizer, "get_vocab", lambda: {"猫": 0, "好": 1})
+    assert "No font of the server has 好 猫 and the like" in app.introduction()
+
+
+def test_without_a_model_the_page_says_how_to_name_one(tokenizer, tmp_path, monkeypatch, capsys):
+    marian(**config_from_tokenizer(tokenizer)).save_pretrained(tmp_path / "marian")
+    tokenizer.save_pretrained(tmp_path / "marian")
+    for folder, why in ((tmp_path / "marian", "it is a marian model, whose depth is fixed"), (tmp_path / "none", "")):
+        (notice,) = (
+            block.value for block in load_app(monkeypatch, folder).demo.blocks.values() if block.elem_id == "notice"
+        )
+        assert notice == capsys.readouterr().err.splitlines()[-1]
+        assert why in notice
+        assert "Set the variable MODEL to a folder or a Hub id" in notice
 
 
 def test_what_a_space_needs_is_in_its_folder():

@@ -3,123 +3,263 @@
     python hub_cards/space/app.py                        # with the model beside this folder
     MODEL=org/rs-marian-ja-en python hub_cards/space/app.py
 
-A Gradio app, laid out as a Hub Space.
+A Gradio app, laid out as a Hub Space. It keeps of a visitor what was typed and its translation, and nothing else.
 """
 
+import html
 import os
+import re
+import sys
 import time
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Pipeline, pipeline
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from transformers import Pipeline, PreTrainedTokenizerBase, pipeline
 
-from rs_transformer import with_depth
-from rs_transformer.attention.collection import SentenceAttention, collect_attention
+from rs_transformer import RSMarianForConditionalGeneration, with_depth
+from rs_transformer.attention.collection import collect_attention
 from rs_transformer.attention.figures import draw_step
+from rs_transformer.checkpoints import load_translator
 from rs_transformer.pipeline_rs_marian import split_into_sentences
+from rs_transformer.utils.plotting import Lettering
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Recurrently stacked translation"
 MODEL = os.environ.get("MODEL", str(Path(__file__).resolve().parents[1] / "rs-marian-ja-en"))
-EXAMPLES = ["彼は水泳が得意だ。", "猫が好きです。彼女は毎朝七時に起きる。"]
+# By what the tokenizer may call the language; a model of another one has no examples.
+EXAMPLES = {
+    ("ja", "jpn", "jap"): ["彼は水泳が得意だ。", "猫が好きです。彼女は毎朝七時に起きる。"],
+    ("en", "eng"): ["He is good at swimming.", "I like cats. She gets up at seven every morning."],
+    ("de", "deu", "ger"): ["Er kann gut schwimmen.", "Ich mag Katzen. Sie steht jeden Morgen um sieben auf."],
+    ("fr", "fra", "fre"): ["Il nage bien.", "J'aime les chats. Elle se lève tous les matins à sept heures."],
+    ("es", "spa"): ["Nada muy bien.", "Me gustan los gatos. Ella se levanta a las siete todas las mañanas."],
+}
+MAX_CHARACTERS = 2000
 MAX_SENTENCES = 20
 MAX_NEW_TOKENS = 64  # a decoder that is too shallow does not find the end
 DEEPEST = 6
+MAX_BODY = 2**20  # bytes of a request
+MAX_IGNORED = 2**26  # bytes that are waited for before a larger request is refused
+LARGEST_SIDE = 4000  # pixels of a picture
 
 Rows = list[list[str | float]]
 
-tokenizer = AutoTokenizer.from_pretrained(MODEL)
-# Eager from the start, since looking into attention would switch it for everybody at that moment.
-model = AutoModelForSeq2SeqLM.from_pretrained(MODEL, attn_implementation="eager").eval()
+
+class Translated(NamedTuple):
+    """What a visitor's page shows, and the server keeps as long as the page is open: no attention, which is large."""
+
+    depth: int
+    pairs: list[tuple[str, str]]
 
 
-@cache
+class RefuseLargeRequests:
+    """Takes the requests of the page, and none that is larger than any of these or uploads a file."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reason = self.reason(scope) if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") else None
+        if reason is None:
+            await self.app(scope, receive, send)
+            return
+        # Nothing is kept, but a browser reads no answer before it has sent all.
+        left = MAX_IGNORED
+        while left > 0 and (message := await receive()).get("more_body"):
+            left -= len(message["body"])
+        await JSONResponse({"detail": reason, "error": reason}, 413)(scope, receive, send)
+
+    @staticmethod
+    def reason(scope: Scope) -> str | None:
+        if not re.search("/(queue|call|run|api|reset|cancel)(/|$)", scope["path"].replace("/gradio_api/", "/", 1)):
+            return "This demo takes no files."
+        # The server reads as much as is announced, and no more.
+        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        if not length.isdecimal() or int(length) > MAX_BODY:
+            return f"This demo takes {MAX_CHARACTERS:,} characters at most."
+        return None
+
+
+def load_model() -> tuple[RSMarianForConditionalGeneration, PreTrainedTokenizerBase]:
+    """The model and its tokenizer.
+
+    Raises:
+        ValueError, OSError: there is none, or it is another one than an RSMarian.
+    """
+    model, tokenizer = load_translator(MODEL)
+    if not isinstance(model, RSMarianForConditionalGeneration):
+        raise ValueError(f"it is a {model.config.model_type} model, whose depth is fixed, and must be an RSMarian")
+    model.generation_config.update(max_length=None, max_new_tokens=MAX_NEW_TOKENS)
+    return model, tokenizer
+
+
+@lru_cache(maxsize=DEEPEST)
 def translator(depth: int) -> Pipeline:
-    """A translation pipeline at a decoder depth; each has the weights once more, which are few."""
-    pipe = pipeline("translation", model=with_depth(model, decoder_layers=depth), tokenizer=tokenizer)
-    pipe("。", max_new_tokens=1)  # what is done once, is done
+    """A translation pipeline at a decoder depth; all share their weights."""
+    deeper = with_depth(model, decoder_layers=depth)
+    own = deeper.state_dict()
+    fitting = {
+        name: weights
+        for name, weights in model.state_dict().items()
+        if name in own and own[name].shape == weights.shape
+    }
+    deeper.load_state_dict(fitting, strict=False, assign=True)
+    pipe = pipeline("translation", model=deeper, tokenizer=tokenizer)
+    pipe("1", max_new_tokens=1)  # what is done once, is done
     return pipe
 
 
-def translate(text: str, depth: int) -> tuple[Rows, list[SentenceAttention], gr.Dropdown, gr.Radio]:
-    """Translate sentence by sentence: a table with the time of each, and their attention."""
+def refuse(why: str) -> gr.Error:
+    return gr.Error(html.escape(why), print_exception=False)
+
+
+def translate(text: str | None, depth: int | None) -> tuple[Rows, Translated]:
+    """Translate sentence by sentence: a table with the time of each, and what may be looked into."""
+    text = text or ""
+    if len(text) > MAX_CHARACTERS:
+        raise refuse(f"{len(text):,} characters are too many at once: {MAX_CHARACTERS:,} at most.")
+    if not (isinstance(depth, int) and shallowest <= depth <= deepest):
+        raise refuse(f"The decoder depth must be {shallowest} to {deepest}.")
     sentences = [sentence for line in text.splitlines() for sentence in split_into_sentences(line)]
     if not sentences:
-        raise gr.Error("Type a sentence to translate.")
+        raise refuse("Type a sentence to translate.")
     if len(sentences) > MAX_SENTENCES:
-        raise gr.Error(f"{len(sentences)} sentences are too many at once: {MAX_SENTENCES} at most.")
+        raise refuse(f"{len(sentences)} sentences are too many at once: {MAX_SENTENCES} at most.")
     longest = model.config.max_position_embeddings
     for sentence in sentences:
         if len(tokenizer(sentence, verbose=False)["input_ids"]) > longest:
-            raise gr.Error(f"This sentence is longer than the {longest} tokens that the model takes: {sentence[:40]}…")
+            raise refuse(f"This sentence is longer than the {longest} tokens that the model takes: {sentence[:40]}…")
     translate_one = translator(depth)
     rows: Rows = []
     for sentence in sentences:
         start = time.perf_counter()
-        (result,) = translate_one(sentence, max_new_tokens=MAX_NEW_TOKENS)
+        (result,) = translate_one(sentence)
         rows.append([sentence, result["translation_text"], round(1000 * (time.perf_counter() - start), 1)])
-    # Forced to the translations; an empty one, which too shallow a decoder may give, has nothing to look into.
-    pairs = [(source, target) for source, target, _ in rows if target.strip()]
-    attention = (
-        collect_attention(translate_one.model, tokenizer, *map(list, zip(*pairs, strict=True))) if pairs else []
-    )
-    choices = [(source, index) for index, (source, _) in enumerate(pairs)]
+    # An empty translation, which too shallow a decoder may give, has nothing to look into.
+    return rows, Translated(depth, [(source, target) for source, target, _ in rows if target.strip()])
+
+
+def to_look_at(translated: Translated) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sentences and the steps to choose from, as properties of what one chooses with."""
+    sentences = [(source, index) for index, (source, _) in enumerate(translated.pairs)]
+    steps = list(range(1, translated.depth + 1))
     return (
-        rows,
-        attention,
-        gr.Dropdown(choices, value=0 if choices else None),
-        gr.Radio(list(range(1, depth + 1)), value=depth),
+        {"choices": sentences, "value": 0 if sentences else None, "visible": bool(sentences)},
+        {"choices": steps, "value": translated.depth, "visible": bool(sentences)},
     )
 
 
-def show_step(attention: list[SentenceAttention], sentence: int | None, step: int | None) -> "Figure | None":
-    """The cross-attention of one step, as a picture."""
-    if None in (sentence, step) or not attention:
+def answer(text: str | None, depth: int | None) -> tuple[Rows, Translated, gr.Dropdown, gr.Radio]:
+    """What becomes of the page when somebody has text translated."""
+    rows, translated = translate(text, depth)
+    sentences, steps = to_look_at(translated)
+    return rows, translated, gr.Dropdown(**sentences), gr.Radio(**steps)
+
+
+def show_step(translated: Translated | None, sentence: int | None, step: int | None) -> "Figure | None":
+    """The cross-attention of one step, as a picture; the decoder is forced to the translation."""
+    if (
+        translated is None
+        or sentence not in range(len(translated.pairs))
+        or step not in range(1, translated.depth + 1)
+    ):
         return None
-    return draw_step(attention[sentence], "cross_attentions", step - 1)
+    source, target = translated.pairs[sentence]
+    (attention,) = collect_attention(translator(translated.depth).model, tokenizer, [source], [target])
+    figure = draw_step(attention, "cross_attentions", step - 1)
+    figure.set_dpi(min(figure.dpi, LARGEST_SIDE / max(figure.get_size_inches())))
+    return figure
 
 
-with gr.Blocks(title="Recurrently stacked translation") as demo:
-    own, shallowest = model.config.decoder_layers, model.config.decoder_unique_layers
-    gr.Markdown(
-        f"# Recurrently stacked translation\n"
-        f"`{Path(MODEL).name}`, {' to '.join(filter(None, (tokenizer.source_lang, tokenizer.target_lang)))}: "
+def examples() -> list[str]:
+    """Text in the model's source language, if there is some."""
+    language = re.split("[-_]", (tokenizer.source_lang or "").lower())[0]
+    return next((texts for names, texts in EXAMPLES.items() if language in names), [])
+
+
+def introduction() -> str:
+    """What the model is and, if so, that its characters cannot be drawn."""
+    languages = " to ".join(filter(None, (tokenizer.source_lang, tokenizer.target_lang))).replace("`", "")
+    text = (
+        f"# {TITLE}\n"
+        f"`{Path(MODEL).name}`{f', `{languages}`' if languages else ''}: "
         f"{model.num_parameters(only_trainable=True):,} parameters, {model.config.encoder_unique_layers} encoder "
         f"layer(s) in {model.config.encoder_layers} steps, {shallowest} decoder layer(s). It was trained with "
-        f"**{own} decoder steps**; with another number it needs no other weights, and translates worse."
+        f"**{model.config.decoder_layers} decoder steps**; with another number it needs no other weights, and "
+        "translates worse."
     )
-    with gr.Row():
-        with gr.Column():
-            text = gr.Textbox(EXAMPLES[0], label="Text", lines=3, elem_id="text")
-            depth = gr.Slider(
-                shallowest,
-                max(own, DEEPEST, shallowest + 1),
-                value=own,
-                step=1,
-                precision=0,
-                label="Decoder depth (steps)",
-                elem_id="depth",
-            )
-            button = gr.Button("Translate", variant="primary", elem_id="translate")
-            gr.Examples(EXAMPLES, text)
-        with gr.Column():
-            table = gr.Dataframe(
-                headers=["source", "translation", "ms"], label="Translation", wrap=True, elem_id="table"
-            )
-    with gr.Row():
-        sentence = gr.Dropdown([], label="Attention of the sentence", elem_id="sentence")
-        step = gr.Radio([], label="Decoder step", elem_id="step")
-    plot = gr.Plot(label="Cross-attention, mean of the heads", elem_id="attention")
-    attention = gr.State([])
+    characters = {character for piece in tokenizer.get_vocab() for character in piece}
+    missing = Lettering(characters).missing
+    if len(missing) > len(characters) / 10:
+        text += (
+            f"\n\nNo font of the server has {' '.join(sorted(missing)[-3:])} and the like: the pictures show �"
+            " until one is installed there, for example by Debian's package fonts-noto-cjk."
+        )
+    return text
 
-    shown = [attention, sentence, step]
-    translated = gr.on([button.click, text.submit], translate, [text, depth], [table, *shown])
-    translated.then(show_step, shown, plot)
-    gr.on([sentence.input, step.input], show_step, shown, plot, show_progress="hidden")
+
+def build_page() -> gr.Blocks:
+    """The page of the model, which begins with the first example translated."""
+    own, texts = model.config.decoder_layers, examples()
+    rows, first = translate(texts[0], own) if texts else ([], Translated(own, []))
+    sentences, steps = to_look_at(first)
+    with gr.Blocks(title=TITLE) as page:
+        gr.Markdown(introduction())
+        with gr.Row():
+            with gr.Column():
+                hint = f"At most {MAX_SENTENCES} sentences, {MAX_CHARACTERS:,} characters"
+                text = gr.Textbox("".join(texts[:1]), label="Text", placeholder=hint, lines=3, elem_id="text")
+                depth = gr.Slider(
+                    shallowest, deepest, value=own, step=1, precision=0, label="Decoder depth (steps)", elem_id="depth"
+                )
+                button = gr.Button("Translate", variant="primary", elem_id="translate")
+                if texts:
+                    gr.Examples(texts, text)
+            with gr.Column():
+                headers = ["source", "translation", "ms"]
+                table = gr.Dataframe(rows, headers=headers, label="Translation", wrap=True, elem_id="table")
+        with gr.Row():
+            sentence = gr.Dropdown(**sentences, label="Attention of the sentence", elem_id="sentence")
+            step = gr.Radio(**steps, label="Decoder step", elem_id="step")
+        plot = gr.Plot(show_step(first, 0, own), label="Cross-attention, mean of the heads", elem_id="attention")
+        translated = gr.State(first, time_to_live=3600)
+
+        shown = [translated, sentence, step]
+        done = gr.on([button.click, text.submit], answer, [text, depth], [table, *shown], api_name="translate")
+        done.success(show_step, shown, plot, api_name="show_step")
+        gr.on([sentence.input, step.input], show_step, shown, plot, show_progress="hidden", api_name=False)
+    return page
+
+
+def build_notice(why: str) -> gr.Blocks:
+    """A page that says why there is no model."""
+    print(why, file=sys.stderr)
+    with gr.Blocks(title=TITLE) as page:
+        gr.Markdown(f"# {TITLE}")
+        gr.Textbox(why, label="There is no model", interactive=False, elem_id="notice")
+    return page
+
+
+try:
+    model, tokenizer = load_model()
+except (OSError, ValueError) as error:
+    demo = build_notice(
+        f"MODEL is {MODEL!r}, which cannot be loaded: {str(error).splitlines()[0]}. Set the variable MODEL to a "
+        "folder or a Hub id, org/name, of a model that rs-transformer has made."
+    )
+else:
+    shallowest = model.config.decoder_unique_layers
+    deepest = max(model.config.decoder_layers, DEEPEST, shallowest + 1)
+    demo = build_page()
+demo.queue(max_size=32)
 
 
 if __name__ == "__main__":
-    demo.launch()
+    demo.launch(state_session_capacity=1000, app_kwargs={"middleware": [Middleware(RefuseLargeRequests)]})
