@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, script
 from forked import fork
-from oracle import marian, rs_model, unrolled_marian
+from oracle import rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
@@ -78,6 +78,12 @@ def test_ctranslate2_takes_separate_vocabularies(tmp_path):
     assert "▁a" not in vocabulary
 
 
+@pytest.fixture(scope="module")
+def onnx_folder(trained, made_once):
+    """The trained model for ONNX Runtime, which takes long to write."""
+    return made_once("rs6-onnx", lambda folder: export(*options(trained, folder, "--to", "onnx")))
+
+
 def decoder_feed(tokenizer, model, source_states, source, tokens):
     """Inputs of the decoder's graph for the first token, with an empty past."""
     config = model.config
@@ -87,20 +93,17 @@ def decoder_feed(tokenizer, model, source_states, source, tokens):
     return {"input_ids": tokens, "attention_mask": mask, "source_states": source_states, "past": past}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"step_layer_norms": True, "step_embeddings": True, "decoder_unique_layers": 2, "deepnorm": True}],
-    ids=["one-layer", "every-option"],
-)
-def test_onnx_graphs_give_the_logits_of_pytorch(tokenizer, tmp_path, fields):
-    sizes = {"encoder_layers": 3, "decoder_layers": 3, "max_position_embeddings": 64}
-    model = rs_model(**config_from_tokenizer(tokenizer), **{**sizes, **fields})
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    onnx_export.convert(str(tmp_path / "model"), tmp_path / "onnx")
-    encoder, decoder = (
-        onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx") for name in onnx_export.GRAPHS
-    )
+@pytest.mark.parametrize("every_option", [False, True], ids=["one-layer", "every-option"])
+def test_onnx_graphs_give_the_logits_of_pytorch(trained, onnx_folder, tokenizer, tmp_path, every_option):
+    model, folder = AutoModelForSeq2SeqLM.from_pretrained(trained), onnx_folder
+    if every_option:
+        sizes = {"encoder_layers": 2, "decoder_layers": 3, "decoder_unique_layers": 2, "max_position_embeddings": 64}
+        fields = dict.fromkeys(("step_layer_norms", "step_embeddings", "deepnorm", "marian_positions"), True)
+        model, folder = rs_model(**config_from_tokenizer(tokenizer), **sizes, **fields), tmp_path / "onnx"
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / "model")
+        onnx_export.convert(str(tmp_path / "model"), folder)
+    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in onnx_export.GRAPHS)
     source = tokenizer(SENTENCES[:5] + SENTENCES[-2:], return_tensors="pt", padding=True)
     targets = torch.randint(1, 20, (7, 6), generator=torch.Generator().manual_seed(0))
     targets[:, 0] = model.config.decoder_start_token_id
@@ -114,41 +117,40 @@ def test_onnx_graphs_give_the_logits_of_pytorch(tokenizer, tmp_path, fields):
         np.testing.assert_allclose(logits, expected[:, position], atol=1e-4)
 
 
-def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(trained, tmp_path, monkeypatch):
-    export(*options(trained, tmp_path / "rs6-onnx", "--to", "onnx"))
-    record = json.loads((tmp_path / "rs6-onnx" / "export.json").read_text())
+def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(onnx_folder, monkeypatch):
+    record = json.loads((onnx_folder / "export.json").read_text())
     assert [(row["num_beams"], row["same"]) for row in record["verification"]] == [(1, 1), (4, 1)]
-    assert not list((tmp_path / "rs6-onnx").glob("*.py"))
+    assert not list(onnx_folder.glob("*.py"))
     page = (ROOT / "docs" / "export.md").read_text().split("## ONNX Runtime")[1]
     loop = re.search(r"```python\n(.+?)```", page, re.DOTALL).group(1)
     assert loop.rstrip().endswith("skip_special_tokens=True)")
     lines = loop.replace("彼は水泳が得意だ。", "a b c").rstrip().rsplit("\n", 1)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(onnx_folder.parent)
     names = {}
     exec(f"{lines[0]}\ntranslation = {lines[1]}", names)
     assert names["translation"] == "c b a"
 
 
-def test_onnx_holds_each_shared_layer_once_and_takes_marian(tokenizer, tmp_path):
-    fields = config_from_tokenizer(tokenizer)
-    models = {"rs": rs_model(**fields), "marian": marian(**fields)}
-    sizes = {}
-    for name, model in models.items():
-        for part in (model, tokenizer):
-            part.save_pretrained(tmp_path / name)
-        export(*options(tmp_path / name, tmp_path / f"{name}-onnx", "--to", "onnx"))
-        sizes[name] = sum(file.stat().st_size for file in (tmp_path / f"{name}-onnx").glob("*.onnx"))
-    layers = [part.layers for part in (models["rs"].model.encoder, models["rs"].model.decoder)]
+def test_onnx_holds_each_shared_layer_once_and_takes_marian(trained, onnx_folder, tmp_path):
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    sizes = {"d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 32}
+    layers = {f"{side}_{of}": 2 for side in ("encoder", "decoder") for of in ("layers", "unique_layers")}
+    two_layers = rs_model(**config_from_tokenizer(tokenizer), **sizes, **layers)
+    for part in (unrolled_marian(two_layers), tokenizer):
+        part.save_pretrained(tmp_path / "marian")
+    export(*options(tmp_path / "marian", tmp_path / "onnx", "--to", "onnx"))
+    rs, stock = (sum(file.stat().st_size for file in each.glob("*.onnx")) for each in (onnx_folder, tmp_path / "onnx"))
+    layers = [part.layers for part in (model.model.encoder, model.model.decoder)]
     layer = sum(parameter.numel() for stored in layers for parameter in stored.parameters())
-    # Marian has five more of each layer, at four bytes a weight, and their names.
-    assert 5 * layer * 4 < sizes["marian"] - sizes["rs"] < 1.2 * 5 * layer * 4
+    # Marian has one more of each layer, at four bytes a weight, and their names.
+    assert layer * 4 < stock - rs < 1.2 * layer * 4
 
 
-def test_onnx_quantized_to_int8_is_smaller_and_translates_nearly_the_same(trained, tmp_path):
+def test_onnx_quantized_to_int8_is_smaller_and_translates_nearly_the_same(trained, onnx_folder, tmp_path):
     export(*options(trained, tmp_path / "int8", "--to", "onnx", "--quantization", "int8"))
-    onnx_export.convert(str(trained), tmp_path / "float32")
     for name in onnx_export.GRAPHS:
-        small, large = (tmp_path / folder / f"{name}.onnx" for folder in ("int8", "float32"))
+        small, large = (folder / f"{name}.onnx" for folder in (tmp_path / "int8", onnx_folder))
         weights = [onnx.load(file).graph.initializer for file in (small, large)]
         sizes = [sum(len(tensor.raw_data) for tensor in tensors) for tensors in weights]
         assert sizes[0] < 0.4 * sizes[1]
