@@ -243,6 +243,12 @@ def test_card_of_a_tokenizer_that_names_no_languages(folder):
     assert "(RS) translation model: 1 encoder layer" in card.text
 
 
+def test_card_names_the_languages_as_the_hub_does(folder):
+    said = json.loads((folder / "tokenizer_config.json").read_text()) | {"source_lang": "jap", "target_lang": "zh_CN"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    assert build_card(folder).data.language == ["ja", "zh"]
+
+
 def test_card_of_stock_marian_is_of_stock_marian(tokenizer, tmp_path):
     folder = save(tmp_path / "model", marian(**config_from_tokenizer(tokenizer)), tokenizer)
     card = build_card(folder)

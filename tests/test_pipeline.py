@@ -122,6 +122,8 @@ def test_languages_of_a_call_are_checked_too(translator, warnings):
     assert not warnings.records
     with pytest.raises(ValueError, match="the model translates from fw to bw, not from bw to fw"):
         translator("a b c", src_lang="bw", tgt_lang="fw")
+    translator("a b c", tgt_lang="de")
+    assert "The model translates from fw to bw; asked for is fw to de." in warnings.text
 
 
 def test_model_and_tokenizer_objects_are_taken(trained):
@@ -400,7 +402,7 @@ def test_a_text_of_several_lines_is_not_taken_for_one_sentence_without_a_warning
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_long_text_is_split_into_sentences_and_joined(translator, warnings, batch_size):
     def by_semicolon(line):
-        return [part for part in line.split("; ") if part]
+        return (part for part in line.split("; ") if part)
 
     text = "a b c; d e f g\n\nh i; j k l a b"
     (record,) = translator(text, split_sentences=by_semicolon, batch_size=batch_size)

@@ -313,6 +313,7 @@ class TranslationPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         if not (self.model.config.is_encoder_decoder and self.model.can_generate()):
             raise ValueError(f"translation needs a sequence-to-sequence model, got {type(self.model).__name__}")
+        self._own_codes: dict[str, str] = {}
         source, target = self._languages(**self._preprocess_params)
         self._check_languages(source, target)
         settings = vars(self.model.generation_config)
@@ -329,8 +330,9 @@ class TranslationPipeline(ChunkPipeline):
 
     def _check_languages(self, source: str | None, target: str | None) -> None:
         known = (getattr(self.tokenizer, "source_lang", None), getattr(self.tokenizer, "target_lang", None))
-        if None in (source, target, *known) or getattr(self.tokenizer, "supported_language_codes", None):
+        if None in known or getattr(self.tokenizer, "supported_language_codes", None):
             return
+        source, target = source or known[0], target or known[1]
         if is_reversed(known, source, target):
             asked = self.task if self._languages() == (source, target) else f"from {source} to {target}"
             raise ValueError(f"the model translates from {known[0]} to {known[1]}, not {asked}")
@@ -431,9 +433,8 @@ class TranslationPipeline(ChunkPipeline):
         for prefix in filter(None, (params.get("prefix") for params in tasks.values())):
             if text.startswith(prefix):
                 return prefix, text[len(prefix) :]
-        return self._task_params(source, target).get("prefix") or getattr(
-            self.model.config, "prefix", None
-        ) or "", text
+        prefix = self._task_params(source, target).get("prefix") or getattr(self.model.config, "prefix", None)
+        return prefix or "", text
 
     def _split(
         self,
@@ -452,11 +453,11 @@ class TranslationPipeline(ChunkPipeline):
             if code:  # of this line, and of what follows
                 prefix, line = f"{code.group().strip()} ", line[code.end() :]
                 target = prefix
-            sentences = split(line) or [""]
+            sentences = split(line)
             if isinstance(sentences, str):
                 raise ValueError(f"split_sentences must give a list of sentences, got the text {sentences[:80]!r}")
             blank = "" if is_written_without_blanks(target) else " "
-            *sentences, last = sentences
+            *sentences, last = list(sentences) or [""]
             chunks += [*((sentence, blank, prefix) for sentence in sentences), (last, line_end, prefix)]
         return chunks
 
@@ -526,17 +527,18 @@ class TranslationPipeline(ChunkPipeline):
 
     def _own_code(self, code: str | None) -> str | None:
         """What the tokenizer calls a language."""
-        if code is None:
-            return None
-        known = known_languages(self.tokenizer)
-        if (own := find_language(code, known)) is None:
-            raise ValueError(f"the model knows no language {code!r}, only {', '.join(known)}")
-        return own
+        if code is not None and code not in self._own_codes:
+            known = known_languages(self.tokenizer)
+            if (own := find_language(code, known)) is None:
+                raise ValueError(f"the model knows no language {code!r}, only {', '.join(known)}")
+            self._own_codes[code] = own
+        return self._own_codes.get(code)
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
         passed_on = {name: model_inputs.pop(name) for name in ("is_last", "separator", "is_blank")}
         forced_bos = _first(model_inputs.pop("forced_bos_token_id", None))
-        settings = self._settings(generate_kwargs, forced_bos, passed_on["is_blank"])
+        blank = passed_on["is_blank"]
+        settings = self._settings(generate_kwargs, forced_bos, all(blank) if isinstance(blank, list) else blank)
         output = self.model.generate(**model_inputs, **settings)
         outputs = {"output_ids": output}
         if isinstance(output, ModelOutput):
@@ -545,7 +547,7 @@ class TranslationPipeline(ChunkPipeline):
         sentences = model_inputs["input_ids"].shape[0]
         return {name: value.reshape(sentences, -1, *value.shape[1:]) for name, value in outputs.items()} | passed_on
 
-    def _settings(self, given: dict[str, Any], forced_bos: int | None, is_blank: bool | list[bool]) -> dict[str, Any]:
+    def _settings(self, given: dict[str, Any], forced_bos: int | None, blank: bool) -> dict[str, Any]:
         """What `generate` is given: one bound on the length, the target language, scores if any were asked for."""
         config = given.get("generation_config")
         # The nearest to the caller first; `generate` takes a checkpoint's `max_new_tokens` before his `max_length`.
@@ -556,10 +558,7 @@ class TranslationPipeline(ChunkPipeline):
             bounds.get("max_new_tokens") or bounds.get("max_length", self.default_max_new_tokens + prompt) - prompt
         )
         longest = min(longest, self._positions("decoder") - prompt)
-        settings = {
-            "max_new_tokens": 1 if (all(is_blank) if isinstance(is_blank, list) else is_blank) else longest,
-            "max_length": None,
-        }
+        settings = {"max_new_tokens": 1 if blank else longest, "max_length": None}
         if any(source.get(name) for source in said for name in ("return_dict_in_generate", "output_scores")):
             settings |= {"return_dict_in_generate": True, "output_scores": True}
         if self._is_told_languages() and not any(source.get("forced_bos_token_id") for source in said[:2]):
