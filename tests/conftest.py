@@ -143,6 +143,26 @@ def trained(task: dict[str, Path], made_once) -> Path:
     return made_once("trained", train)
 
 
+def odd_tokenizer(folder: Path, vocabulary: str) -> MarianTokenizer:
+    """A tokenizer with padding amid its vocabulary, to which tokens were added: one goes before a text, one within."""
+    sides = [["a b c d e f"] * 4, ["u v w x y z"] * 4]
+    languages = {"source_lang": "aa", "target_lang": "zz"}
+    size = {"joint": 17, "separate": 11}[vocabulary]
+    train_tokenizer(*sides, folder, vocab_size=size, vocabulary=vocabulary, **languages)
+    for file in folder.glob("*vocab.json"):
+        entries = json.loads(file.read_text())
+        names = {index: entry for entry, index in entries.items()}
+        entries[names[5]], entries["<pad>"] = entries["<pad>"], 5
+        file.write_text(json.dumps(entries))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["added_tokens_decoder"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = MarianTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([">>eng<<", "<term>"])
+    tokenizer.save_pretrained(folder)
+    return MarianTokenizer.from_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> MarianTokenizer:
     """A tokenizer of the reverse task's letters, one vocabulary."""

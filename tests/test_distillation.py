@@ -235,6 +235,8 @@ def test_loss_is_the_weighted_sum_and_its_gradient_reaches_the_student_alone(tok
     )
     expected = 0.4 * plain + 0.6 * word + 0.3 * hidden / 2 / items + 0.2 * attention / 3 / items
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    padded = labels.masked_fill(labels == -100, tokenizer.pad_token_id)
+    assert distilling.compute_loss(student, data | {"labels": padded}).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_evaluation_loss_is_the_plain_cross_entropy(tokenizer, tmp_path):

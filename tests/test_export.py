@@ -9,17 +9,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT, odd_tokenizer, script
 from forked import fork
-from oracle import rs_model, unrolled_marian
+from oracle import marian, rs_model, unrolled_marian
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
+from rs_transformer.checkpoints import load_translator
 from rs_transformer.commands import export as command
 from rs_transformer.decoding import DecodingArguments, TransformersEngine, translate
 from rs_transformer.export import ctranslate2 as ctranslate2_export
 from rs_transformer.export import onnx as onnx_export
-from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.tokenization import convert_source_ids_to_tokens, train_tokenizer
 from rs_transformer.training.model import config_from_tokenizer
 
 export = script("export")
@@ -78,6 +79,47 @@ def test_ctranslate2_takes_separate_vocabularies(tmp_path):
     assert "▁a" not in vocabulary
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "kind", "multiple"), [("joint", rs_model, 64), ("joint", marian, None), ("separate", rs_model, 64)]
+)
+def test_ctranslate2_takes_each_token_by_its_id(tmp_path, vocabulary, kind, multiple):
+    """With padding amid the vocabulary, tokens that were added, and embeddings filled up to a multiple."""
+    folder = tmp_path / "model"
+    tokenizer = odd_tokenizer(folder, vocabulary)
+    model = kind(**config_from_tokenizer(tokenizer))
+    if multiple:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=multiple, mean_resizing=False)
+        if vocabulary == "separate":
+            model.resize_decoder_token_embeddings(multiple)
+    model.save_pretrained(folder)
+    ctranslate2_export.convert(str(folder), tmp_path / "ct2")
+    model, tokenizer = load_translator(str(folder))
+    engine = ctranslate2_export.load(tmp_path / "ct2", tokenizer, DecodingArguments(max_new_tokens=9))
+    text, target = ">>eng<< a f <term> b", "<term> z v u"
+    inputs = tokenizer(text, text_target=target, return_tensors="pt")
+    tokens = convert_source_ids_to_tokens(tokenizer, inputs["input_ids"][0].tolist())
+    names = {index: token for token, index in engine.entries.items()}
+    labels = [names[index] for index in inputs["labels"][0].tolist()]
+    (found,) = engine.engine.score_batch([tokens], [labels[:-1]])
+    with torch.inference_mode():
+        log_probs = model(**inputs).logits.log_softmax(-1).gather(-1, inputs["labels"][..., None]).flatten()
+    torch.testing.assert_close(torch.tensor(found.log_probs), log_probs, rtol=1e-4, atol=1e-4)
+    sources = [inputs["input_ids"][0].tolist(), tokenizer("c d e <term>")["input_ids"]]
+    assert engine.translate_batch(sources) == TransformersEngine(
+        model, tokenizer, DecodingArguments(max_new_tokens=9)
+    ).translate_batch(sources)
+
+
+def test_a_start_embedding_that_is_not_zero_is_named(tokenizer, tmp_path):
+    model = rs_model(**config_from_tokenizer(tokenizer))
+    with torch.no_grad():
+        model.model.shared.weight[model.config.decoder_start_token_id] = 1.0
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="CTranslate2 starts a translation from an embedding of zeros"):
+        ctranslate2_export.convert(str(tmp_path / "model"), tmp_path / "ct2")
+
+
 @pytest.fixture(scope="module")
 def onnx_folder(trained, made_once):
     """The trained model for ONNX Runtime, which takes long to write."""
@@ -121,6 +163,11 @@ def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(on
     record = json.loads((onnx_folder / "export.json").read_text())
     assert [(row["num_beams"], row["same"]) for row in record["verification"]] == [(1, 1), (4, 1)]
     assert not list(onnx_folder.glob("*.py"))
+    for name, unwanted in {
+        "config.json": {"auto_map", "custom_pipelines"},  # of source code that is not here
+        "tokenizer_config.json": {"is_local", "local_files_only"},
+    }.items():
+        assert not unwanted & json.loads((onnx_folder / name).read_text()).keys()
     page = (ROOT / "docs" / "export.md").read_text().split("## ONNX Runtime")[1]
     loop = re.search(r"```python\n(.+?)```", page, re.DOTALL).group(1)
     assert loop.rstrip().endswith("skip_special_tokens=True)")
@@ -129,6 +176,39 @@ def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(on
     names = {}
     exec(f"{lines[0]}\ntranslation = {lines[1]}", names)
     assert names["translation"] == "c b a"
+
+
+@pytest.fixture(scope="module")
+def graphs(tokenizer, tmp_path_factory):
+    """A model of random weights, and its graphs."""
+    folder = tmp_path_factory.mktemp("graphs")
+    model = rs_model(**config_from_tokenizer(tokenizer), encoder_layers=2, decoder_layers=2)
+    for part in (model, tokenizer):
+        part.save_pretrained(folder / "model")
+    onnx_export.convert(str(folder / "model"), folder / "onnx")
+    return model, onnx_export.OnnxForSeq2SeqLM(folder / "onnx")
+
+
+@pytest.mark.parametrize("search", [{}, {"use_cache": False}, {"num_return_sequences": 2, "num_beams": 3}])
+def test_onnx_begins_a_translation_as_it_is_told(tokenizer, graphs, search):
+    source = tokenizer(["a b c", "d e f g h"], return_tensors="pt", padding=True)
+    start = torch.full((2, 1), tokenizer.pad_token_id)
+    beginning = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    prefix = torch.cat([start, beginning], dim=1)
+    with torch.inference_mode():
+        expected, found = (
+            engine.generate(**source, decoder_input_ids=prefix, max_new_tokens=8, **search) for engine in graphs
+        )
+    assert torch.equal(found, expected)
+    assert torch.equal(found[:: len(found) // 2, 1:4], beginning)
+
+
+def test_onnx_gives_the_logits_after_every_token(tokenizer, graphs):
+    source = tokenizer(["a b c", "d e f g h"], return_tensors="pt", padding=True)
+    targets = torch.tensor([[tokenizer.pad_token_id, 3, 4, 5], [tokenizer.pad_token_id, 6, 7, 8]])
+    with torch.inference_mode():
+        expected, found = (engine(**source, decoder_input_ids=targets).logits for engine in graphs)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_onnx_holds_each_shared_layer_once_and_takes_marian(trained, onnx_folder, tmp_path):
@@ -211,7 +291,7 @@ def test_a_mismatch_is_an_error_and_leaves_no_folder(trained, tmp_path, monkeypa
         ctranslate2_export, "convert", lambda _, *arguments: convert(str(tmp_path / "shallow"), *arguments)
     )
     message = r"\d+ of 32 translations \(beam 1\) by ctranslate2 float32 are not PyTorch's. The first: '.+' gives"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"{message} .*\. --min_same 0\.?\d* would accept them"):
         export(*options(trained, tmp_path / "ct2", "--to", "ctranslate2"))
     assert {path.name for path in tmp_path.iterdir()} == {"shallow"}
     export(*options(trained, tmp_path / "ct2", "--to", "ctranslate2", "--min_same", 0))

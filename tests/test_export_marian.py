@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, ROOT, script, task_options
-from oracle import batch, marian, rs_model
+from conftest import RECIPE, ROOT, odd_tokenizer, script, task_options
+from oracle import batch, marian, rs_model, with_own_weights
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipeline
 
+from rs_transformer.checkpoints import load_translator
 from rs_transformer.decoding import DecodingArguments, TransformersEngine
 from rs_transformer.tokenization import train_tokenizer
 from rs_transformer.training.model import config_from_tokenizer
@@ -254,6 +255,83 @@ def test_what_cannot_be_read_is_named(trained, tmp_path, options, message):
     np.savez(tmp_path / "none.npz", **tensors)
     with pytest.raises(ValueError, match="is no model of Marian's"):
         marian_export.read(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("vocabulary", ["joint", "separate"])
+def test_marian_takes_each_token_by_its_id(tmp_path, vocabulary):
+    """With padding amid the vocabulary, tokens that were added, and embeddings filled up to a multiple."""
+    tokenizer = odd_tokenizer(tmp_path / "model", vocabulary)
+    model = rs_model(**config_from_tokenizer(tokenizer), marian_positions=True)
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    if vocabulary == "separate":
+        model.resize_decoder_token_embeddings(64)
+    model.save_pretrained(tmp_path / "model")
+    marian_export.convert(str(tmp_path / "model"), tmp_path / "marian")
+    model, tokenizer = load_translator(str(tmp_path / "model"))
+    back = marian_export.read(tmp_path / "marian" / "model.npz", tokenizer)
+    sentences = [">>eng<< a f <term> b", "c d e <term>", "a"]
+    inputs = tokenizer(sentences, text_target=["<term> z v u", "w", "x y"], return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        given, found = (part(**inputs).logits[..., : len(tokenizer)] for part in (model, back))
+    torch.testing.assert_close(found, given, atol=2e-4, rtol=1e-4)
+    decoding = DecodingArguments(num_beams=2, length_penalty=0.0, max_new_tokens=9)
+    engine = marian_export.load(tmp_path / "marian", tokenizer, decoding)
+    ours = translations(TransformersEngine(model, tokenizer, decoding), tokenizer, sentences)
+    assert translations(engine, tokenizer, sentences) == ours
+
+
+def test_embeddings_of_their_own_are_written_and_an_output_of_its_own_is_named(tokenizer, tmp_path):
+    model = rs_model(**config_from_tokenizer(tokenizer), encoder_layers=2, decoder_layers=2, marian_positions=True)
+    own = with_own_weights(model, "model.encoder.embed_tokens.weight")
+    marian_export.convert(str(save(tmp_path / "model", own, tokenizer)), tmp_path / "marian")
+    back = marian_export.read(tmp_path / "marian" / "model.npz", tokenizer)
+    inputs = tokenizer(SENTENCES[:3], text_target=SENTENCES[:3], return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(back(**inputs).logits, own(**inputs).logits, atol=2e-4, rtol=1e-4)
+    save(tmp_path / "other", with_own_weights(model), tokenizer)
+    with pytest.raises(ValueError, match="the output has weights of its own"):
+        marian_export.convert(str(tmp_path / "other"), tmp_path / "none")
+
+
+def rewritten(change):
+    """Writes a model's tensors anew, changed."""
+
+    def rewrite(file):
+        with np.load(file) as opened:
+            tensors = dict(opened)
+        change(tensors)
+        np.savez(file, **tensors)
+
+    return rewrite
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-5000]), "model.npz is missing, truncated or damaged"),
+        (flip, "model.npz is missing, truncated or damaged"),
+        (lambda file: file.write_bytes(b""), "model.npz is missing, truncated or damaged"),
+        (lambda file: file.unlink(), "model.npz is missing, truncated or damaged"),
+        (rewritten(lambda tensors: tensors.pop("decoder_l1_ffn_W1")), "model.npz lacks decoder_l1_ffn_W1"),
+        (
+            rewritten(lambda tensors: tensors.update(Wemb=tensors["Wemb"][:-1])),
+            r"model.npz has Wemb in the shape \(26, 64\), which must be \(27, 64\)",
+        ),
+        (lambda file: file.with_name("decoder.yml").write_text("models"), r"has no decoder\.yml that can be read"),
+        (lambda file: file.with_name("vocab.yml").write_text('"a": 0'), "has not the source vocabulary"),
+    ],
+)
+def test_a_damaged_folder_is_named_and_does_not_end_the_process(trained, tmp_path, damage, message):
+    marian_export.convert(str(trained), tmp_path)
+    damage(tmp_path / "model.npz")
+    with pytest.raises(ValueError, match=message):
+        marian_export.load(tmp_path, AutoTokenizer.from_pretrained(trained), DecodingArguments())
 
 
 def test_a_folder_of_another_model_is_named(trained, tmp_path):

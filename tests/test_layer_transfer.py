@@ -445,6 +445,7 @@ def test_calibration_loss_is_nothing_for_the_parent_itself_and_ignores_padding()
         "attention_mask": torch.nn.functional.pad(data["attention_mask"], (0, 3)),
         "labels": torch.nn.functional.pad(data["labels"], (0, 2), value=-100),
     }
+    padded["labels"][0, -1] = PAD  # as `tokenizer(…, text_target=…, padding=True)` has it
     loss, padded_loss = (calibration_loss(other, parent, each, 1.0) for each in (data, padded))
     torch.testing.assert_close(padded_loss, loss)
 

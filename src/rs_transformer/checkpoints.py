@@ -38,7 +38,7 @@ from transformers.utils.hub import extract_commit_hash, has_file
 
 from .configuration_rs_marian import SIDES
 from .modeling_rs_marian import PAD_LOGIT_BIAS, keep_apart
-from .tokenization import vocabulary_size
+from .tokenization import entries_of, vocabulary_size
 
 Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 MODEL_TYPES = ("marian", "rs_marian")
@@ -56,6 +56,7 @@ def load_translator(name_or_path: str, revision: str = "main", **options: Any) -
         ValueError, OSError: as `load_with_tokenizer`.
     """
     model, tokenizer = load_with_tokenizer(name_or_path, revision, **options)
+    bar_entries_without_token(model, tokenizer)
     return model.eval().to(PartialState().device), tokenizer
 
 
@@ -305,6 +306,15 @@ def bar_padding(model: PreTrainedModel) -> None:
     bias = getattr(model, "final_logits_bias", None)
     if bias is not None:
         bias[:, model.config.pad_token_id] = PAD_LOGIT_BIAS
+
+
+def bar_entries_without_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Bar what fills a Marian model's output up to a multiple, and no token has: it could not be made a text."""
+    bias = getattr(model, BIAS, None)
+    if bias is not None and hasattr(tokenizer, "separate_vocabs"):
+        without = torch.ones(bias.shape[-1], dtype=torch.bool)
+        without[list(entries_of(tokenizer, "target").values())] = False
+        bias[:, without] = PAD_LOGIT_BIAS
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

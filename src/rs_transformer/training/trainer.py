@@ -26,6 +26,7 @@ from transformers import (
     ProgressCallback,
     Seq2SeqTrainer,
 )
+from transformers.models.marian.modeling_marian import shift_tokens_right
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -218,6 +219,10 @@ class TranslationTrainer(Seq2SeqTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The labels stay here, so the model cannot know that it need not fill a cache.
         inputs = {**inputs, "use_cache": False}
+        if "decoder_input_ids" not in inputs:  # M2M100 and its like make them of the labels themselves
+            config = self.model.config
+            start = (config.pad_token_id, config.decoder_start_token_id)
+            inputs["decoder_input_ids"] = shift_tokens_right(inputs["labels"], *start)
         if self.depth_schedule is not None and model.training:
             inputs |= self.depth_schedule.depths(self.state.global_step)
         return super().compute_loss(model, inputs, *args, **kwargs)
