@@ -2,9 +2,9 @@
 
     python benchmarks/space_memory.py --requests 200
 
-Starts `hub_cards/space/app.py` with the model beside it as a process of its own. Each visitor is a session, with one
-of the decoder's depths in turn. What stays is to be judged after the first visitors, who fill caches once. Needs
-gradio (the extra `demo`). Linux.
+Starts `hub_cards/space/app.py` with the model beside it as a process of its own. Each visitor is a session with one of
+the decoder's depths in turn, and four requests. What stays is to be judged after the first requests, which fill caches
+once. Needs gradio (the extra `demo`). Linux.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from rs_transformer.utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCES = 20
+LOOKED_AT = (0, 9, 19)
 CHARACTERS = 95  # of a sentence
 
 
@@ -65,7 +66,7 @@ def visit(address: str, text: str, depth: int) -> None:
     """What one visitor does."""
     client = Client(address, verbose=False, analytics_enabled=False, download_files=False)
     client.predict(text, depth, api_name="/translate")
-    for sentence in (0, 9, 19):
+    for sentence in LOOKED_AT:
         client.predict(sentence, depth, api_name="/show_step")
     client.close()
 
@@ -73,26 +74,27 @@ def visit(address: str, text: str, depth: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--app", type=Path, default=ROOT / "hub_cards" / "space" / "app.py")
-    parser.add_argument("--requests", type=int, default=200, help="Visitors.")
+    parser.add_argument("--requests", type=int, default=200, help="A translation or a picture is one.")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6], help="Decoder depths.")
     parser.add_argument("--output", help="Where to write the figures as JSON.")
     args = parser.parse_args()
     server, address = start(args.app)
-    figures = [{"visitors": 0, "MiB": round(resident(server.pid))}]
+    figures = [{"requests": 0, "MiB": round(resident(server.pid))}]
     began = time.perf_counter()
     try:
-        for number, text in zip(range(1, args.requests + 1), itertools.cycle(texts())):
-            visit(address, text, args.depths[number % len(args.depths)])
-            if number in (1, 5, 10) or number % 20 == 0 or number == args.requests:
-                figures.append({"visitors": number, "MiB": round(resident(server.pid))})
-                print(f"{number} visitors: {figures[-1]['MiB']} MiB", file=sys.stderr, flush=True)
+        each = 1 + len(LOOKED_AT)
+        for done, text in zip(range(each, args.requests + 1, each), itertools.cycle(texts())):
+            visit(address, text, args.depths[done // each % len(args.depths)])
+            if done % 20 == 0:
+                figures.append({"requests": done, "MiB": round(resident(server.pid))})
+                print(f"{done} requests: {figures[-1]['MiB']} MiB", file=sys.stderr, flush=True)
     finally:
         server.terminate()
         server.wait()
-    base = next((row["MiB"] for row in figures if row["visitors"] >= 20), figures[-1]["MiB"])
-    rows = [(row["visitors"], row["MiB"], f"{100 * (row['MiB'] / base - 1):+.1f}%") for row in figures]
-    print(f"{args.requests} visitors in {time.perf_counter() - began:.0f} s")
-    print(markdown_table(["visitors", "MiB", "to that after 20"], rows))
+    base = figures[1]["MiB"]
+    rows = [(row["requests"], row["MiB"], f"{100 * (row['MiB'] / base - 1):+.1f}%") for row in figures]
+    print(f"{args.requests} requests in {time.perf_counter() - began:.0f} s")
+    print(markdown_table(["requests", "MiB", "to that after 20"], rows))
     if args.output:
         Path(args.output).write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -12,9 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from conftest import RECIPE, ROOT, run, script, task_options
 from forked import fork
 from huggingface_hub import HfApi
+from oracle import rs_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, pipeline
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
@@ -24,6 +27,10 @@ from rs_transformer.commands.publish import PublishArguments, files_to_publish
 from rs_transformer.commands.publish import publish as publish_command
 from rs_transformer.configuration_rs_marian import REMOTE_CODE_FILES
 from rs_transformer.model_card import write_card
+from rs_transformer.training.arguments import TranslationTrainingArguments
+from rs_transformer.training.model import config_from_tokenizer
+from rs_transformer.training.run_folder import write_run_record
+from rs_transformer.training.trainer import TranslationTrainer
 
 publish = script("publish")
 REPO = "org/rs-fw-bw"
@@ -284,6 +291,33 @@ def test_other_weights_are_never_stored_in_the_folder_itself(folder):
         publish(folder, "--repo", REPO, "--dtype", "float16")
     with pytest.raises(FileExistsError, match="is there already and not empty"):
         publish(folder, "--repo", REPO, "--output_dir", folder)
+
+
+def test_a_command_line_is_recorded_without_its_secrets(tmp_path, monkeypatch):
+    address = f"https://me:{SECRET}@hub.example/org/a"
+    forms = ["--hub_token", SECRET, f"--hub-token={SECRET}", f"HF_TOKEN={SECRET}", "--wandb_api_key", SECRET]
+    monkeypatch.setattr(sys, "argv", ["train.py", *forms, "--model_name_or_path", address, "--max_tokens", "7"])
+    write_run_record(tmp_path, {"model_name_or_path": address, "hub_token": SECRET, "max_tokens": 7, "seed": None})
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text()) == {
+        "model_name_or_path": "https://me:<secret>@hub.example/org/a",
+        "max_tokens": 7,
+    }
+    command = json.loads((tmp_path / "run.json").read_text())["command"]
+    assert SECRET not in " ".join(command)
+    assert command[1:5] == ["--hub_token", "<secret>", "--hub-token=<secret>", "HF_TOKEN=<secret>"]
+    assert command[-2:] == ["--max_tokens", "7"]
+
+
+def test_an_adapter_is_pushed_with_the_trainers_card(tokenizer, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.address)
+    model = get_peft_model(rs_model(**config_from_tokenizer(tokenizer)), LoraConfig(r=2, target_modules=["q_proj"]))
+    options = {"hub_model_id": REPO, "hub_token": SECRET, "report_to": [], "use_cpu": True}
+    args = TranslationTrainingArguments(output_dir=str(tmp_path), **options)
+    TranslationTrainer(model, args, processing_class=tokenizer).push_to_hub()
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "source.spm"} <= hub.files.keys()
+    assert "library_name: peft" in hub.files["README.md"].decode()
 
 
 @pytest.mark.parametrize("repo", ["rs-fw-bw", "a/b/c"])

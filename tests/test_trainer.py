@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-<<<<<<< HEAD
 from conftest import CHECKPOINTING, RECIPE, launch, losses, script, task_options
 from datasets import Dataset
 from forked import fork
@@ -17,21 +16,13 @@ from hypothesis import strategies as st
 from killing import kill
 from oracle import PAD, batch, rs_model
 from peft import LoraConfig, get_peft_model
-=======
-from conftest import CHECKPOINTING, RECIPE, launch, losses, run, script, task_options
-from datasets import Dataset
-from oracle import PAD, batch, rs_model
->>>>>>> w-model
 from reverse_task import reverse_pairs
 from safetensors.torch import load_file
 from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
-<<<<<<< HEAD
 from rs_transformer.checkpoints import load_translator
 from rs_transformer.decoding import DecodingArguments, translate
-=======
->>>>>>> w-model
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.batches import TokenBatchSampler
 from rs_transformer.training.losses import label_smoothed_cross_entropy
@@ -159,7 +150,29 @@ def test_label_smoothing_leaves_the_start_embedding_at_zero():
     assert torch.count_nonzero(model.model.shared.weight[PAD]) == 0
 
 
-<<<<<<< HEAD
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_padding_among_the_labels_is_neither_learned_nor_counted(tokenizer, tmp_path, epsilon):
+    pairs = reverse_pairs(8, seed=4)
+    columns = [tokenizer([source for source, _ in pairs]), tokenizer(text_target=[target for _, target in pairs])]
+    dataset = Dataset.from_dict({"input_ids": columns[0]["input_ids"], "labels": columns[1]["input_ids"]})
+    options = {"label_smoothing_factor": epsilon, "gradient_accumulation_steps": 2, "max_steps": 2}
+    options |= {"per_device_train_batch_size": 4, "logging_steps": 1, "report_to": [], "use_cpu": True}
+    logged = []
+    for padding in (-100, tokenizer.pad_token_id):
+        model = rs_model(**config_from_tokenizer(tokenizer))
+        trainer = TranslationTrainer(
+            model,
+            TranslationTrainingArguments(output_dir=str(tmp_path), save_strategy="no", **options),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=padding),
+        )
+        trainer.train()
+        logged.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert not model.model.shared.weight[tokenizer.pad_token_id].any()
+    assert logged[0] == logged[1]
+
+
 # The trainer in a program, with a model that has learned nothing
 
 
@@ -414,29 +427,6 @@ def test_an_adapter_gets_the_base_classes_card(small, tmp_path):
 
 
 # Training by the script
-=======
-@pytest.mark.parametrize("epsilon", [0.0, 0.1])
-def test_padding_among_the_labels_is_neither_learned_nor_counted(tokenizer, tmp_path, epsilon):
-    pairs = reverse_pairs(8, seed=4)
-    columns = [tokenizer([source for source, _ in pairs]), tokenizer(text_target=[target for _, target in pairs])]
-    dataset = Dataset.from_dict({"input_ids": columns[0]["input_ids"], "labels": columns[1]["input_ids"]})
-    options = {"label_smoothing_factor": epsilon, "gradient_accumulation_steps": 2, "max_steps": 2}
-    options |= {"per_device_train_batch_size": 4, "logging_steps": 1, "report_to": [], "use_cpu": True}
-    logged = []
-    for padding in (-100, tokenizer.pad_token_id):
-        model = rs_model(**config_from_tokenizer(tokenizer))
-        trainer = TranslationTrainer(
-            model,
-            TranslationTrainingArguments(output_dir=str(tmp_path), save_strategy="no", **options),
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=padding),
-        )
-        trainer.train()
-        logged.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-        assert not model.model.shared.weight[tokenizer.pad_token_id].any()
-    assert logged[0] == logged[1]
->>>>>>> w-model
 
 
 SHORT = ["--num_train_epochs", 2, "--eval_strategy", "no", "--save_strategy", "no", "--logging_steps", 1]
