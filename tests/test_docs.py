@@ -48,7 +48,10 @@ def script_and_options(command: list[str]) -> tuple[str, list[str]]:
     return command[1], command[2:]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")], ids=lambda p: p.name)
+OWN_PAGES = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
+
+
+@pytest.mark.parametrize("page", OWN_PAGES, ids=lambda page: page.name)
 def test_no_snippet_asks_to_run_custom_code(page):
     """As `AutoTokenizer` does of a folder with remote code, where the package is not imported."""
     for block in blocks(page, "python"):
