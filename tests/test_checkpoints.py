@@ -99,6 +99,14 @@ def test_what_is_wrong_with_the_weights_is_said_in_one_line(damaged, change, mes
     assert not caplog.records  # no table of transformers' before it
 
 
+def test_a_tokenizer_is_saved_without_how_it_was_loaded(models, tmp_path):
+    _, tokenizer = load_translator(str(models / "rs"))
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & saved.keys()
+    assert saved["source_lang"] == "fw"
+
+
 def test_a_bias_may_bar_tokens_by_minus_infinity(damaged):
     model, _ = load_translator(str(damaged(value(BIAS, float("-inf")))))
     assert model.final_logits_bias[0, 3] == float("-inf")

@@ -48,6 +48,15 @@ def script_and_options(command: list[str]) -> tuple[str, list[str]]:
     return command[1], command[2:]
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")], ids=lambda p: p.name
+)
+def test_no_snippet_asks_to_run_custom_code(page):
+    """As `AutoTokenizer` does of a folder with remote code, where the package is not imported."""
+    for block in blocks(page, "python"):
+        assert "AutoTokenizer" not in block or re.search(r"^import rs_transformer\b|trust_remote_code", block, re.M)
+
+
 @pytest.fixture
 def workspace(tmp_path):
     """A folder to work in, as a clone is one."""
