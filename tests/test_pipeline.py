@@ -428,7 +428,7 @@ He lives in the U.S. | They left. | The U.S. Army came at 5 p.m. | It was late.
 Wait... what? | No… really. | Well... | So be it . . . or not.
 See https://a.b/c?d=e.f!g and www.a.com/?x=1. | Then a!=b or a != b holds, node.js is, a@b.com too. | Yes.
 1. First do this. | 2. Then that. | It was 1999. | See Fig. 3. | It shows.
-i like cats. | you like dogs, dr. who and e.g. this.
+i like cats. | you like dogs etc. and dr. who, e.g. this.
 Apple Inc. is big. | What? | ¿Qué? | ¡Sí! | Fin.
 « Bonjour. » | Il part. | Il dit : « Non ! » puis part.
 „Hallo.“ | Danach, am 3. Oktober 1990, z.B. das. | »Ja.« | Er kam.

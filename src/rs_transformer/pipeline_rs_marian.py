@@ -190,8 +190,8 @@ BEFORE_A_NUMBER = re.compile(
     "nos?|nr|figs?|eqs?|sec|vols?|pp?|ch|art|al|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec", re.IGNORECASE
 )
 AFTER_A_GERMAN_ORDINAL = re.compile("Jan|Feb|März|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez|Jahrhundert")
-# J., U.S., a.m., Ph.D., Inc. end a sentence where one of these words follows.
-LETTERS = re.compile(r"(?:[^\W\d_]{1,2}\.)*[^\W\d_]|jr|inc|ltd|co|corp|bros", re.IGNORECASE)
+# J., U.S., a.m., Ph.D., Inc., etc. end a sentence where one of these words follows.
+LETTERS = re.compile(r"(?:[^\W\d_]{1,2}\.)*[^\W\d_]|jr|inc|ltd|co|corp|bros|etc|usw", re.IGNORECASE)
 BEGINNING = re.compile(
     r"(?:The|He|She|It|They|We|You|I|This|That|These|Those|There|But|And|In|On|At|However|If|When|What|Why|How|His|Her|"
     r"My|Our|Their|So|After|Then)\b(?!\.)"
