@@ -202,8 +202,14 @@ def small(tmp_path, tokenizer):
     return make
 
 
-def text(pairs, **columns):
+def text(pairs):
     return Dataset.from_dict({"source": [source for source, _ in pairs], "target": [target for _, target in pairs]})
+
+
+def ids(pairs, tokenizer):
+    """Without text, so that nothing is translated."""
+    encoded = [tokenizer(source, text_target=target) for source, target in pairs]
+    return Dataset.from_list([dict(row) for row in encoded])
 
 
 def token_loss(model, tokenizer, pairs):
@@ -283,7 +289,8 @@ def test_workers_that_stay_do_not_hand_out_the_dataset_of_before(small):
 
 
 def test_the_loss_of_an_evaluation_is_that_of_its_tokens_in_any_batches(small, tokenizer):
-    found = [small(per_device_eval_batch_size=size).evaluate(text(PAIRS))["eval_loss"] for size in (1, 7, 60, 64)]
+    pairs = ids(PAIRS, tokenizer)
+    found = [small(per_device_eval_batch_size=size).evaluate(pairs)["eval_loss"] for size in (1, 7, 60, 64)]
     assert found == pytest.approx([token_loss(small().model.eval(), tokenizer, PAIRS)] * 4, rel=1e-5)
 
 
@@ -354,9 +361,10 @@ def test_options_that_cannot_be_are_named(tmp_path, option, value, message):
         TranslationTrainingArguments(output_dir=tmp_path, max_tokens=64, **{option: value})
 
 
-def test_of_the_average_and_the_best_checkpoint_the_better_one_is_kept(small, tmp_path):
+def test_of_the_average_and_the_best_checkpoint_the_better_one_is_kept(small, tmp_path, tokenizer):
     options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps"}
-    options |= {"eval_steps": 2, "save_steps": 2, "eval_dataset": text(PAIRS[:20]), "average_checkpoints": 2}
+    options |= {"eval_steps": 2, "save_steps": 2, "eval_dataset": ids(PAIRS[:20], tokenizer)}
+    options |= {"average_checkpoints": 2}
     # At a rate this high the last ones are worse, and so is their average.
     trainer = small(max_steps=12, learning_rate=0.03, lr_scheduler_type="constant", **options)
     trainer.train()
