@@ -120,10 +120,8 @@ def run_training(
     if options.model.model_name_or_path is None:
         RSMarianConfig(**options.model.config_fields())  # an impossible model is said before a tokenizer is trained
     with claimed(args.output_dir, args.should_save):
-        if args.should_save:
-            log_to(Path(args.output_dir, RUN_LOG))
-            if checkpoint is not None:
-                set_later_aside(args.output_dir, checkpoint)
+        if args.should_save and checkpoint is not None:
+            set_later_aside(args.output_dir, checkpoint)
         trainer = _prepare(options, train, evaluated, tokenizer, make_trainer, checkpoint)
         return train_and_evaluate(trainer, checkpoint, evaluated, options.decoding)
 
@@ -144,6 +142,8 @@ def _prepare(
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
     model.generation_config.update(max_length=positions, **options.decoding.search_kwargs())
+    if args.should_save:
+        log_to(Path(args.output_dir, RUN_LOG))  # a run that does not begin leaves nothing
     with group.main_process_first(local=True):
         train = prepare_training_pairs(train, tokenizer, corpus)
     if isinstance(train, IterableDataset):
