@@ -53,6 +53,7 @@ from .run_folder import (
     make_way,
     mark_complete,
     remove_old_checkpoints,
+    update_of,
 )
 
 logger = logging.get_logger(__name__)
@@ -323,11 +324,12 @@ class TranslationTrainer(Seq2SeqTrainer):
         Returns:
             Whose weights the model has, in words.
         """
-        args = self.args
+        args, last = self.args, self.state.global_step
         best = self.state.best_model_checkpoint if args.load_best_model_at_end else None
-        checkpoints = complete_checkpoints(args.output_dir)[-args.average_checkpoints :]
         if not args.average_checkpoints:
-            return f"update {self.state.global_step}" if best is None else f"{Path(best).name}, the best of validation"
+            return f"update {last}" if best is None else f"{Path(best).name}, the best of validation"
+        checkpoints = [folder for folder in complete_checkpoints(args.output_dir) if update_of(folder) <= last]
+        checkpoints = checkpoints[-args.average_checkpoints :]
         if len(checkpoints) < args.average_checkpoints:
             logger.warning(
                 f"There are only {len(checkpoints)} checkpoints to average, not {args.average_checkpoints}."
@@ -405,9 +407,10 @@ class TranslationTrainer(Seq2SeqTrainer):
     # Evaluation
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        given = eval_dataset
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            given = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+        given = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        given = self.eval_dataset if given is None else given
+        if given is None:
+            raise ValueError("evaluation needs an eval_dataset")
         # Not the base class's, which with persistent workers hands out the batches of another dataset.
         return self.get_test_dataloader(given)
 
@@ -489,6 +492,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         inputs: dict[str, torch.Tensor],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
+        **search: Any,
     ) -> tuple[torch.Tensor | None, Any, Any]:
         labels, loss = inputs.get("labels"), None  # the collator says None where there are none
         if prediction_loss_only or not self.args.predict_with_generate:
@@ -499,7 +503,7 @@ class TranslationTrainer(Seq2SeqTrainer):
             labels = self._prepare_input(labels)
             loss, _, _ = super().prediction_step(model, inputs, True)  # by `translation_loss`, not by the model's own
         sources = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        search = self.decoding.generate_kwargs(self.model)
+        search = self.decoding.generate_kwargs(self.model) | search
         _, generated, _ = super().prediction_step(model, sources, False, ignore_keys, **search)
         return loss, generated, labels
 
