@@ -48,6 +48,8 @@ def write_json(data: Any, file: str | Path) -> None:
 
 def read_mapping(file: str | Path) -> dict[str, Any]:
     """What a JSON or YAML file says; nothing if it is not there, empty, cut short or no mapping."""
+    if not Path(file).is_file():  # a pipe would be waited for
+        return {}
     try:
         text = Path(file).read_text("utf-8")
         content = json.loads(text) if Path(file).suffix == ".json" else yaml.safe_load(text)
