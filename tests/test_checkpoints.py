@@ -96,7 +96,9 @@ def test_what_is_wrong_with_the_weights_is_said_in_one_line(damaged, change, mes
     with pytest.raises(ValueError, match=message) as error:
         load_translator(str(damaged(change, name)))
     assert "\n" not in str(error.value)
-    assert not caplog.records  # no table of transformers' before it
+    assert not [
+        record for record in caplog.records if record.levelname == "WARNING"
+    ]  # no table of transformers' before it
 
 
 def test_a_tokenizer_is_saved_without_how_it_was_loaded(models, tmp_path):

@@ -121,6 +121,7 @@ def test_debug_shows_the_traceback_and_other_errors_always_do(monkeypatch):
 )
 def test_a_stop_is_one_line_that_says_how_to_go_on(number, status, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
     with pytest.raises(SystemExit) as stopped, short_errors("go on so"):
         signal.raise_signal(number)
     assert stopped.value.code == status

@@ -365,7 +365,7 @@ def test_killed_run_leaves_no_output_folder_and_the_next_one_succeeds(parent, tm
     options = ["--model_name_or_path", parent, "--output_dir", tmp_path / "rs"]
     # The model is written and the record is not: it would have been the last file.
     kill("training/collapse.py", *options, at="rs_transformer.commands.collapse.write_json")
-    assert listing(tmp_path) == [".rs.partial"]
+    assert listing(tmp_path) == [".rs.lock", ".rs.partial"]
     assert (tmp_path / ".rs.partial" / "model.safetensors").is_file()
     script("collapse")(*options)
     assert listing(tmp_path) == ["rs"]

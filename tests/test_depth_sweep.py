@@ -49,7 +49,7 @@ def test_impossible_depths_and_models_are_named_before_anything_is_measured(trai
         sweep(trained, task, "--decoder_depths", 2, 0)
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         sweep(trained, task, "--rounds", 0)
-    with pytest.raises(ValueError, match="output_file: there is no folder 'nowhere'"):
+    with pytest.raises(FileNotFoundError, match="output_file: there is no folder 'nowhere'"):
         sweep(trained, task, "--output_file", "nowhere/sweep.json")
     with pytest.raises(ValueError, match=r"plot_file: the suffix of 'sweep.txt' must be one of .*png"):
         sweep(trained, task, "--plot_file", "sweep.txt")

@@ -507,7 +507,7 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--target_lang", "xx"], "the train split has no language 'xx'; its languages: fw, bw"),
+        (["--target_lang", "xx"], "train.jsonl has no language 'xx'; its languages: fw, bw"),
         (["--source_lang", "bw", "--target_lang", "fw"], "the model translates from fw to bw, not from bw to fw"),
         (["--teacher_n_best", 9], r"teacher_n_best must be at most teacher_num_beams \(3\), got 9"),
         (["--stages", "train", "cook"], "there is no stage 'cook'; stages: generate, filter, train, evaluate"),

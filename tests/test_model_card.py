@@ -117,7 +117,7 @@ def test_a_file_that_does_not_hold_what_it_should_is_named_in_a_line(folder, fil
 def test_without_card_yaml_the_card_says_of_the_data_what_the_run_knows(folder):
     (folder / "card.yaml").write_text("")
     pairs = json.loads((folder / "results.json").read_text())["training"]["pairs"]
-    assert f"{pairs:,} sentence pairs of `reverse0/train.jsonl`. Where they come from" in build_card(folder).text
+    assert f"{pairs:,} sentence pairs of `reverse/train.jsonl`. Where they come from" in build_card(folder).text
     (folder / "recipe.yaml").write_text("dataset_name: org/corpus\n")
     assert f"{pairs:,} sentence pairs of `org/corpus`." in build_card(folder).text
     for file in ("recipe.yaml", "results.json"):
@@ -172,7 +172,7 @@ def test_every_snippet_of_a_card_runs(folder, monkeypatch):
     """With the folder in the place of the repository."""
     monkeypatch.chdir(folder.parent)
     text = build_card(folder, "org/rs-fw-bw").text.replace("org/rs-fw-bw", "rs-fw-bw").replace("…", "g h i j")
-    (command,) = re.findall(r"```bash\n(python .+?)\n```", text, re.DOTALL)
+    (command,) = re.findall(r"```bash\n(python -m .+?)\n```", text, re.DOTALL)
     first, remote, ctranslate2 = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
     fork(*command.split()[1:], cwd=folder.parent)
     for snippet, result in ((first, "[{'translation_text': 'j i h g'}]"), (ctranslate2, "j i h g")):
