@@ -114,7 +114,6 @@ def test_what_is_loaded_at_a_revision_is_saved_with_the_source_of_that_revision(
     if not there:
         (repository / "snapshots" / COMMIT / "pipeline_rs_marian.py").unlink()
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(hub_cache))
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     reference, name = "configuration_rs_marian.RSMarianConfig", "org/rs-marian-fw-bw"
     config_class = get_class_from_dynamic_module(reference, name, revision=COMMIT, cache_dir=str(hub_cache))
     config = config_class.from_pretrained(name, name_or_path=name, revision=COMMIT, cache_dir=str(hub_cache))
