@@ -34,6 +34,7 @@ from rs_transformer.training.run_folder import (
 )
 from rs_transformer.training.trainer import TranslationTrainer
 
+FUZZ = settings(deadline=None, derandomize=True, database=None)
 LENGTHS = [3 + (7 * index) % 11 for index in range(500)]
 
 
@@ -55,7 +56,7 @@ def test_token_batches_hold_every_pair_once_within_the_budget(processes):
     assert all(share for share in shares)
 
 
-@settings(deadline=None)
+@FUZZ
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80),
     room=st.integers(0, 100),
@@ -84,7 +85,7 @@ def test_shares_hold_the_bound_for_any_lengths_budget_and_number_of_processes(le
         assert all(max(lengths[index] for index in share) * len(share) <= budget for share in shares)
 
 
-@settings(deadline=None)
+@FUZZ
 @given(lengths=st.lists(st.integers(1, 40), min_size=60, max_size=120), processes=st.integers(2, 4))
 def test_batches_are_those_of_one_process_where_each_has_a_sentence_for_every_process(lengths, processes):
     one = list(TokenBatchSampler(lengths, 50 * processes, seed=5))
