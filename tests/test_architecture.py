@@ -1,6 +1,7 @@
 """The house as docs/architecture.md has it: imports run one way, and `utils` knows nothing of translation."""
 
 import ast
+import importlib
 import re
 import sys
 import tomllib
@@ -10,6 +11,7 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
+import rs_transformer
 from rs_transformer import __version__
 
 PACKAGE = ROOT / "src" / "rs_transformer"
@@ -125,3 +127,14 @@ def test_utils_has_no_name_that_knows_translation(file):
         if re.search(r"translat|token|marian|bleu|chrf|sentence|beam|decod|lang|teach", name, re.I)
     ]
     assert not known
+
+
+def test_modules_are_found_under_their_former_names():
+    with pytest.warns(FutureWarning, match=r"rs_transformer\.trainer is now rs_transformer\.training\.trainer"):
+        former = importlib.import_module("rs_transformer.trainer")
+    assert former.TranslationTrainer is importlib.import_module("rs_transformer.training.trainer").TranslationTrainer
+    assert former.TokenBatchSampler is importlib.import_module("rs_transformer.training.batches").TokenBatchSampler
+    for modules in rs_transformer._MOVED.values():
+        assert all((PACKAGE / f"{name.replace('.', '/')}.py").is_file() for name in modules)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("rs_transformer.nowhere")

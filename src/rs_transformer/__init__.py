@@ -9,8 +9,38 @@ from .configuration_rs_marian import RSMarianConfig
 from .layer_transfer import collapse, expand, with_depth
 from .modeling_rs_marian import RSMarianForConditionalGeneration, RSMarianModel
 from .pipeline_rs_marian import NAMED_TASK, TranslationPipeline
+from .utils.moved import MovedModules
 
 __version__ = "0.1.0"
+
+
+# Where the modules of the first releases are now.
+_MOVED = {
+    "arguments": ["utils.recipes"],
+    "attention_analysis": ["attention.collection"],
+    "attention_figures": ["attention.figures"],
+    "attention_measures": ["attention.measures"],
+    "attention_page": ["attention.page"],
+    "attention_report": ["commands.attention"],
+    "collapsing": ["commands.collapse", "checkpoints", "utils.files"],
+    "depth_schedule": ["training.depth_schedule", "training.arguments"],
+    "depth_sweep": ["commands.depth_sweep"],
+    "distilled_targets": ["distillation.targets"],
+    "distilling": ["commands.distill"],
+    "evaluation": ["commands.evaluate", "commands.translate", "corpus"],
+    "exporting": ["commands.export"],
+    "launching": ["utils.processes"],
+    "model_building": ["training.model", "checkpoints"],
+    "plotting": ["utils.plotting"],
+    "publishing": ["commands.publish"],
+    "run_folder": ["training.run_folder", "utils.files"],
+    "sharded_model": ["training.fsdp"],
+    "sharding": ["utils.map_shards", "utils.files"],
+    "teacher_corpus": ["distillation.teacher_corpus"],
+    "teachers": ["distillation.teachers"],
+    "trainer": ["training.trainer", "training.arguments", "training.batches", "training.losses"],
+    "training_run": ["commands.train"],
+}
 
 
 class _TaskAliases(dict):
@@ -36,6 +66,7 @@ def _register() -> None:
 
 
 _register()
+MovedModules(__name__, _MOVED).install()
 
 __all__ = [
     "RSMarianConfig",
