@@ -94,6 +94,8 @@ def _work(command: list[str], seen: dict[str, str], cwd: Path, printed: list[Pat
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.update(seen)
     os.chdir(cwd)
+    # The test process, whose path this one has, may have loaded remote code from a cache of its own.
+    sys.path[:] = [folder for folder in sys.path if not Path(folder, "transformers_modules").is_dir()]
     if prepare is not None:
         function, *arguments = prepare
         function(*arguments)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, odd_tokenizer, script
 from forked import fork
-from oracle import marian, rs_model, unrolled_marian
+from oracle import marian, rs_model, unrolled_marian, with_own_weights
 from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
@@ -80,7 +80,14 @@ def test_ctranslate2_takes_separate_vocabularies(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "kind", "multiple"), [("joint", rs_model, 64), ("joint", marian, None), ("separate", rs_model, 64)]
+    ("vocabulary", "kind", "multiple"),
+    [
+        ("joint", rs_model, 64),
+        ("joint", marian, None),
+        ("separate", rs_model, 64),
+        ("joint", lambda **fields: with_own_weights(rs_model(**fields)), None),
+    ],
+    ids=["rs", "marian", "separate", "own-projection"],
 )
 def test_ctranslate2_takes_each_token_by_its_id(tmp_path, vocabulary, kind, multiple):
     """With padding amid the vocabulary, tokens that were added, and embeddings filled up to a multiple."""

@@ -86,8 +86,8 @@ class Page:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
     def picture(self):
-        images = self.find("#attention img")
-        return images[0].get_attribute("src") if images else None
+        # In one go: the page may put another picture in its place meanwhile.
+        return self.browser.execute_script("return document.querySelector('#attention img')?.src")
 
 
 def test_the_page_begins_with_an_example_translated(page):
