@@ -148,13 +148,8 @@ def _prepare(
         train = prepare_training_pairs(train, tokenizer, corpus)
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=args.seed, buffer_size=corpus.shuffle_buffer_size)
-    if args.should_save:
-        conditions: dict[str, Any] = {"processes": args.world_size}
-        if isinstance(train, Dataset):
-            conditions |= {"training_pairs": len(train), "training_data": data_digest(train)}
-        write_run_record(args.output_dir, options.options(), conditions, checkpoint)
-        keep_lineage(options.model.model_name_or_path, args.output_dir)
-    return make_trainer(
+    given = options.options()  # a trainer sets some of its arguments
+    trainer = make_trainer(
         model,
         train_dataset=train,
         processing_class=tokenizer,
@@ -164,6 +159,13 @@ def _prepare(
         target_lang=corpus.target_lang,
         max_length=max(corpus.max_source_length, corpus.max_target_length),
     )
+    if args.should_save:
+        conditions: dict[str, Any] = {"processes": args.world_size}
+        if isinstance(train, Dataset):
+            conditions |= {"training_pairs": len(train), "training_data": data_digest(train)}
+        write_run_record(args.output_dir, given, conditions, checkpoint)
+        keep_lineage(options.model.model_name_or_path, args.output_dir)
+    return trainer
 
 
 def load_data(corpus: CorpusArguments, train: AnyDataset | None = None) -> tuple[AnyDataset, dict[str, Dataset]]:
