@@ -25,6 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from filelock import FileLock
+from forked import fork
 from reverse_task import reverse_pairs, write_task
 from transformers import MarianTokenizer, TrainingArguments
 
@@ -136,7 +137,7 @@ def trained(task: dict[str, Path], made_once) -> Path:
 
     def train(folder: Path) -> None:
         options = ["--average_checkpoints", 2, "--report_to", "tensorboard"]
-        done = launch("train.py", RECIPE, *task_options(task), "--output_dir", folder, *options)
+        done = fork("training/train.py", RECIPE, *task_options(task), "--output_dir", folder, *options)
         (folder / "printed.txt").write_text(done.stdout + done.stderr)
         (folder / "stdout.txt").write_text(done.stdout)
 
