@@ -26,7 +26,14 @@ from transformers.utils import logging
 
 from ..checkpoints import load_tokenizer
 from ..configuration_rs_marian import RSMarianConfig
-from ..corpus import AnyDataset, CorpusArguments, load_split, prepare_training_pairs
+from ..corpus import (
+    AnyDataset,
+    CorpusArguments,
+    load_split,
+    prepare_training_pairs,
+    warn_of_long_pairs,
+    warn_of_overlap,
+)
 from ..decoding import DecodingArguments
 from ..metrics import corpus_scores
 from ..tokenization import TokenizerArguments, check_language_pair, train_tokenizer
@@ -144,8 +151,10 @@ def _prepare(
     model.generation_config.update(max_length=positions, **options.decoding.search_kwargs())
     if args.should_save:
         log_to(Path(args.output_dir, RUN_LOG))  # a run that does not begin leaves nothing
+    warn_of_overlap(train, evaluated)
+    warn_of_long_pairs(evaluated, tokenizer, positions)
     with group.main_process_first(local=True):
-        train = prepare_training_pairs(train, tokenizer, corpus)
+        train = prepare_training_pairs(train, tokenizer, corpus, positions)
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=args.seed, buffer_size=corpus.shuffle_buffer_size)
     given = options.options()  # a trainer sets some of its arguments
@@ -157,7 +166,7 @@ def _prepare(
         eval_dataset=evaluated.get("validation"),
         decoding=replace(options.decoding, num_beams=args.eval_num_beams),
         target_lang=corpus.target_lang,
-        max_length=max(corpus.max_source_length, corpus.max_target_length),
+        max_length=min(max(corpus.max_source_length, corpus.max_target_length), positions or sys.maxsize),
     )
     if args.should_save:
         conditions: dict[str, Any] = {"processes": args.world_size}
@@ -338,7 +347,7 @@ def final_evaluation(
         }
         if trainer.args.should_save:
             file = Path(trainer.args.output_dir, f"{split}_translations.txt")
-            write_text("".join(f"{text}\n" for text in trainer.translations), file)
+            write_text("".join(f"{' '.join(text.splitlines())}\n" for text in trainer.translations), file)
             print_samples(split, dataset, trainer.translations)
     return results
 
