@@ -173,8 +173,8 @@ def test_shapes_that_cannot_be_matched_are_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"word_weight": 1.5}, r"word_weight must lie in 0..1, got 1.5"),
-        ({"word_temperature": 0.0}, "word_temperature must be above 0, got 0.0"),
+        ({"word_weight": 1.5}, "word_weight must be at least 0 and at most 1, got 1.5"),
+        ({"word_temperature": 0.0}, "word_temperature must be more than 0, got 0.0"),
         ({"hidden_weight": -1.0}, r"hidden_weight must be at least 0, got -1.0"),
         ({"word_top_k": 8}, "word_top_k needs a word_weight above 0"),
     ],

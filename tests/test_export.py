@@ -311,7 +311,7 @@ def test_a_mismatch_is_an_error_and_leaves_no_folder(trained, tmp_path, monkeypa
     [
         (["--to", "ctranslate2", "--quantization", "int3"], "quantization must be one of float32, .*got 'int3'"),
         (["--to", "transformers", "--quantization", "int8"], "quantization must be one of float32, float16, bfloat16"),
-        (["--to", "ctranslate2", "--min_same", 2], "min_same must lie in 0..1, got 2"),
+        (["--to", "ctranslate2", "--min_same", 2], "min_same must be at least 0 and at most 1, got 2"),
         (["--to", "ctranslate2", "--test_file", "x.jsonl"], "not both; or verification=false"),
     ],
 )

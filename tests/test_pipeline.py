@@ -28,6 +28,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from rs_transformer import TranslationPipeline
 from rs_transformer.pipeline_rs_marian import is_blank, split_into_sentences
+from rs_transformer.tokenization import encode
 
 SENTENCES = ["a b c", "d e f g", "h i", "j k l a b"]
 BACKWARDS = ["c b a", "g f e d", "i h", "b a l k j"]
@@ -337,6 +338,28 @@ def test_every_sentence_has_the_code_of_its_target_language(several_targets, mon
     assert texts(several_targets(">>deu<< \u200b")) == [""]
     with pytest.raises(ValueError, match="the model has no code for the target language 'fr', only >>deu<<, >>jpn<<"):
         several_targets("ab", tgt_lang="fr")
+
+
+@pytest.mark.parametrize(
+    "text", ["a </s> b", "<pad> a", "a<unk>b", "</s>", ">>deu<< a </s>", "a >>deu<< b", ">>x<< a"]
+)
+def test_no_special_token_of_a_text_is_live_but_the_code_it_begins_with(several_targets, monkeypatch, text):
+    with generate_calls(several_targets.model, monkeypatch) as calls:
+        several_targets(text, max_new_tokens=2, split_sentences=False)
+    (ids,) = calls[0]["input_ids"].tolist()
+    assert ids == encode(several_targets.tokenizer, [text])[0]
+    assert several_targets.tokenizer.eos_token_id not in ids[:-1]
+    assert calls[0]["attention_mask"].tolist() == [[1] * len(ids)]
+
+
+@pytest.mark.parametrize("text", ["a </s> b", "<pad> b", "a __de__ b"])
+def test_no_special_token_of_a_text_is_live_in_models_of_several_languages(m2m, monkeypatch, text):
+    with generate_calls(m2m["model"], monkeypatch) as calls:
+        pipeline("translation_en_to_fr", **m2m)(text)
+    tokenizer, (ids,) = m2m["tokenizer"], calls[0]["input_ids"].tolist()
+    assert {tokenizer.get_lang_id("en"), tokenizer.eos_token_id} == {ids[0], ids[-1]}
+    live = {*tokenizer.all_special_ids, *tokenizer.lang_token_to_id.values()} - {tokenizer.unk_token_id}
+    assert live.isdisjoint(ids[1:-1])
 
 
 def test_translations_are_joined_as_the_target_language_is_written(several_targets, translator):

@@ -22,6 +22,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .pipeline_rs_marian import split_code
 from .tokenization import encode
 from .utils.ranges import check_range
 from .utils.text_files import FORMS, Way, columns_of, digest, form_of, read_columns, read_lines
@@ -43,29 +44,29 @@ TRAINING_OPTIONS = (
 
 # How Unicode's names of letters begin, and the languages that are written in these and not in Latin ones.
 SCRIPTS = {
-    "HIRAGANA": "ja jpn",
-    "KATAKANA": "ja jpn",
-    "CJK": "ja jpn zh zho cmn yue wuu",
-    "HANGUL": "ko kor",
-    "CYRILLIC": "ru rus uk ukr be bel bg bul mk mkd",
-    "ARABIC": "ar ara arb fa fas pes ps pus pbt ur urd ug uig",
-    "HEBREW": "he heb yi yid",
-    "GREEK": "el ell",
-    "ARMENIAN": "hy hye",
-    "GEORGIAN": "ka kat",
-    "ETHIOPIC": "am amh ti tir",
-    "DEVANAGARI": "hi hin mr mar ne nep npi",
-    "BENGALI": "bn ben as asm",
-    "GUJARATI": "gu guj",
-    "TAMIL": "ta tam",
-    "TELUGU": "te tel",
-    "KANNADA": "kn kan",
-    "MALAYALAM": "ml mal",
-    "SINHALA": "si sin",
-    "THAI": "th tha",
-    "LAO": "lo lao",
-    "KHMER": "km khm",
-    "MYANMAR": "my mya",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+    "CJK": "ja zh yue wuu",
+    "HANGUL": "ko",
+    "CYRILLIC": "ru uk be bg mk",
+    "ARABIC": "ar fa ps ur ug",
+    "HEBREW": "he yi",
+    "GREEK": "el",
+    "ARMENIAN": "hy",
+    "GEORGIAN": "ka",
+    "ETHIOPIC": "am ti",
+    "DEVANAGARI": "hi mr ne",
+    "BENGALI": "bn as",
+    "GUJARATI": "gu",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "KANNADA": "kn",
+    "MALAYALAM": "ml",
+    "SINHALA": "si",
+    "THAI": "th",
+    "LAO": "lo",
+    "KHMER": "km",
+    "MYANMAR": "my",
 }
 SAMPLE = 200  # pairs that are looked at to see which side is which
 BATCH = 100_000  # pairs that are looked at together
@@ -371,8 +372,8 @@ def _check_scripts(sides: Sequence[str], args: CorpusArguments, split: str) -> N
     """Raise `ValueError` if a language's letters are all on the other language's side."""
     letters = [Counter(unicodedata.name(c, "").split(" ")[0] for c in side if c.isalpha()) for side in sides]
     for side, language in enumerate((args.source_lang, args.target_lang)):
-        code, *subtags = (language or "").replace("_", "-").lower().split("-")
-        scripts = [name for name, codes in SCRIPTS.items() if code in codes.split() and "latn" not in subtags]
+        code, script, _ = split_code(language)
+        scripts = [name for name, codes in SCRIPTS.items() if code in codes.split() and script != "latn"]
         shares = [sum(map(found.__getitem__, scripts)) / max(1, found.total()) for found in letters]
         if letters[side] and shares[side] < 0.01 and shares[1 - side] > 0.5:
             raise ValueError(

@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import MarianTokenizer, PreTrainedTokenizerBase
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import ModelOutput, logging
 
@@ -151,6 +151,41 @@ def _blank_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     shown_as_blank = {i for piece, i in pieces if not _is_visible(piece.strip("▁")) or LANGUAGE_CODE.fullmatch(piece)}
     languages = getattr(tokenizer, "lang_token_to_id", {}).values()  # of M2M100, whose codes are no special tokens
     return frozenset({*shown_as_blank, *tokenizer.all_special_ids, *languages} - {tokenizer.unk_token_id})
+
+
+# Special tokens
+
+
+def live_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What a text must be tokenised with `split_special_tokens` for, lest it end or become padding there."""
+    if not isinstance(tokenizer, MarianTokenizer):
+        return re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)) or r"(?!)")
+    names = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
+    return re.compile("|".join([*map(re.escape, names), r".>>[^<>]+<<"]), re.DOTALL)
+
+
+def as_plain_code(tokenizer: PreTrainedTokenizerBase, text: str, target: bool = False) -> str:
+    """A text from whose beginning `MarianTokenizer` takes no language's code but, of a source, one that it has."""
+    if not (isinstance(tokenizer, MarianTokenizer) and text.startswith(">>")):
+        return text
+    code = text.partition("<<")[0] + "<<"
+    known = not target and tokenizer.convert_tokens_to_ids(code) != tokenizer.unk_token_id
+    return text if known else f" {text}"  # SentencePiece drops the space
+
+
+def without_ends(tokenizer: PreTrainedTokenizerBase, input_ids: list[int]) -> list[int]:
+    """Ids of one text with unknown for padding and ends of sentence that come before the last one.
+
+    Characters without a piece come out of SentencePiece in one, which a tokenizer in Python, such as Marian's and
+    M2M100's, may take for the special token that is called so.
+    """
+    eos, special = tokenizer.eos_token_id, {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if tokenizer.is_fast or eos not in input_ids:
+        return input_ids
+    end = len(input_ids) - 1 - input_ids[::-1].index(eos)
+    if special.isdisjoint(input_ids[:end]):
+        return input_ids
+    return [*(tokenizer.unk_token_id if index in special else index for index in input_ids[:end]), *input_ids[end:]]
 
 
 # Sentences
@@ -494,8 +529,15 @@ class TranslationPipeline(ChunkPipeline):
         return getattr(config, "max_position_embeddings", None) or math.inf
 
     def _tokenize(self, text: str, source: str | None, target: str | None, **options: Any) -> dict[str, Any]:
-        """A tokenizer's encoding, with the target's `forced_bos_token_id` for models that are told their languages."""
-        tokenizer, options = self.tokenizer, {**options, "return_tensors": "pt", "verbose": False}
+        """A tokenizer's encoding, with the target's `forced_bos_token_id` for models that are told their languages.
+
+        No special token of a text is live, as in `tokenization.encode`.
+        """
+        tokenizer = self.tokenizer
+        text = as_plain_code(tokenizer, text)
+        options |= {"return_tensors": "pt", "verbose": False}
+        if live_tokens(tokenizer).search(text):
+            options["split_special_tokens"] = True
         if not self._is_told_languages():
             encoded = tokenizer(text, **options)
         else:
@@ -510,6 +552,7 @@ class TranslationPipeline(ChunkPipeline):
                     encoded = (build if target else tokenizer)(text, **options)
                 finally:
                     tokenizer.src_lang = before
+        encoded["input_ids"] = torch.tensor([without_ends(tokenizer, encoded["input_ids"][0].tolist())])
         return {name: value for name, value in encoded.items() if name != "token_type_ids"}
 
     def _is_told_languages(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
-from .pipeline_rs_marian import is_reversed
+from .pipeline_rs_marian import as_plain_code, is_reversed, live_tokens, without_ends
 from .utils.ranges import check_range
 
 VOCABULARIES = ("merged", "joint", "separate")
@@ -66,12 +66,8 @@ def encode(
     texts = list(texts)
     if None in texts:
         raise ValueError(f"{'target' if target else 'source'} {texts.index(None) + 1} of {len(texts)} is missing")
-    marian = isinstance(tokenizer, MarianTokenizer)
-    names = tokenizer.all_special_tokens
-    if marian:
-        names = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
-        texts = [_plain_code(tokenizer, text, target) for text in texts]
-    live = re.compile("|".join([*map(re.escape, names), *([r".>>[^<>]+<<"] if marian else [])]), re.DOTALL)
+    texts = [as_plain_code(tokenizer, text, target) for text in texts]
+    live = live_tokens(tokenizer)
     options = {} if max_length is None else {"truncation": True, "max_length": max_length}
     encoded: dict[int, list[int]] = {}
     # Tokenizers in Python, as Marian's is, split all added tokens if they split any: only where there is need.
@@ -81,31 +77,7 @@ def encode(
             side = {"text_target" if target else "text": [texts[row] for row in rows]}
             found = tokenizer(**side, split_special_tokens=split, verbose=False, **options)["input_ids"]
             encoded |= zip(rows, found, strict=True)
-    in_order = [encoded[row] for row in range(len(texts))]
-    return _without_ends(tokenizer, in_order) if marian else in_order
-
-
-def _plain_code(tokenizer: MarianTokenizer, text: str, target: bool) -> str:
-    """A text from whose beginning `MarianTokenizer` takes no language's code but, of a source, one that it has."""
-    if not text.startswith(">>"):
-        return text
-    code = text.partition("<<")[0] + "<<"
-    known = not target and tokenizer.convert_tokens_to_ids(code) != tokenizer.unk_token_id
-    return text if known else f" {text}"  # SentencePiece drops the space
-
-
-def _without_ends(tokenizer: MarianTokenizer, encoded: list[list[int]]) -> list[list[int]]:
-    """Ids with unknown for the special tokens that come before the last.
-
-    Characters without a piece come out of SentencePiece in one, which may be called as a special token is.
-    """
-    special, unknown = {tokenizer.eos_token_id, tokenizer.pad_token_id}, tokenizer.unk_token_id
-    return [
-        ids
-        if special.isdisjoint(ids[:-1])
-        else [*(unknown if index in special else index for index in ids[:-1]), ids[-1]]
-        for ids in encoded
-    ]
+    return [without_ends(tokenizer, encoded[row]) for row in range(len(texts))]
 
 
 def train_tokenizer(

@@ -35,6 +35,7 @@ from ..tokenization import check_language_pair
 from ..utils.files import write_json
 from ..utils.plotting import check_matplotlib
 from ..utils.processes import run
+from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 from ..utils.tables import markdown_table
 
@@ -81,10 +82,8 @@ class AttentionArguments:
             raise ValueError("reference belongs to text; of a dataset the references are in it")
         if self.reference is not None and self.own_translation:
             raise ValueError("the decoder follows the reference or its own translation: give one of the two options")
-        if self.max_sentences is not None and self.max_sentences < 1:
-            raise ValueError(f"max_sentences must be at least 1, got {self.max_sentences}")
-        if self.pictured is not None and self.pictured < 0:
-            raise ValueError(f"pictured must be at least 0, got {self.pictured}")
+        check_range(self, "max_sentences", least=1)
+        check_range(self, "pictured", least=0)
         if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             raise ValueError(f"output_dir: {self.output_dir!r} is a file")
 

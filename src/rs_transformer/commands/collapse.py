@@ -31,6 +31,7 @@ from ..training.batches import TokenBatchSampler
 from ..training.run_folder import RECORDED_PACKAGES
 from ..utils.files import check_output, staged_folder, write_json
 from ..utils.processes import PatientGroup, run
+from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 from .evaluate import EvaluateArguments, evaluate_systems
 
@@ -89,9 +90,8 @@ class CollapseArguments:
     def __post_init__(self) -> None:
         if self.method not in METHODS and not self.method.isdecimal():
             raise ValueError(f"method must be one of {', '.join(METHODS)} or a number, got {self.method!r}")
-        for name in ("calibration_updates", "calibration_max_tokens", "calibration_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_range(self, "calibration_updates", "calibration_max_tokens", "calibration_samples", least=1)
+        check_range(self, "calibration_learning_rate", "calibration_output_weight", least=0)
 
     @property
     def method_or_layer(self) -> str | int:
@@ -132,7 +132,8 @@ def collapse_checkpoint(
     plan = plan_collapse(parent, config, args.method_or_layer)
     batches = None
     if args.method == "calibrated":
-        batches = calibration_batches(splits["train"], tokenizer, corpus_args, args)
+        positions = getattr(parent.config, "max_position_embeddings", None)
+        batches = calibration_batches(splits["train"], tokenizer, corpus_args, args, positions)
 
     state, group = PartialState(), PatientGroup()
     group.wait()  # no process may find what another has written already
@@ -216,11 +217,18 @@ def collapse_record(
 
 
 def calibration_batches(
-    train: Any, tokenizer: PreTrainedTokenizerBase, corpus_args: CorpusArguments, args: CollapseArguments
+    train: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus_args: CorpusArguments,
+    args: CollapseArguments,
+    positions: int | None = None,
 ) -> DataLoader:
-    """Batches of `input_ids`, `attention_mask` and `labels` from training pairs chosen by chance."""
+    """Batches of `input_ids`, `attention_mask` and `labels` from training pairs chosen by chance.
+
+    Longer pairs than the model has `positions` for are left out.
+    """
     chosen = train.shuffle(seed=args.seed).select(range(min(len(train), args.calibration_samples)))
-    pairs = prepare_training_pairs(chosen, tokenizer, corpus_args)
+    pairs = prepare_training_pairs(chosen, tokenizer, corpus_args, positions)
     sampler = TokenBatchSampler(pairs["length"][:], args.calibration_max_tokens, seed=args.seed)
     pairs = pairs.select_columns(["input_ids", "labels"])
     return DataLoader(pairs, batch_sampler=sampler, collate_fn=DataCollatorForSeq2Seq(tokenizer))

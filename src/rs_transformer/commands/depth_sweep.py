@@ -29,6 +29,7 @@ from ..training.run_folder import weights_digest
 from ..utils.files import check_output_file, write_json
 from ..utils.plotting import check_plot_file
 from ..utils.processes import run
+from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 from ..utils.tables import markdown_table
 
@@ -61,8 +62,7 @@ class DepthSweepArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        check_range(self, "rounds", least=1)
         if self.plot_file is not None:
             check_plot_file(self.plot_file)
         for name in ("output_file", "plot_file"):

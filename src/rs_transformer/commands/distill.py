@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from ..checkpoints import load_tokenizer
 from ..configuration_rs_marian import RSMarianConfig
-from ..corpus import CorpusArguments
+from ..corpus import CorpusArguments, warn_of_overlap
 from ..decoding import DecodingArguments
 from ..distillation.cache import cache_top_k
 from ..distillation.losses import DistillationLossArguments, check_depths, check_match
@@ -188,6 +188,8 @@ def distill(options: DistillOptions) -> None:
     with claimed(options.output, options.training.should_save):
         if options.training.should_save:
             log_to(options.output / RUN_LOG)
+        if training:
+            warn_of_overlap(train, splits)
         if options.translating:
             translate_and_choose(options, train, teachers, group, training)
         if training:

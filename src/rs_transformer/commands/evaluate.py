@@ -21,6 +21,7 @@ from ..metrics import corpus_scores, paired_bootstrap
 from ..tokenization import check_language_pair
 from ..utils.files import check_output_file, write_json
 from ..utils.processes import run
+from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 
 
@@ -44,8 +45,7 @@ class EvaluateArguments:
     output_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
 
     def __post_init__(self) -> None:
-        if self.bootstrap_samples < 1:
-            raise ValueError(f"bootstrap_samples must be at least 1, got {self.bootstrap_samples}")
+        check_range(self, "bootstrap_samples", "encoder_layers", "decoder_layers", least=1)
         if self.output_file is not None:
             check_output_file(self.output_file, self.systems)
 

@@ -22,6 +22,7 @@ from ..decoding import DecodingArguments, TransformersEngine, decode_all, encode
 from ..metrics import corpus_scores
 from ..utils.files import check_output, staged_folder, write_json
 from ..utils.processes import run
+from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 
 # Each engine, and the package that it comes in.
@@ -62,8 +63,7 @@ class ExportArguments:
     split: str = field(default="test", metadata={"help": "What to translate of a dataset.", "choices": list(SPLITS)})
 
     def __post_init__(self) -> None:
-        if self.min_same is not None and not 0 <= self.min_same <= 1:
-            raise ValueError(f"min_same must lie in 0..1, got {self.min_same}")
+        check_range(self, "min_same", least=0, most=1)
 
 
 def export_checkpoint(

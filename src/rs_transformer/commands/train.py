@@ -107,7 +107,8 @@ def run_training(
 
     Args:
         options: what is recorded as the run's recipe, with whatever groups there are beside those of `TrainOptions`.
-        train: training pairs, columns `source` and `target`; default: the train split of `options.corpus`.
+        train: training pairs, columns `source` and `target`; default: the train split of `options.corpus`, which is
+            compared to the evaluation splits.
         tokenizer: default: the one that the options name, or a new one.
         make_trainer: `TranslationTrainer`, or what takes its arguments and makes one.
 
@@ -122,6 +123,7 @@ def run_training(
     set_seed(args.seed)
     checkpoint = check_output_dir(args)
     check_streaming(corpus, args)
+    given = train is not None
     train, evaluated = load_data(corpus, train)
     check_validation(args, evaluated)
     if options.model.model_name_or_path is None:
@@ -130,6 +132,8 @@ def run_training(
         if args.should_save and checkpoint is not None:
             set_later_aside(args.output_dir, checkpoint)
         trainer = _prepare(options, train, evaluated, tokenizer, make_trainer, checkpoint)
+        if not given:
+            warn_of_overlap(train, evaluated)
         return train_and_evaluate(trainer, checkpoint, evaluated, options.decoding)
 
 
@@ -151,7 +155,6 @@ def _prepare(
     model.generation_config.update(max_length=positions, **options.decoding.search_kwargs())
     if args.should_save:
         log_to(Path(args.output_dir, RUN_LOG))  # a run that does not begin leaves nothing
-    warn_of_overlap(train, evaluated)
     warn_of_long_pairs(evaluated, tokenizer, positions)
     with group.main_process_first(local=True):
         train = prepare_training_pairs(train, tokenizer, corpus, positions)

@@ -24,6 +24,7 @@ from ..corpus import read_sentences
 from ..decoding import DecodingArguments, timed_translate
 from ..utils.files import check_output_file, claimed, read_mapping, write_json
 from ..utils.processes import run
+from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 
 logger = logging.get_logger(__name__)
@@ -50,8 +51,7 @@ class TranslateArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
+        check_range(self, "chunk_size", "encoder_layers", "decoder_layers", least=1)
 
 
 def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> float:

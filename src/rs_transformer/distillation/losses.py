@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from ..configuration_rs_marian import SIDES
 from ..training.depth_schedule import DepthSchedule
+from ..utils.ranges import check_range
 
 ATTENTIONS = {"encoder_attentions": "encoder", "decoder_attentions": "decoder", "cross_attentions": "decoder"}
 
@@ -57,13 +58,9 @@ class DistillationLossArguments:
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.word_weight <= 1:
-            raise ValueError(f"word_weight must lie in 0..1, got {self.word_weight}")
-        if self.word_temperature <= 0:
-            raise ValueError(f"word_temperature must be above 0, got {self.word_temperature}")
-        for name in ("word_top_k", "hidden_weight", "attention_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_range(self, "word_weight", least=0, most=1)
+        check_range(self, "word_temperature", above=0)
+        check_range(self, "word_top_k", "hidden_weight", "attention_weight", least=0)
         if self.word_top_k and not self.word_weight:
             raise ValueError("word_top_k needs a word_weight above 0")
 

@@ -24,6 +24,7 @@ from ..metrics import bleu_tokenizer
 from ..pipeline_rs_marian import is_written_without_blanks
 from ..utils.files import atomic_file
 from ..utils.map_shards import METADATA_KEY, check_settings, read_record
+from ..utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
 
@@ -71,8 +72,9 @@ class TargetArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.max_repetitions < 0:
-            raise ValueError(f"max_repetitions must be at least 0, got {self.max_repetitions}")
+        check_range(self, "max_repetitions", "max_reference_ratio", least=0)
+        if 0 < self.max_reference_ratio < 1:
+            raise ValueError(f"max_reference_ratio must be 0 or at least 1, got {self.max_reference_ratio}")
         if self.max_reference_ratio != 0 and self.max_reference_ratio < 1:
             raise ValueError(f"max_reference_ratio must be 0 or at least 1, got {self.max_reference_ratio}")
 

@@ -21,6 +21,7 @@ from ..decoding import DecodingArguments
 from ..ensemble import EnsembleForSeq2SeqLM
 from ..pipeline_rs_marian import find_language, known_languages
 from ..tokenization import check_language_pair, same_vocabulary
+from ..utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
 
@@ -81,9 +82,9 @@ class TeacherArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("teacher_num_beams", "teacher_n_best", "teacher_decoding_max_tokens", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        sizes = ("teacher_decoding_max_tokens", "teacher_max_new_tokens", "shard_size")
+        check_range(self, "teacher_num_beams", "teacher_n_best", *sizes, least=1)
+        check_range(self, "teacher_length_penalty")
         if self.teacher_n_best > self.teacher_num_beams:
             raise ValueError(
                 f"teacher_n_best must be at most teacher_num_beams ({self.teacher_num_beams}), got "

@@ -1,0 +1,302 @@
+"""Train what a study's grid still lacks, score it, and write a small JSON file for each cell.
+
+    nice python benchmarks/study/run.py benchmarks/study/tanaka.yaml --jobs 2 --deadline 150
+
+A cell is a system and a seed. Finished ones are in `benchmarks/results/study`, JSON and translations, and are not done
+again; a cell that was stopped goes on from its last checkpoint in the work folder. Cells are taken in the order of the
+grid, one seed after the other, each as soon as what it is made from is there; each job has its share of the cores, or
+the one GPU with the others. The corpora are expected in `data/`, each in a folder of its name.
+"""
+
+import argparse
+import gzip
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rs_transformer.checkpoints import load_translator
+from rs_transformer.layer_transfer import count_parameters
+from rs_transformer.metrics import corpus_scores
+from rs_transformer.training.run_folder import complete_checkpoints, is_finished
+from rs_transformer.utils.files import claimed, read_mapping, write_json
+from rs_transformer.utils.text_files import read_columns
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "study"
+PACKAGES = ("rs-transformer", "torch", "transformers", "sacrebleu")
+RESUMED = ("train", "distill")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system, trained with one seed."""
+
+    system: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.system}-{self.seed}"
+
+
+class Study:
+    """A grid, and where its corpora, models and results are.
+
+    Raises:
+        ValueError: a system is made from another that is not in the grid, or by no command.
+    """
+
+    def __init__(self, grid_file: Path, data: Path, work: Path, results: Path):
+        self.grid = yaml.safe_load(grid_file.read_text("utf-8"))
+        self.data, self.work = data.resolve(), work.resolve() / self.grid["name"]
+        self.results = results / self.grid["name"]
+        for system, steps in self.grid["systems"].items():
+            if not steps:
+                raise ValueError(f"{grid_file}: {system} is made by no command")
+            for cell in self.needs(Cell(system, 0)):
+                if cell.system == system:
+                    raise ValueError(f"{grid_file}: {system} is made from itself")
+
+    def cells(self, only: Sequence[str] = ("*",)) -> list[Cell]:
+        """All cells in order, seeds outside; with those that the named ones are made from."""
+        found: list[Cell] = []
+        for seed in self.grid["seeds"]:
+            for system in self.grid["systems"]:
+                cell = Cell(system, seed)
+                if any(fnmatch(cell.name, pattern) or fnmatch(system, pattern) for pattern in only):
+                    found += [each for each in (*self.needs(cell), cell) if each not in found]
+        return found
+
+    def needs(self, cell: Cell) -> list[Cell]:
+        """The cells that one is made from."""
+        text = json.dumps(self.grid["systems"][cell.system])
+        return [Cell(system, cell.seed) for system in self.grid["systems"] if f"{{{system}}}" in text]
+
+    def model(self, cell: Cell) -> Path:
+        """The folder of a cell's model, which its last command makes."""
+        return self._folder(cell, list(self.grid["systems"][cell.system])[-1])
+
+    def _folder(self, cell: Cell, step: str) -> Path:
+        return self.work / cell.name / step.replace(" ", "_")
+
+    def record(self, cell: Cell) -> Path:
+        return self.results / f"{cell.name}.json"
+
+    def translations(self, cell: Cell, test: str) -> Path:
+        return self.results / f"{cell.name}.{test}.txt.gz"
+
+    def pairs(self, test: str) -> tuple[list[str], list[str]]:
+        """Sources and references of a test set."""
+        columns = [("translation", self.grid[side]) for side in ("source_lang", "target_lang")]
+        settings = self.grid["tests"][test]
+        rows = list(read_columns(str(self.data / settings["file"]), columns))
+        references = [str(target).lower() if settings.get("lowercase") else str(target) for _, target in rows]
+        return [str(source) for source, _ in rows], references
+
+    def commands(self, cell: Cell) -> Iterator[tuple[str, Path, list[str]]]:
+        """Of each step the command, its folder, and its arguments."""
+        steps = self.grid["systems"][cell.system]
+        folders = {step: str(self._folder(cell, step)) for step in steps}
+        folders |= {other.system: str(self.model(other)) for other in self.needs(cell)}
+        for step, options in steps.items():
+            command = step.split()[0]
+            options = {**self.grid["defaults"].get(command, {}), **options}
+            options |= {"seed": cell.seed, "output_dir": folders[step]}
+            recipe = options.pop("recipe", None)
+            arguments = [] if recipe is None else [str(ROOT / recipe)]
+            for name, value in options.items():
+                values = value if isinstance(value, list) else [value]
+                arguments += [f"--{name}", *(str(each).format(data=self.data, **folders) for each in values)]
+            yield command, Path(folders[step]), arguments
+
+
+class Runner:
+    """Runs a study's cells, some at a time, until they are done or the deadline is over."""
+
+    def __init__(self, study: Study, jobs: int, deadline: float):
+        self.study, self.jobs, self.deadline = study, jobs, deadline
+        self.stopped = threading.Event()
+        self.children: set[subprocess.Popen] = set()
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Train and score what is missing."""
+        waiting = [cell for cell in cells if not self.study.record(cell).is_file() or self._is_lacking(cell, cells)]
+        running: dict[Future, Cell] = {}
+        failed: list[Cell] = []
+        with ThreadPoolExecutor(self.jobs) as pool:
+            timer = threading.Timer(max(0.0, self.deadline - time.monotonic()), self.stop)
+            timer.daemon = True
+            timer.start()
+            try:
+                while (waiting or running) and not self.stopped.is_set():
+                    for cell in waiting[:]:
+                        pending = {*waiting, *running.values(), *failed}
+                        if len(running) < self.jobs and pending.isdisjoint(self.study.needs(cell)):
+                            waiting.remove(cell)
+                            running[pool.submit(self.make, cell)] = cell
+                    if not running:
+                        break
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        cell = running.pop(done)
+                        if (error := done.exception()) and not self.stopped.is_set():
+                            failed.append(cell)
+                            say(f"{cell.name}: {error}")
+            finally:
+                self.stop()
+                timer.cancel()
+        if waiting or failed or running:
+            names = [cell.name for cell in (*running.values(), *failed, *waiting)]
+            say(f"not done: {' '.join(names)}; the same command goes on")
+
+    def _is_lacking(self, cell: Cell, cells: Sequence[Cell]) -> bool:
+        """Whether a model that is scored is not in the work folder, and another that is not scored is made from it."""
+        users = [
+            other for other in cells if cell in self.study.needs(other) and not self.study.record(other).is_file()
+        ]
+        return bool(users) and not is_finished(self.study.model(cell))
+
+    def stop(self) -> None:
+        """End all commands; each goes on another time."""
+        self.stopped.set()
+        for child in tuple(self.children):
+            child.terminate()
+
+    def make(self, cell: Cell) -> None:
+        """Train a cell and write its record."""
+        started = time.time()
+        log = self.study.work / cell.name / "study.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        say(f"{cell.name}: begins, {log}")
+        commands = []
+        for command, folder, arguments in self.study.commands(cell):
+            commands.append([command, *arguments])
+            if is_finished(folder) if command in RESUMED else folder.is_dir():
+                continue
+            if command == "train" and complete_checkpoints(folder):
+                arguments += ["--resume_from_checkpoint", "true"]
+            self._call(command, arguments, log)
+        self.score(cell, commands, log)
+        scores = json.loads(self.study.record(cell).read_text())["scores"]
+        told = ", ".join(f"{test} {row['bleu']:.2f}" for test, row in scores.items())
+        say(f"{cell.name}: {told} BLEU, {(time.time() - started) / 60:.0f} min")
+
+    def score(self, cell: Cell, commands: Sequence[Sequence[str]], log: Path) -> None:
+        """Translate the test sets, and write translations and record."""
+        model, scores = self.study.model(cell), {}
+        self.study.results.mkdir(parents=True, exist_ok=True)
+        for test in self.study.grid["tests"]:
+            sources, references = self.study.pairs(test)
+            source, output = (self.study.work / cell.name / f"{test}.{end}" for end in ("src", "txt"))
+            source.write_text("".join(f"{line}\n" for line in sources), encoding="utf-8")
+            options = ["--input_file", str(source), "--output_file", str(output), "--overwrite", "true"]
+            self._call("translate", ["--model_name_or_path", str(model), *options, "--num_beams", "5"], log)
+            translations = output.read_text("utf-8").split("\n")[:-1]
+            scores[test] = corpus_scores(translations, references, self.study.grid["target_lang"])
+            scores[test] |= {"sentences": len(translations), "num_beams": 5}
+            # Without a time in it, equal translations make equal files.
+            packed = gzip.compress(output.read_bytes(), mtime=0)
+            self.study.translations(cell, test).write_bytes(packed)
+        loaded, _ = load_translator(str(model))
+        trained = read_mapping(model / "results.json")
+        record = {
+            "system": cell.system,
+            "seed": cell.seed,
+            "scores": scores,
+            "parameters": count_parameters(loaded),
+            "int8_bytes": self._int8_bytes(cell, model, log),
+            "training": trained.get("training"),
+            "weights": trained.get("weights"),
+            "commands": self._plain(commands),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "finished": datetime.now(UTC).isoformat(timespec="minutes"),
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        write_json(record, self.study.record(cell))
+
+    def _plain(self, commands: Sequence[Sequence[str]]) -> list[str]:
+        """Commands without the folders of this machine."""
+        places = {str(self.study.data): "data", str(self.study.work): "runs", f"{ROOT}/": ""}
+        told = [" ".join(["rs-transformer", *command]) for command in commands]
+        for place, name in places.items():
+            told = [command.replace(place, name) for command in told]
+        return told
+
+    def _int8_bytes(self, cell: Cell, model: Path, log: Path) -> int | None:
+        """The size of a model's file in CTranslate2's int8; None where that is not installed."""
+        if importlib.util.find_spec("ctranslate2") is None:
+            return None
+        folder = self.study.work / cell.name / "int8"
+        if not folder.is_dir():
+            options = ["--output_dir", str(folder), "--quantization", "int8", "--verification", "false"]
+            self._call("export", [str(model), "--to", "ctranslate2", *options], log)
+        return (folder / "model.bin").stat().st_size
+
+    def _call(self, command: str, arguments: Sequence[str], log: Path) -> None:
+        if self.stopped.is_set():
+            raise RuntimeError("stopped")
+        with open(log, "a", encoding="utf-8") as output:
+            output.write(f"{' '.join([command, *arguments])}\n")
+            output.flush()
+            program = [sys.executable, "-m", f"rs_transformer.commands.{command}", *arguments]
+            with subprocess.Popen(program, stdout=output, stderr=output, env=self.environment, cwd=ROOT) as child:
+                self.children.add(child)
+                code = child.wait()
+                self.children.discard(child)
+        if code:
+            raise RuntimeError(f"{command} ended with {code}, see {log}")
+
+
+def say(line: str) -> None:
+    print(f"{datetime.now():%H:%M} {line}", flush=True)
+
+
+def parse(**options: tuple[Any, list[str] | None, str]) -> tuple[Study, argparse.Namespace]:
+    """The study and the options of the command line.
+
+    Args:
+        options: a script's own ones: default, choices and help.
+    """
+    parser = argparse.ArgumentParser(
+        description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="Where the corpora are.")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "study", help="Where models are made.")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    for name, (default, choices, text) in options.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, choices=choices, help=text)
+    args = parser.parse_args()
+    return Study(args.grid, args.data, args.work, args.results), args
+
+
+def main() -> None:
+    study, args = parse(
+        only=("*", None, "Systems, or cells such as rs6-1, with commas; may have * in them."),
+        jobs=(1, None, "Cells at a time (default 1)."),
+        deadline=(1e6, None, "Stop after so many minutes."),
+    )
+    study.work.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * args.deadline
+    with claimed(study.work / "study", True):
+        Runner(study, args.jobs, deadline).run(study.cells(args.only.split(",")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`translate`: whatever the lines of a file hold, each has its line in the output."""
+
+import json
+
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from rs_transformer.commands.translate import TranslateArguments, translate_file
+from rs_transformer.decoding import DecodingArguments
+
+BLANK = ["", " ", "\t", "\u200b", "\ufeff"]
+LINES = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=8), st.sampled_from(BLANK)
+)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    lines=st.lists(LINES, min_size=1, max_size=6), form=st.sampled_from(["txt", "jsonl"]), chunk_size=st.integers(1, 4)
+)
+@example(lines=["a\x0bb", "c\u2028d", "\x85", "</s>", "<pad> a", ""], form="txt", chunk_size=2)
+@example(lines=["a\nb", "c\r\nd", "\u2028"], form="jsonl", chunk_size=2)
+def test_as_many_lines_come_out_as_go_in(trained, tmp_path, lines, form, chunk_size):
+    source, output = tmp_path / f"in.{form}", tmp_path / "out.txt"
+    written = lines if form == "txt" else [json.dumps({"source": line}) for line in lines]
+    source.write_bytes("".join(f"{line}\n" for line in written).encode())
+    args = TranslateArguments(str(trained), str(source), str(output), chunk_size=chunk_size, overwrite=True)
+    translate_file(args, DecodingArguments(num_beams=1, max_new_tokens=3))
+    translated = output.read_bytes().decode().split("\n")
+    assert len(translated) == len(lines) + 1
+    for line, translation in zip(lines, translated, strict=False):
+        if line in BLANK:
+            assert translation == ""
+        assert len(translation.splitlines()) <= 1
