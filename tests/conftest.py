@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock
 from forked import fork
 from reverse_task import reverse_pairs, write_task
-from transformers import MarianTokenizer, TrainingArguments
+from transformers import MarianTokenizer, TrainingArguments, dynamic_module_utils
 
 from rs_transformer.tokenization import train_tokenizer
 
@@ -48,6 +48,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_HOME"] = str(home)
     os.environ["HF_DATASETS_CACHE"] = str(home / "datasets")
     os.environ["HF_MODULES_CACHE"] = str(home / "modules")
+    dynamic_module_utils.HF_MODULES_CACHE = str(home / "modules")  # of this process, which has read the variable
 
 
 def run(*command: object, check: bool = True, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def losses(sharded: bool) -> list[float]:
-    own = {"step_embeddings": True, "step_layer_norms": True}
+    own = {"step_embeddings": True, "step_layer_norms": True, "step_biases": True, "step_adapter_rank": 2}
     model = rs_model(encoder_unique_layers=2, decoder_unique_layers=2, **own).train()
     # Where that and FSDP2 go together: see `training/arguments.py`.
     if "__call__" not in vars(GradientCheckpointingLayer):

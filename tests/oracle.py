@@ -35,10 +35,10 @@ def rs_model(seed: int = 0, **overrides) -> RSMarianForConditionalGeneration:
     torch.manual_seed(seed)
     model = RSMarianForConditionalGeneration(rs_config(**overrides)).eval()
     with torch.no_grad():
-        # At their initial values biases, norms and step embeddings would hide a mistake.
+        # At their initial values biases, norms, step embeddings and adapters would hide a mistake.
         for name, parameter in model.named_parameters():
-            if re.search(r"\.(layers|step_norms|step_embeddings)\.", name) and parameter.dim() == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
+            if re.search(r"\.(layers|step_\w+)\.", name) and (parameter.dim() == 1 or name.endswith(".up")):
+                parameter.add_((0.2 if parameter.dim() == 1 else 0.05) * torch.randn_like(parameter))
     return model
 
 
@@ -52,26 +52,38 @@ def unrolled_marian(model: RSMarianForConditionalGeneration) -> MarianMTModel:
         side = "encoder" if ".encoder." in name else "decoder"
         scale = getattr(model.config, f"{side}_residual_scale") if re.search(r"(out_proj|fc2)\.", name) else 1
         for step_name in names_by_step(name, model.config):
-            # A step embedding is one more part of the bias before it.
-            state[step_name] = state.get(step_name, 0) + tensor / scale
+            # A step embedding is one more part of the bias before it, an adapter of the matrix.
+            part = adapter_matrix(model, name) if name.endswith(".up") else tensor
+            state[step_name] = state.get(step_name, 0) + part / scale
     marian.load_state_dict(state)
     return marian
 
 
 def stack_tensor(name: str) -> re.Match | None:
     """Side, kind, index and rest of the name of a tensor of the stacks."""
-    return re.fullmatch(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings)\.(\d+)\.(.+)", name)
+    kinds = "layers|step_norms|step_embeddings|step_projections"
+    return re.fullmatch(rf"model\.(encoder|decoder)\.({kinds})\.(\d+)\.(.+)", name)
+
+
+def adapter_matrix(model: RSMarianForConditionalGeneration, name: str) -> torch.Tensor:
+    """What a step adds to a shared matrix, by the name of one of the two factors."""
+    factors = model.state_dict(keep_vars=True)
+    up, down = (factors[f"{name.rpartition('.')[0]}.{part}"] for part in ("up", "down"))
+    return up @ down
 
 
 def names_by_step(name: str, config: RSMarianConfig) -> list[str]:
     """Where the unrolled model has a tensor of the stacks: once for each step that applies it."""
-    if (match := stack_tensor(name)) is None:
+    if (match := stack_tensor(name)) is None or name.endswith(".down"):
         return []
     side, kind, index, rest = match.groups()
     steps = [int(index)]
     if kind == "layers":
         steps = [step for step, layer in enumerate(getattr(config, f"{side}_layer_map")) if layer == int(index)]
-    rest = "final_layer_norm.bias" if kind == "step_embeddings" else rest
+    if kind == "step_embeddings":
+        rest = "final_layer_norm.bias"
+    elif kind == "step_projections":
+        rest = re.sub("^(self|encoder)_attn_", r"\1_attn.", rest).replace(".up", ".weight")
     return [f"model.{side}.layers.{step}.{rest}" for step in steps]
 
 

@@ -39,7 +39,7 @@ def model(tokenizer):
     [
         {"encoder_layers": 6, "decoder_layers": 4},
         {"encoder_unique_layers": 2, "decoder_unique_layers": 2, "layer_sharing": "sequence", "decoder_layers": 3},
-        {"step_layer_norms": True, "step_embeddings": True},
+        {"step_layer_norms": True, "step_embeddings": True, "step_biases": True, "step_adapter_rank": 2},
     ],
     ids=["one-layer", "two-layers", "steps-told-apart"],
 )

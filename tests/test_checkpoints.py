@@ -35,7 +35,7 @@ def models(tokenizer, tmp_path_factory):
     """Folders of untrained models, by name."""
     folder = tmp_path_factory.mktemp("models")
     fields = {**config_from_tokenizer(tokenizer), "decoder_layers": 3, "encoder_layers": 2}
-    steps = {"step_layer_norms": True, "step_embeddings": True}
+    steps = {"step_layer_norms": True, "step_embeddings": True, "step_biases": True, "step_adapter_rank": 2}
     made = {"rs": rs_model(**fields), "steps": rs_model(**fields, **steps)}
     made["marian"] = marian(**config_from_tokenizer(tokenizer))
     for name, model in made.items():

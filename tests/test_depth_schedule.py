@@ -172,7 +172,7 @@ def test_early_stopping_counts_from_the_grown_model_on(tmp_path):
 
 
 def test_an_update_trains_the_first_steps_alone():
-    model = rs_model(step_embeddings=True, step_layer_norms=True).train()
+    model = rs_model(step_embeddings=True, step_layer_norms=True, step_biases=True, step_adapter_rank=2).train()
     model(**batch(), encoder_depth=2, decoder_depth=3).loss.backward()
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert {name for name in reached if ".decoder.step_embeddings." in name} == {

@@ -54,7 +54,8 @@ def test_ctranslate2_gives_the_translations_of_pytorch(trained, tmp_path, decode
     "fields",
     [
         {"deepnorm": True},
-        {"step_embeddings": True, "step_layer_norms": True},
+        {"step_embeddings": True, "step_layer_norms": True, "step_biases": True, "decoder_unique_layers": 2},
+        {"step_adapter_rank": 2, "decoder_unique_layers": 2},
         {"encoder_unique_layers": 2, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"},
     ],
     ids=["deepnorm", "steps-told-apart", "several-layers"],

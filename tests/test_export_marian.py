@@ -84,7 +84,7 @@ def test_the_file_has_the_shared_decoder_layer_once_and_the_encoder_written_out(
         ({}, [1, 1]),
         ({"deepnorm": True}, [1, 1]),
         # What tells the steps apart is folded into layers that differ.
-        ({"step_embeddings": True, "step_layer_norms": True}, [3, 4]),
+        ({"step_embeddings": True, "step_layer_norms": True, "step_biases": True}, [3, 4]),
         ({"encoder_unique_layers": 2, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"}, [2, 3]),
     ],
     ids=["one-layer", "deepnorm", "steps-told-apart", "several-layers"],

@@ -37,6 +37,8 @@ MODELS = {
     },
     "step-embeddings": {"step_embeddings": True},
     "step-norms": {"step_layer_norms": True, "encoder_unique_layers": 2, "decoder_layers": 3},
+    "step-biases": {"step_biases": True, "encoder_layers": 4, "decoder_unique_layers": 2},
+    "step-adapters": {"step_adapter_rank": 2, "decoder_unique_layers": 2, "decoder_layers": 3},
     "depths": {"encoder_layers": 5, "decoder_layers": 2, "encoder_unique_layers": 2, "activation_function": "relu"},
     "gelu": {"activation_function": "gelu", "scale_embedding": False},
     "separate": SEPARATE,
@@ -144,10 +146,10 @@ def test_weights_that_only_the_configuration_calls_tied_stay_apart(tmp_path, nam
 def sharing(config) -> dict:
     """What `collapse` needs to share layers as a model does."""
     sides = [f"{side}_{name}" for side in ("encoder", "decoder") for name in ("unique_layers", "layer_sharing")]
-    return {name: getattr(config, name) for name in (*sides, "layer_sharing", "step_layer_norms")}
+    return {name: getattr(config, name) for name in (*sides, "layer_sharing", "step_layer_norms", "step_biases")}
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"step-embeddings"}))
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"step-embeddings", "step-adapters"}))
 @pytest.mark.parametrize("method", ["first", "last", "average"])
 def test_collapsing_an_expanded_model_gives_it_back(name, method):
     model = rs_model(**MODELS[name])
@@ -161,6 +163,36 @@ def test_step_embeddings_come_back_from_the_expanded_model_as_layer_norms():
     again = collapse(expand(model), step_layer_norms=True)
     with torch.no_grad():
         torch.testing.assert_close(again(**batch()).logits, model(**batch()).logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["first", 3, "average"])
+def test_adapters_give_the_parent_at_full_rank_and_come_as_close_as_their_rank_can(method):
+    parent, own = marian(), {"step_layer_norms": True, "step_biases": True}
+    child = collapse(parent, method=method, step_adapter_rank=32, **own)
+    with torch.no_grad():
+        torch.testing.assert_close(child(**batch()).logits, parent(**batch()).logits, atol=1e-4, rtol=1e-4)
+    factors = child.model.encoder.step_projections[4]["fc1"]
+    shared = child.model.encoder.layers[0].fc1.weight
+    theirs = parent.model.encoder.layers[4].fc1.weight
+    torch.testing.assert_close(shared + factors.up @ factors.down, theirs, atol=1e-5, rtol=1e-5)
+    # What is left of the difference is in its smaller singular values.
+    cut = collapse(parent, method=method, step_adapter_rank=5, **own)
+    factors, shared = cut.model.encoder.step_projections[4]["fc1"], cut.model.encoder.layers[0].fc1.weight
+    rest = torch.linalg.svdvals(theirs - shared)[5:].norm()
+    torch.testing.assert_close((theirs - shared - factors.up @ factors.down).norm(), rest, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_of_a_recurrent_parent_are_made_anew_or_left_out():
+    parent = rs_model(step_adapter_rank=3, step_biases=True, decoder_unique_layers=2)
+    with torch.no_grad():
+        wanted = parent(**batch()).logits
+        # Its matrices differ from their mean by rank 6 at most: by the adapters of one step and by the mean of all.
+        again = collapse(parent, decoder_unique_layers=2, step_adapter_rank=18)
+        torch.testing.assert_close(again(**batch()).logits, wanted, atol=1e-4, rtol=1e-4)
+        vanilla = collapse(parent, encoder_unique_layers=6, decoder_unique_layers=6, step_adapter_rank=0)
+        torch.testing.assert_close(vanilla(**batch()).logits, wanted, atol=1e-5, rtol=1e-5)
+    assert collapse(parent, decoder_unique_layers=2).config.step_adapter_rank == 3
+    assert not any(name.endswith((".up", ".down")) for name in vanilla.state_dict())
 
 
 @pytest.mark.parametrize("method", ["first", 3, "average"])
@@ -370,12 +402,15 @@ def test_with_depth_is_what_loading_at_that_depth_gives(tmp_path, encoder, decod
 
 
 def test_with_depth_keeps_what_belongs_to_the_steps_that_stay(tmp_path):
-    model = rs_model(step_embeddings=True, step_layer_norms=True)
+    model = rs_model(step_embeddings=True, step_layer_norms=True, step_biases=True, step_adapter_rank=2)
     with torch.no_grad():
         expected = model(**batch(), encoder_depth=2, decoder_depth=4).logits
         assert torch.equal(with_depth(model, encoder_layers=2, decoder_layers=4)(**batch()).logits, expected)
-    with pytest.raises(ValueError, match=r"decoder_layers must be at most 6, got 7: each step has LayerNorms of its"):
+    with pytest.raises(ValueError, match=r"decoder_layers must be at most 6, got 7: each step has parameters of"):
         with_depth(model, decoder_layers=7)
+    for own in ({"step_biases": True}, {"step_adapter_rank": 1}):
+        with pytest.raises(ValueError, match=rf"parameters of its own \({next(iter(own))}\)"):
+            with_depth(rs_model(**own), encoder_layers=7)
     deeper = with_depth(rs_model(step_embeddings=True), decoder_layers=8)
     assert not deeper.model.decoder.step_embeddings[6].weight.any()
 

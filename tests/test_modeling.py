@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from forked import fork
-from oracle import PAD, batch, names_by_step, rs_config, rs_model, unrolled_marian, with_own_weights
+from oracle import PAD, adapter_matrix, batch, names_by_step, rs_config, rs_model, unrolled_marian, with_own_weights
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import (
@@ -41,6 +41,14 @@ MODELS = {
     "step-embeddings": {"step_embeddings": True},
     "step-layer-norms": {"step_layer_norms": True, "encoder_unique_layers": 2, "decoder_layers": 3},
     "both-of-steps": {"step_layer_norms": True, "step_embeddings": True, "decoder_unique_layers": 2},
+    "step-biases": {"step_biases": True, "encoder_unique_layers": 2, "decoder_layers": 3},
+    "step-adapters": {"step_adapter_rank": 3, "decoder_unique_layers": 2, "decoder_layers": 4},
+    "all-of-steps": {
+        "step_biases": True,
+        "step_adapter_rank": 2,
+        "step_layer_norms": True,
+        "step_embeddings": True,
+    },
     "encoder4-decoder2": {"encoder_layers": 4, "decoder_layers": 2},
     "vanilla": {"encoder_unique_layers": 6, "decoder_unique_layers": 6},
     "separate-vocabularies": {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 48},
@@ -51,8 +59,8 @@ MODELS = {
 every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
 few_models = pytest.mark.parametrize(
     "overrides",
-    [MODELS[name] for name in ("depth6-unique1", "depth6-unique2-cycle_rev", "both-of-steps")],
-    ids=["unique1", "unique2-cycle_rev", "both-of-steps"],
+    [MODELS[name] for name in ("depth6-unique1", "depth6-unique2-cycle_rev", "all-of-steps")],
+    ids=["unique1", "unique2-cycle_rev", "all-of-steps"],
 )
 
 
@@ -60,10 +68,13 @@ def summed_gradients(marian: MarianMTModel, model: RSMarianForConditionalGenerat
     """The gradients of the unrolled Marian, those of the copies of a layer added up under the layer's name."""
     gradients = {name: p.grad for name, p in marian.named_parameters() if p.grad is not None}
     sums: dict[str, torch.Tensor] = {}
-    for name, _ in model.named_parameters():
-        copies = names_by_step(name, model.config) or [name]
+    for name, parameter in model.named_parameters():
+        owner, _, part = name.rpartition(".")
+        copies = names_by_step(f"{owner}.up" if part == "down" else name, model.config) or [name]
         if copies[0] in gradients:
             sums[name] = sum(gradients[copy] for copy in copies)
+            if part in ("down", "up"):  # by the chain rule of the matrix that the two make
+                (sums[name],) = torch.autograd.grad(adapter_matrix(model, name), parameter, sums[name])
     return sums
 
 
@@ -433,28 +444,37 @@ def test_optimiser_sees_each_parameter_once():
 def test_steps_are_told_apart_by_few_parameters():
     plain = rs_model().num_parameters(only_trainable=True)
     width, depth = 32, 6
+    biases, ends = 12 * width + 2 * 64 + 2 * width, 12 * 2 * width + 4 * (width + 64)  # of 12 + 4 projections
     added = {
-        "step_embeddings": 2 * (depth - 1) * width,
-        "step_layer_norms": (2 + 3) * 2 * width * (depth - 1),  # two norms in the encoder, three in the decoder
+        "step_embeddings": (True, 2 * (depth - 1) * width),
+        "step_layer_norms": (
+            True,
+            (2 + 3) * 2 * width * (depth - 1),
+        ),  # two norms in the encoder, three in the decoder
+        "step_biases": (True, biases * (depth - 1)),
+        "step_adapter_rank": (3, 3 * ends * depth),
     }
-    for option, number in added.items():
-        assert rs_model(**{option: True}).num_parameters(only_trainable=True) == plain + number
+    for option, (value, number) in added.items():
+        assert rs_model(**{option: value}).num_parameters(only_trainable=True) == plain + number
 
 
 def test_what_loading_leaves_out_is_said_but_for_the_steps_of_more_depth(tmp_path):
-    rs_model(step_embeddings=True, step_layer_norms=True).save_pretrained(tmp_path)
+    own = {"step_embeddings": True, "step_layer_norms": True, "step_biases": True, "step_adapter_rank": 2}
+    rs_model(**own).save_pretrained(tmp_path)
     for options, left_out in (({"decoder_layers": 3}, 0), ({"step_embeddings": False}, 2 * 5)):
         _, info = RSMarianForConditionalGeneration.from_pretrained(tmp_path, **options, output_loading_info=True)
         assert len(info["unexpected_keys"]) == left_out
         assert not info["missing_keys"]
 
 
-def test_new_step_embeddings_change_nothing(tmp_path):
+def test_new_step_embeddings_and_adapters_change_nothing_and_can_learn(tmp_path):
     model = rs_model()
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, step_embeddings=True).eval()
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, step_embeddings=True, step_adapter_rank=2).eval()
     assert len(loaded.model.decoder.step_embeddings) == 5
     assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+    loaded(**batch()).loss.backward()
+    assert all(p.grad.any() for name, p in loaded.named_parameters() if name.endswith(".up"))
 
 
 # The padding token, with which Marian starts

@@ -114,6 +114,7 @@ def test_what_is_loaded_at_a_revision_is_saved_with_the_source_of_that_revision(
     if not there:
         (repository / "snapshots" / COMMIT / "pipeline_rs_marian.py").unlink()
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(hub_cache))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     reference, name = "configuration_rs_marian.RSMarianConfig", "org/rs-marian-fw-bw"
     config_class = get_class_from_dynamic_module(reference, name, revision=COMMIT, cache_dir=str(hub_cache))
     config = config_class.from_pretrained(name, name_or_path=name, revision=COMMIT, cache_dir=str(hub_cache))
@@ -129,6 +130,7 @@ def test_what_is_loaded_at_a_revision_is_saved_with_the_source_of_that_revision(
 def test_every_option_of_depth_computes_the_same_where_the_package_cannot_be_imported(tmp_path):
     options = {"encoder_unique_layers": 3, "encoder_layer_sharing": "sandwich", "decoder_layer_sharing": "cycle_rev"}
     steps = {"step_embeddings": True, "step_layer_norms": True, "deepnorm": True, "decoder_unique_layers": 2}
+    steps |= {"step_biases": True, "step_adapter_rank": 2}
     model = rs_model(**options, **steps, marian_positions=True)
     model.save_pretrained(tmp_path / "model")
     inputs = batch()

@@ -6,6 +6,7 @@
 A Gradio app, laid out as a Hub Space. It keeps of a visitor what was typed and its translation, and nothing else.
 """
 
+import gc
 import html
 import os
 import re
@@ -171,6 +172,7 @@ def show_step(translated: Translated | None, sentence: int | None, step: int | N
         or step not in range(1, translated.depth + 1)
     ):
         return None
+    gc.collect()  # the picture before: tens of megabytes in a circle of objects
     source, target = translated.pairs[sentence]
     (attention,) = collect_attention(translator(translated.depth).model, tokenizer, [source], [target])
     figure = draw_step(attention, "cross_attentions", step - 1)
@@ -259,6 +261,7 @@ else:
     deepest = max(model.config.decoder_layers, DEEPEST, shallowest + 1)
     demo = build_page()
 demo.queue(max_size=32)
+gc.freeze()  # what is there now stays, and need not be looked through for each picture
 
 
 if __name__ == "__main__":

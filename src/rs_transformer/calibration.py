@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import MarianMTModel, get_linear_schedule_with_warmup
 
 # All but embeddings and the output layer.
-STACK_PARAMETER = re.compile(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings)\.")
+STACK_PARAMETER = re.compile(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings|step_projections)\.")
 UPDATES = 400
 LEARNING_RATE = 5e-3
 OUTPUT_WEIGHT = 1.0

@@ -226,7 +226,7 @@ def _check_names(name_or_path: str, config: PretrainedConfig, info: dict[str, An
             f"the weights of {name_or_path} do not fit its config.json: {name} is {tuple(found)}, by the "
             f"configuration it is {tuple(expected)}"
         )
-    # Embeddings of steps that were never stored start from zero, which changes nothing.
+    # Embeddings and adapters of steps that were never stored start from zero, which changes nothing.
     stored_steps = {s: getattr(config, f"{s}_layers") for s in SIDES if getattr(config, "step_embeddings", False)}
     added = re.compile(r"model\.(encoder|decoder)\.step_embeddings\.(\d+)\.weight")
     missing = {
@@ -234,6 +234,9 @@ def _check_names(name_or_path: str, config: PretrainedConfig, info: dict[str, An
         for name in info["missing_keys"]
         if not (match := added.fullmatch(name)) or int(match[2]) + 1 < stored_steps.get(match[1], 0)
     }
+    if not getattr(config, "step_adapter_rank", 0):
+        adapter = re.compile(r"model\.(encoder|decoder)\.step_projections\.\d+\.\w+\.(down|up)")
+        missing = {name for name in missing if not adapter.fullmatch(name)}
     if missing:
         raise ValueError(f"the weights of {name_or_path} lack {_some(missing)}")
     unexpected = set(info["unexpected_keys"])

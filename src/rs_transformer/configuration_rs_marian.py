@@ -135,6 +135,12 @@ class RSMarianConfig(MarianConfig):
         step_layer_norms (`bool`, *optional*, defaults to `False`):
             Give each step LayerNorms of its own (two in the encoder, three in the decoder); attention and
             feed-forward stay shared.
+        step_biases (`bool`, *optional*, defaults to `False`):
+            Give each step biases of its own for the projections of attention and feed-forward, whose matrices stay
+            shared.
+        step_adapter_rank (`int`, *optional*, defaults to 0):
+            Add a low-rank matrix of each step's own to each shared one, of this rank (relaxed sharing, Bae et al.
+            2024, https://arxiv.org/abs/2410.20672); 0: none.
         marian_positions (`bool`, *optional*, defaults to `False`):
             Sinusoidal positions with the frequencies of Marian's own engine, exp(-i ln 10000 / (d_model / 2 - 1)),
             and not 10000^(-2i / d_model), which transformers has: for models that come from that engine or go to it.
@@ -166,6 +172,8 @@ class RSMarianConfig(MarianConfig):
     deepnorm_decoder_layers: int | None = None
     step_embeddings: bool = False
     step_layer_norms: bool = False
+    step_biases: bool = False
+    step_adapter_rank: int = 0
     marian_positions: bool = False
 
     def __post_init__(self, **kwargs):
@@ -181,6 +189,9 @@ class RSMarianConfig(MarianConfig):
                 raise ValueError(f"{name} must be one of {', '.join(LAYER_SHARINGS)}, got {sharing!r}")
         if self.step_embeddings and (self.encoder_layerdrop or self.decoder_layerdrop):
             raise ValueError("step_embeddings need every step: set encoder_layerdrop and decoder_layerdrop to 0")
+        largest = min(self.d_model, self.encoder_ffn_dim, self.decoder_ffn_dim)
+        if not 0 <= self.step_adapter_rank <= largest:
+            raise ValueError(f"step_adapter_rank must lie in 0..{largest}, got {self.step_adapter_rank}")
         if self.marian_positions and self.d_model % 2:
             raise ValueError(f"marian_positions need an even d_model, got {self.d_model}")
         self.encoder_layer_map, self.decoder_layer_map  # noqa: B018 (raises on an impossible combination)
@@ -193,6 +204,11 @@ class RSMarianConfig(MarianConfig):
         if self.deepnorm:
             self.deepnorm_encoder_layers = self.deepnorm_encoder_layers or self.encoder_layers
             self.deepnorm_decoder_layers = self.deepnorm_decoder_layers or self.decoder_layers
+
+    @property
+    def has_step_parameters(self) -> bool:
+        """Whether a step has parameters of its own."""
+        return bool(self.step_embeddings or self.step_layer_norms or self.step_biases or self.step_adapter_rank)
 
     @property
     def encoder_layer_map(self) -> list[int]:

@@ -20,8 +20,12 @@ from .configuration_rs_marian import SIDES, RSMarianConfig
 from .modeling_rs_marian import RSMarianForConditionalGeneration, keep_apart
 
 METHODS = ("first", "last", "average", "stepwise", "calibrated")
-# A tensor that some step applies: of a stored layer, or the step's own LayerNorm.
-LAYER_TENSOR = re.compile(r"model\.(encoder|decoder)\.(?:layers|step_norms)\.(\d+)\.(.+)")
+# A tensor that some step applies: of a stored layer, or the step's own LayerNorm or bias.
+LAYER_TENSOR = re.compile(
+    r"model\.(encoder|decoder)\.(layers|step_norms|step_projections)\.(\d+)\.(.+(?:weight|bias))"
+)
+# In a layer: what a step may have a bias of its own for, and what it may add a low-rank matrix to.
+PROJECTION = re.compile(r"(.+_proj|fc[12])\.(weight|bias)")
 # What a residual branch ends in: scaling it scales the branch.
 BRANCH_OUTPUT = re.compile(r"(out_proj|fc2)\.(weight|bias)$")
 # Belongs to a saved checkpoint or to one model class, and is made anew.
@@ -36,11 +40,14 @@ class TransferPlan:
         layers: for `"encoder"` and `"decoder"`, the parent's steps that each unique layer is made from. A vanilla
             parent's steps are its layers.
         sources: child tensor -> the parent tensors that it is the mean of; one where it is a copy.
+        adapters: low-rank matrix of a step -> the parent's matrix, and the shared one whose difference to it is what
+            the adapter starts from.
         dropped: the parent's tensors that nothing is made from.
     """
 
     layers: dict[str, list[list[int]]]
     sources: dict[str, list[str]]
+    adapters: dict[str, tuple[str, str]]
     dropped: list[str]
 
 
@@ -77,17 +84,26 @@ def source_steps(layer_map: Sequence[int], method: str | int, side: str = "decod
 def plan_collapse(model: MarianMTModel, config: RSMarianConfig, method: str | int) -> TransferPlan:
     """Account for every tensor of `model` in a collapse to `config`.
 
+    Args:
+        model: without adapters, see `fold_adapters`.
+
     Raises:
         ValueError: the model has tensors that a Marian model does not have, or lacks some, or as for `source_steps`.
     """
     parent_names = list(model.state_dict())
     steps = {side: source_steps(_layer_map(config, side), method, side) for side in SIDES}
     sources: dict[str, list[str]] = {name: [name] for name in parent_names if not LAYER_TENSOR.fullmatch(name)}
+    adapters: dict[str, tuple[str, str]] = {}
     for name in parent_names:
-        match = LAYER_TENSOR.fullmatch(name)
-        if match is None or match[2] != "0":
+        if (found := _of_first_layer(name)) is None:
             continue
-        side, _, tensor = match.groups()
+        side, tensor = found
+        if config.step_adapter_rank and _is_matrix(tensor):
+            for step in range(getattr(config, f"{side}_layers")):
+                adapters[_adapter(side, step, tensor)] = (
+                    _tensor_of_step(model.config, side, step, tensor),
+                    _tensor_of_step(config, side, step, tensor),
+                )
         if _is_of_step(config, tensor):
             for step in range(getattr(config, f"{side}_layers")):
                 sources[_tensor_of_step(config, side, step, tensor)] = [
@@ -98,14 +114,15 @@ def plan_collapse(model: MarianMTModel, config: RSMarianConfig, method: str | in
             sources[f"model.{side}.layers.{layer}.{tensor}"] = [
                 _tensor_of_step(model.config, side, step, tensor) for step in layer_steps
             ]
-    used = {name for names in sources.values() for name in names}
+    used = {name for names in sources.values() for name in names} | {theirs for theirs, _ in adapters.values()}
     if missing := sorted(used - set(parent_names)):
         raise ValueError(f"the model's layers are not alike: it has no {missing[0]}")
     with torch.device("meta"):
         wanted = RSMarianForConditionalGeneration(config).state_dict().keys()
-    if strange := sorted(sources.keys() ^ wanted):
+    made = sources.keys() | {f"{adapter}.{part}" for adapter in adapters for part in ("down", "up")}
+    if strange := sorted(made ^ wanted):
         raise ValueError(f"other tensors than Marian's: {strange[0]}; merge or unload adapters before a collapse")
-    return TransferPlan(steps, sources, [name for name in parent_names if name not in used])
+    return TransferPlan(steps, sources, adapters, [name for name in parent_names if name not in used])
 
 
 def collapse(
@@ -117,6 +134,8 @@ def collapse(
     encoder_layer_sharing: str | None = None,
     decoder_layer_sharing: str | None = None,
     step_layer_norms: bool | None = None,
+    step_biases: bool | None = None,
+    step_adapter_rank: int | None = None,
     method: str | int = "average",
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     **calibration_options: Any,
@@ -135,6 +154,10 @@ def collapse(
         encoder_layer_sharing, decoder_layer_sharing: the same for one side, where it differs.
         step_layer_norms: each step keeps the parent's LayerNorms of that step, whatever the method, and only the rest
             is shared; default: as the parent has it. A parent's step embeddings always come along.
+        step_biases: each step keeps the parent's biases of that step, likewise.
+        step_adapter_rank: each step adds a low-rank matrix to each shared one. It starts from the largest singular
+            values of what the parent's matrix of that step has and the shared one has not (Bae et al. 2024), so that
+            at full rank, with norms and biases of the steps' own, the result is the parent; default: as the parent.
         method: what a unique layer starts from. `"first"` or `"last"`: the first or last of the parent layers that
             are mapped onto it. A number: that parent layer, counted from 0, on both sides and for each unique layer
             (the paper's way). `"average"`: the mean of the parent layers that are mapped onto it. `"stepwise"`:
@@ -159,10 +182,16 @@ def collapse(
         encoder_layer_sharing=encoder_layer_sharing,
         decoder_layer_sharing=decoder_layer_sharing,
         step_layer_norms=step_layer_norms,
+        step_biases=step_biases,
+        step_adapter_rank=step_adapter_rank,
     )
+    model = fold_adapters(model)
     plan = plan_collapse(model, config, method)
     parent_state = model.state_dict()
     state = {name: _mean([parent_state[source] for source in sources]) for name, sources in plan.sources.items()}
+    for adapter, (theirs, shared) in plan.adapters.items():
+        factors = _low_rank(parent_state[theirs].float() - state[shared].float(), config.step_adapter_rank)
+        state |= {f"{adapter}.{part}": each.to(model.dtype) for part, each in factors.items()}
     child = _build(RSMarianForConditionalGeneration, config, state, like=model)
     if calibration is not None:
         # In half precision Adam would lose most updates.
@@ -171,17 +200,42 @@ def collapse(
     return child.to(model.dtype)
 
 
-def collapsed_config(config: MarianConfig, *, step_layer_norms: bool | None = None, **sharing: Any) -> RSMarianConfig:
+def collapsed_config(
+    config: MarianConfig,
+    *,
+    step_layer_norms: bool | None = None,
+    step_biases: bool | None = None,
+    step_adapter_rank: int | None = None,
+    **sharing: Any,
+) -> RSMarianConfig:
     """The configuration of a Marian or RSMarian model with other unique layers and sharing.
 
     Args:
         config: of the parent.
-        step_layer_norms: default: as the parent has it.
+        step_layer_norms, step_biases, step_adapter_rank: default: as the parent has it.
         sharing: fields of `RSMarianConfig`.
     """
-    if step_layer_norms is not None:
-        sharing["step_layer_norms"] = step_layer_norms
+    own = {"step_layer_norms": step_layer_norms, "step_biases": step_biases, "step_adapter_rank": step_adapter_rank}
+    sharing |= {name: value for name, value in own.items() if value is not None}
     return RSMarianConfig(**_fields(config) | sharing)
+
+
+def fold_adapters(model: MarianMTModel) -> MarianMTModel:
+    """An RSMarian with adapters as the equal one without, which stores every layer; another model as it is."""
+    config = model.config
+    if not getattr(config, "step_adapter_rank", 0):
+        return model
+    fields = {f"{side}_unique_layers": getattr(config, f"{side}_layers") for side in SIDES}
+    sharing = {"layer_sharing": "cycle", "encoder_layer_sharing": None, "decoder_layer_sharing": None}
+    folded = RSMarianConfig(**_fields(config) | fields | sharing | {"step_adapter_rank": 0})
+    with torch.device("meta"):
+        wanted = RSMarianForConditionalGeneration(folded).state_dict().keys()
+    stored, state = model.state_dict(), {}
+    for name in wanted:
+        match = LAYER_TENSOR.fullmatch(name)
+        of_layer = match is not None and match[2] == "layers"
+        state[name] = _applied(stored, config, match[1], int(match[3]), match[4]) if of_layer else stored[name]
+    return _build(RSMarianForConditionalGeneration, folded, state, like=model)
 
 
 def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
@@ -200,18 +254,11 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     rs_only = {f.name for f in dataclasses.fields(RSMarianConfig)} - {f.name for f in dataclasses.fields(MarianConfig)}
     fields = {name: value for name, value in _fields(model.config).items() if name not in rs_only}
     stored = model.state_dict()
-    state = {}
-    for name, tensor in stored.items():
-        match = LAYER_TENSOR.fullmatch(name)
-        if match is None:
-            if ".step_embeddings." not in name:
-                state[name] = tensor
-            continue
-        side, index, rest = match.groups()
-        if index != "0":
-            continue
+    state = {name: tensor for name, tensor in stored.items() if not STACK_PARAMETER.match(name)}
+    for found in filter(None, map(_of_first_layer, stored)):
+        side, rest = found
         for step in range(getattr(model.config, f"{side}_layers")):
-            copy_of = stored[_tensor_of_step(model.config, side, step, rest)]
+            copy_of = _applied(stored, model.config, side, step, rest)
             if BRANCH_OUTPUT.search(rest):
                 copy_of = copy_of / getattr(model.config, f"{side}_residual_scale")
             elif rest == "final_layer_norm.bias":
@@ -234,7 +281,8 @@ def with_depth(
 
     Raises:
         TypeError: not an RSMarian.
-        ValueError: less depth than unique layers, or than 1; or more than there are LayerNorms of the steps' own.
+        ValueError: less depth than unique layers, or than 1; or more than there are steps with LayerNorms, biases or
+            adapters of their own.
     """
     check_rs_marian(model)
     config = depth_config(model.config, encoder_layers, decoder_layers)
@@ -253,11 +301,14 @@ def depth_config(config: RSMarianConfig, encoder_layers: int | None, decoder_lay
     """
     depths = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     given = {name: depth for name, depth in depths.items() if depth is not None}
+    own = next(
+        (name for name in ("step_layer_norms", "step_biases", "step_adapter_rank") if getattr(config, name)), ""
+    )
     for name, depth in given.items():
-        if config.step_layer_norms and depth > getattr(config, name):
+        if own and depth > getattr(config, name):
             raise ValueError(
-                f"{name} must be at most {getattr(config, name)}, got {depth}: each step has LayerNorms of its own "
-                "(step_layer_norms), and there are no more of them"
+                f"{name} must be at most {getattr(config, name)}, got {depth}: each step has parameters of its own "
+                f"({own}), and there are no more of them"
             )
     return RSMarianConfig(**_fields(config) | given)
 
@@ -300,16 +351,58 @@ def _layer_map(config: PretrainedConfig, side: str) -> list[int]:
     return getattr(config, f"{side}_layer_map", None) or list(range(getattr(config, f"{side}_layers")))
 
 
+def _of_first_layer(name: str) -> tuple[str, str] | None:
+    """Side and name in the layer of a tensor that the first step applies, by the first index of its kind; or None."""
+    match = LAYER_TENSOR.fullmatch(name)
+    if match is None or match[3] != "0":
+        return None
+    side, kind, _, tensor = match.groups()
+    return side, re.sub("^(self|encoder)_attn_", r"\1_attn.", tensor) if kind == "step_projections" else tensor
+
+
+def _is_matrix(tensor: str) -> bool:
+    return PROJECTION.fullmatch(tensor) is not None and tensor.endswith("weight")
+
+
 def _is_of_step(config: PretrainedConfig, tensor: str) -> bool:
     """Whether a tensor of a layer belongs to the step and not to the stored layer."""
-    return getattr(config, "step_layer_norms", False) and "layer_norm." in tensor
+    if "layer_norm." in tensor:
+        return getattr(config, "step_layer_norms", False)
+    return getattr(config, "step_biases", False) and not _is_matrix(tensor)
 
 
 def _tensor_of_step(config: PretrainedConfig, side: str, step: int, tensor: str) -> str:
-    """The full name of a layer's tensor, as a step of the model applies it."""
-    if _is_of_step(config, tensor):
-        return f"model.{side}.step_norms.{step}.{tensor}"
-    return f"model.{side}.layers.{_layer_map(config, side)[step]}.{tensor}"
+    """The full name of a layer's tensor, as a step of the model applies it, but for its adapter."""
+    if not _is_of_step(config, tensor):
+        return f"model.{side}.layers.{_layer_map(config, side)[step]}.{tensor}"
+    return (
+        f"model.{side}.step_norms.{step}.{tensor}"
+        if "layer_norm." in tensor
+        else f"{_adapter(side, step, tensor)}.bias"
+    )
+
+
+def _adapter(side: str, step: int, tensor: str) -> str:
+    """Where a step has what it adds to a projection of its layer."""
+    return f"model.{side}.step_projections.{step}.{tensor.rpartition('.')[0].replace('.', '_')}"
+
+
+def _applied(
+    stored: Mapping[str, torch.Tensor], config: PretrainedConfig, side: str, step: int, tensor: str
+) -> torch.Tensor:
+    """A layer's tensor as a step of the model applies it."""
+    shared = stored[_tensor_of_step(config, side, step, tensor)]
+    if not (getattr(config, "step_adapter_rank", 0) and _is_matrix(tensor)):
+        return shared
+    down, up = (stored[f"{_adapter(side, step, tensor)}.{part}"].float() for part in ("down", "up"))
+    return (shared.float() + up @ down).to(shared.dtype)
+
+
+def _low_rank(matrix: torch.Tensor, rank: int) -> dict[str, torch.Tensor]:
+    """The two factors of the matrix of so low a rank that comes closest."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    roots = values[:rank].sqrt()
+    return {"down": roots[:, None] * right[:rank], "up": left[:, :rank] * roots}
 
 
 def _fields(config: PretrainedConfig) -> dict[str, Any]:

@@ -36,7 +36,14 @@ METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 # What an RSMarian has that a stock Marian has not, beside shared layers.
-OWN_FIELDS = ("deepnorm", "step_embeddings", "step_layer_norms", "marian_positions")
+OWN_FIELDS = (
+    "deepnorm",
+    "step_embeddings",
+    "step_layer_norms",
+    "step_biases",
+    "step_adapter_rank",
+    "marian_positions",
+)
 
 
 @dataclass

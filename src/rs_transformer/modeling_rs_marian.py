@@ -236,8 +236,60 @@ class CheckedGenerationMixin(GenerationMixin):
 PAD_LOGIT_BIAS = -1e4
 
 
+class StepProjection(nn.Module):
+    """What a step adds to the output of a shared projection: a bias, a low-rank product with the input, or both.
+
+    Args:
+        linear: the shared projection; with `bias` it loses its own.
+        rank: of the product, which starts from zero; 0: none.
+    """
+
+    def __init__(self, linear: nn.Linear, bias: bool, rank: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(linear.out_features)) if bias else None
+        self.down = nn.Parameter(torch.empty(rank, linear.in_features)) if rank else None
+        self.up = nn.Parameter(torch.zeros(linear.out_features, rank)) if rank else None
+
+    def forward(self, hidden_states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        if self.bias is not None:
+            output = output + self.bias
+        if self.down is not None:
+            output = output + nn.functional.linear(nn.functional.linear(hidden_states, self.down), self.up)
+        return output
+
+
+@dataclass(frozen=True)
+class StepModules:
+    """What belongs to a step and not to its layer, for the layer's `forward`.
+
+    No module, tuple or mapping: accelerate would move what is in it to the layer's device.
+
+    Args:
+        norms: has the LayerNorms of the step under the layer's names; None: they are the layer's.
+        next_embedding: for the step that follows; added to the output, which that one starts from.
+        projections: a `StepProjection` for each of the layer's projections, `.` in their names being `_`.
+        part: what these names begin with in the part of the layer that this is given to.
+    """
+
+    norms: nn.Module | None = None
+    next_embedding: nn.Module | None = None
+    projections: nn.ModuleDict | None = None
+    part: str = ""
+
+    def of(self, attention: str) -> "StepModules":
+        """What of it an attention needs."""
+        return StepModules(projections=self.projections, part=f"{attention}_")
+
+    def project(self, layer: nn.Module, name: str, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply a projection of the layer, or of its attention, as this step does."""
+        output = getattr(layer, name)(hidden_states)
+        if self.projections is None:
+            return output
+        return self.projections[self.part + name](hidden_states, output)
+
+
 class RSMarianAttention(MarianAttention):
-    """Marian's attention with the place in the KV cache given by the caller's `step`."""
+    """Marian's attention with the place in the KV cache given by the caller's `step`, and what the step has `own`."""
 
     @strict_forward
     def forward(
@@ -247,10 +299,11 @@ class RSMarianAttention(MarianAttention):
         cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         step: int | None = None,
+        own: StepModules = StepModules(),
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         is_cross_attention = key_value_states is not None
-        query_states = self._split_heads(self.q_proj(hidden_states))
+        query_states = self._split_heads(own.project(self, "q_proj", hidden_states))
 
         own_cache, is_updated = cache, False
         if isinstance(cache, EncoderDecoderCache):
@@ -262,8 +315,8 @@ class RSMarianAttention(MarianAttention):
             key_states, value_states = own_cache.layers[step].keys, own_cache.layers[step].values
         else:
             current_states = key_value_states if is_cross_attention else hidden_states
-            key_states = self._split_heads(self.k_proj(current_states))
-            value_states = self._split_heads(self.v_proj(current_states))
+            key_states = self._split_heads(own.project(self, "k_proj", current_states))
+            value_states = self._split_heads(own.project(self, "v_proj", current_states))
             if cache is not None:
                 key_states, value_states = update_cache(own_cache, key_states, value_states, step, kwargs)
                 if is_cross_attention and isinstance(cache, EncoderDecoderCache):
@@ -283,7 +336,7 @@ class RSMarianAttention(MarianAttention):
             **kwargs,
         )
         attn_output = attn_output.reshape(*hidden_states.shape[:-1], -1).contiguous()
-        return self.out_proj(attn_output), attn_weights
+        return own.project(self, "out_proj", attn_output), attn_weights
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
@@ -317,31 +370,26 @@ class StepEmbedding(nn.Module):
         return hidden_states + self.weight
 
 
-@dataclass(frozen=True)
-class StepModules:
-    """What belongs to a step and not to its layer, for the layer's `forward`.
-
-    No module, tuple or mapping: accelerate would move what is in it to the layer's device.
-
-    Args:
-        norms: has the LayerNorms of the step under the layer's names; None: they are the layer's.
-        next_embedding: for the step that follows; added to the output, which that one starts from.
-    """
-
-    norms: nn.Module | None = None
-    next_embedding: StepEmbedding | None = None
-
-
 class RSMarianLayerMixin:
     """The two parts of a post-norm layer, with DeepNet's scale on the residual branch."""
 
     residual_scale: float
     norm_names: tuple[str, ...]
 
-    def remove_norms(self) -> None:
-        """Leave the LayerNorms to the steps; unused parameters would stay behind in files and optimisers."""
-        for name in self.norm_names:
-            delattr(self, name)
+    def leave_to_steps(self, config: RSMarianConfig) -> None:
+        """Have no parameters that the steps have of their own; they would stay behind in files and optimisers."""
+        if config.step_layer_norms:
+            for name in self.norm_names:
+                delattr(self, name)
+        if config.step_biases:
+            for projection in self.projections().values():
+                projection.bias = None
+
+    def projections(self) -> dict[str, nn.Linear]:
+        """Those of attention and feed-forward, by their names with `_` for `.`."""
+        return {
+            name.replace(".", "_"): module for name, module in self.named_modules() if isinstance(module, nn.Linear)
+        }
 
     def mark_deepnorm(self, gain: float) -> None:
         """Note at each projection how it is initialised: by beta, but queries and keys without it.
@@ -356,10 +404,10 @@ class RSMarianLayerMixin:
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
         return norm(torch.add(hidden_states, residual, alpha=self.residual_scale))
 
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.activation_fn(self.fc1(hidden_states))
+    def feed_forward(self, hidden_states: torch.Tensor, own: StepModules) -> torch.Tensor:
+        hidden_states = self.activation_fn(own.project(self, "fc1", hidden_states))
         hidden_states = nn.functional.dropout(hidden_states, p=self.activation_dropout, training=self.training)
-        return self.fc2(hidden_states)
+        return own.project(self, "fc2", hidden_states)
 
 
 class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
@@ -368,10 +416,13 @@ class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
     def __init__(self, config: RSMarianConfig):
         super().__init__(config)
         self.residual_scale = config.encoder_residual_scale
+        with torch.random.fork_rng(devices=[]):  # a seed gives the weights that it gives Marian
+            self.self_attn = RSMarianAttention(
+                config.d_model, config.encoder_attention_heads, dropout=config.attention_dropout, config=config
+            )
         if config.deepnorm:
             self.mark_deepnorm(config.encoder_init_gain)
-        if config.step_layer_norms:
-            self.remove_norms()
+        self.leave_to_steps(config)
 
     @strict_forward
     def forward(
@@ -382,9 +433,11 @@ class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         norms = self if own.norms is None else own.norms
-        attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
+        attn_output, _ = self.self_attn(
+            hidden_states, attention_mask=attention_mask, own=own.of("self_attn"), **kwargs
+        )
         hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
-        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states, own), norms.final_layer_norm)
         return hidden_states if own.next_embedding is None else own.next_embedding(hidden_states)
 
 
@@ -407,8 +460,7 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
         self.encoder_attn = attention()
         if config.deepnorm:
             self.mark_deepnorm(config.decoder_init_gain)
-        if config.step_layer_norms:
-            self.remove_norms()
+        self.leave_to_steps(config)
 
     @strict_forward
     def forward(
@@ -425,17 +477,20 @@ class RSMarianDecoderLayer(RSMarianLayerMixin, MarianDecoderLayer):
     ) -> torch.Tensor:
         norms = self if own.norms is None else own.norms
         kwargs.update({CACHE: cache, "step": step})
-        attn_output, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
+        attn_output, _ = self.self_attn(
+            hidden_states, attention_mask=attention_mask, own=own.of("self_attn"), **kwargs
+        )
         hidden_states = self.add_and_norm(hidden_states, attn_output, norms.self_attn_layer_norm)
         if encoder_hidden_states is not None:
             attn_output, _ = self.encoder_attn(
                 hidden_states,
                 key_value_states=encoder_hidden_states,
                 attention_mask=encoder_attention_mask,
+                own=own.of("encoder_attn"),
                 **kwargs,
             )
             hidden_states = self.add_and_norm(hidden_states, attn_output, norms.encoder_attn_layer_norm)
-        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states), norms.final_layer_norm)
+        hidden_states = self.add_and_norm(hidden_states, self.feed_forward(hidden_states, own), norms.final_layer_norm)
         return hidden_states if own.next_embedding is None else own.next_embedding(hidden_states)
 
 
@@ -471,6 +526,10 @@ class RSMarianPreTrainedModel(MarianPreTrainedModel):
             init.constant_(module.final_logits_bias[:, self.config.pad_token_id], PAD_LOGIT_BIAS)
         elif isinstance(module, StepEmbedding):
             init.zeros_(module.weight)
+        elif isinstance(module, StepProjection):
+            for name, parameter in module.named_parameters(recurse=False):
+                # The product of the two is zero, and has a gradient.
+                init.normal_(parameter, std=self.config.init_std) if name == "down" else init.zeros_(parameter)
         elif hasattr(module, "init_gain"):
             init.xavier_normal_(module.weight, gain=module.init_gain)
 
@@ -478,18 +537,30 @@ class RSMarianPreTrainedModel(MarianPreTrainedModel):
 class RSMarianStackMixin:
     """What tells the steps of a stack apart, if the configuration asks for it."""
 
-    def add_step_parameters(self, config: RSMarianConfig, side: str, norm_names: tuple[str, ...]) -> None:
+    def add_step_parameters(self, config: RSMarianConfig, side: str) -> None:
         depth = getattr(config, f"{side}_layers")
-        self.step_norms = self.step_embeddings = None
+        self.step_norms = self.step_embeddings = self.step_projections = None
         left_over = []  # in the file of a model that is loaded at less depth
         if config.step_layer_norms:
             self.step_norms = nn.ModuleList(
-                nn.ModuleDict({name: nn.LayerNorm(config.d_model) for name in norm_names}) for _ in range(depth)
+                nn.ModuleDict({name: nn.LayerNorm(config.d_model) for name in self.layers[0].norm_names})
+                for _ in range(depth)
             )
             left_over.append(r"\.step_norms\.\d+\.")
         if config.step_embeddings:
             self.step_embeddings = nn.ModuleList(StepEmbedding(config.d_model) for _ in range(depth - 1))
             left_over.append(r"\.step_embeddings\.\d+\.")
+        if config.step_biases or config.step_adapter_rank:
+            self.step_projections = nn.ModuleList(
+                nn.ModuleDict(
+                    {
+                        name: StepProjection(linear, config.step_biases, config.step_adapter_rank)
+                        for name, linear in self.layers[0].projections().items()
+                    }
+                )
+                for _ in range(depth)
+            )
+            left_over.append(r"\.step_projections\.\d+\.")
         self._keys_to_ignore_on_load_unexpected = left_over
 
     def steps(self, side: str, depth: int | None) -> list[tuple[nn.Module, StepModules]]:
@@ -510,12 +581,14 @@ class RSMarianStackMixin:
                     f"({len(layer_map)}), got {depth}; for more, load the model with more {side}_layers"
                 )
             layer_map = self.config.layer_map(side, depth)
-        norms = [None] * len(layer_map) if self.step_norms is None else self.step_norms
-        embeddings = [None] * len(layer_map)
+        nothing = [None] * len(layer_map)
+        norms = nothing if self.step_norms is None else self.step_norms
+        projections = nothing if self.step_projections is None else self.step_projections
+        embeddings = [*nothing]
         if self.step_embeddings is not None:
             embeddings[:-1] = self.step_embeddings[: len(layer_map) - 1]  # nothing follows the last step
         return [
-            (self.layers[unique_layer], StepModules(norms[step], embeddings[step]))
+            (self.layers[unique_layer], StepModules(norms[step], embeddings[step], projections[step]))
             for step, unique_layer in enumerate(layer_map)
         ]
 
@@ -535,7 +608,7 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         self.embed_positions = position_embedding(config)
         self.layer_map = config.encoder_layer_map
         self.layers = nn.ModuleList([RSMarianEncoderLayer(config) for _ in range(config.encoder_unique_layers)])
-        self.add_step_parameters(config, "encoder", RSMarianEncoderLayer.norm_names)
+        self.add_step_parameters(config, "encoder")
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -601,7 +674,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         self.layers = nn.ModuleList(
             [RSMarianDecoderLayer(config, layer_idx=index) for index in range(config.decoder_unique_layers)]
         )
-        self.add_step_parameters(config, "decoder", RSMarianDecoderLayer.norm_names)
+        self.add_step_parameters(config, "decoder")
         self.gradient_checkpointing = False
         self.post_init()
 

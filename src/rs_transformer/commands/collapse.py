@@ -25,7 +25,15 @@ from ..checkpoints import commit_of, load_parent
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES
 from ..corpus import CorpusArguments, OptionalCorpusArguments, load_split, prepare_training_pairs
 from ..decoding import DecodingArguments
-from ..layer_transfer import METHODS, TransferPlan, collapse, collapsed_config, count_parameters, plan_collapse
+from ..layer_transfer import (
+    METHODS,
+    TransferPlan,
+    collapse,
+    collapsed_config,
+    count_parameters,
+    fold_adapters,
+    plan_collapse,
+)
 from ..tokenization import check_language_pair
 from ..training.batches import TokenBatchSampler
 from ..training.run_folder import RECORDED_PACKAGES
@@ -61,6 +69,16 @@ class CollapseArguments:
     step_layer_norms: bool | None = field(
         default=None,
         metadata={"help": "Keep the parent's LayerNorms for each step; share the rest. Default: as the parent."},
+    )
+    step_biases: bool | None = field(
+        default=None, metadata={"help": "Keep the parent's biases for each step, too. Default: as the parent."}
+    )
+    step_adapter_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Add to each shared matrix, for each step, one of this rank: what comes closest to the parent's. "
+            "Default: as the parent."
+        },
     )
     method: str = field(
         default="average",
@@ -100,7 +118,8 @@ class CollapseArguments:
     def sharing_options(self) -> dict[str, Any]:
         """What `collapse` takes of the layer maps and of what each step keeps."""
         sides = [f"{side}_{name}" for side in SIDES for name in ("unique_layers", "layer_sharing")]
-        return {name: getattr(self, name) for name in (*sides, "layer_sharing", "step_layer_norms")}
+        own = ("step_layer_norms", "step_biases", "step_adapter_rank")
+        return {name: getattr(self, name) for name in (*sides, "layer_sharing", *own)}
 
     def calibration_options(self) -> dict[str, Any]:
         """What `calibrate` takes."""
@@ -129,6 +148,7 @@ def collapse_checkpoint(
     if splits:
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
     config = collapsed_config(parent.config, **args.sharing_options())
+    parent = fold_adapters(parent)
     plan = plan_collapse(parent, config, args.method_or_layer)
     batches = None
     if args.method == "calibrated":
@@ -186,7 +206,8 @@ def collapse_record(
     """What `collapse.json` says: where the model comes from, tensor by tensor, and what it has become.
 
     `copied` tensors have the parent's name and value, those under `made_from` are (or start from, if calibrated) the
-    mean of the parent's tensors beside them, `dropped` are the parent's that nothing is made from.
+    mean of the parent's tensors beside them, `adapters` start from the difference of the parent's matrix and the
+    shared one beside them, `dropped` are the parent's that nothing is made from.
     """
     calibrated = args.method == "calibrated"
     made_from = {
@@ -211,6 +232,7 @@ def collapse_record(
         "parameters": {"parent": count_parameters(parent), "collapsed": count_parameters(child)},
         "copied": [name for name in plan.sources if name not in made_from],
         "made_from": made_from,
+        **({"adapters": plan.adapters} if plan.adapters else {}),
         "dropped": plan.dropped,
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
     }

@@ -49,7 +49,8 @@ DYNAMIC_AXES = {"input_ids": (0, 1), "attention_mask": (0, 1), "source_states": 
 class EncoderGraph(nn.Module):
     """`input_ids`, `attention_mask` (batch, source) to `source_states` (batch, source, 2 · unique layers · d_model).
 
-    Keys and values of the cross-attention of every stored decoder layer, one after another.
+    Keys and values of the cross-attention of every stored decoder layer, one after another; of every step instead
+    where the steps have biases or adapters of their own.
     """
 
     def __init__(self, model: RSMarianForConditionalGeneration):
@@ -58,9 +59,14 @@ class EncoderGraph(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden_states = self.model.model.encoder(input_ids, attention_mask).last_hidden_state
-        attentions = [layer.encoder_attn for layer in self.model.model.decoder.layers]
-        projections = [projection for attention in attentions for projection in (attention.k_proj, attention.v_proj)]
-        return torch.cat([projection(hidden_states) for projection in projections], dim=-1)
+        decoder = self.model.model.decoder
+        steps = decoder.steps("decoder", None)
+        states = [
+            own.of("encoder_attn").project(layer.encoder_attn, name, hidden_states)
+            for layer, own in (steps[step] for step in _distinct_sources(self.model))
+            for name in ("k_proj", "v_proj")
+        ]
+        return torch.cat(states, dim=-1)
 
 
 class DecoderGraph(nn.Module):
@@ -89,9 +95,11 @@ class DecoderGraph(nn.Module):
         sources = [
             states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in source_states.split(config.d_model, dim=-1)
         ]
+        distinct = len(_distinct_sources(self.model)) == config.decoder_layers
         for step, layer in enumerate(decoder.layer_map):
+            source = step if distinct else layer
             cache.self_attention_cache.update(*pasts[2 * step : 2 * step + 2], step)
-            cache.cross_attention_cache.update(*sources[2 * layer : 2 * layer + 2], step)
+            cache.cross_attention_cache.update(*sources[2 * source : 2 * source + 2], step)
             cache.is_updated[step] = True
         hidden_states = decoder(
             input_ids,
@@ -103,6 +111,14 @@ class DecoderGraph(nn.Module):
         logits = self.model.lm_head(hidden_states[:, -1]) + self.model.final_logits_bias
         layers = cache.self_attention_cache.layers
         return logits, torch.cat([states for layer in layers for states in (layer.keys, layer.values)], dim=1)
+
+
+def _distinct_sources(model: RSMarianForConditionalGeneration) -> list[int]:
+    """The decoder's steps whose keys and values of the source are all that there are: the first of each layer."""
+    decoder = model.model.decoder
+    if decoder.step_projections is not None:
+        return list(range(len(decoder.layer_map)))
+    return [decoder.layer_map.index(layer) for layer in range(len(decoder.layers))]
 
 
 def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
@@ -155,7 +171,7 @@ def _example_inputs(model: RSMarianForConditionalGeneration) -> dict[str, dict[s
         "decoder": {
             "input_ids": input_ids[:, :1],
             "attention_mask": attention_mask,
-            "source_states": torch.randn(batch, source, 2 * config.decoder_unique_layers * config.d_model),
+            "source_states": torch.randn(batch, source, 2 * len(_distinct_sources(model)) * config.d_model),
             "past": torch.randn(past_shape),
         },
     }

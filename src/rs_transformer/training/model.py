@@ -48,6 +48,10 @@ class ModelArguments:
         default=None, metadata={"help": "A learned vector for each step, added to what the step starts from."}
     )
     step_layer_norms: bool | None = field(default=None, metadata={"help": "LayerNorms of its own for each step."})
+    step_biases: bool | None = field(default=None, metadata={"help": "Biases of its own for each step."})
+    step_adapter_rank: int | None = field(
+        default=None, metadata={"help": "Rank of a matrix of its own that each step adds to each shared one; 0: none."}
+    )
     marian_positions: bool | None = field(
         default=None, metadata={"help": "Positions of Marian's own engine, for a model that is to run there."}
     )
@@ -69,6 +73,7 @@ class ModelArguments:
         check_range(self, "d_model", "max_position_embeddings", *sided, least=1)
         check_range(self, "dropout", "attention_dropout", "activation_dropout", least=0, below=1)
         check_range(self, "init_std", above=0)
+        check_range(self, "step_adapter_rank", least=0)
         name = self.activation_function
         if name is not None and name not in ACT2FN:
             raise ValueError(f"activation_function must be one of {', '.join(ACT2FN)}, got {name!r}")
@@ -95,7 +100,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         unknown = [name for name in args.config_fields() if not hasattr(config, name)]
         if unknown:
             raise ValueError(f"{args.model_name_or_path} is a {config.model_type} model, which has no {unknown[0]}")
-        check_step_layer_norms(args, config)
+        check_step_parameters(args, config)
         # In half precision, as OPUS-MT stores its models, Adam would lose most updates; `bf16` and `fp16` of the
         # training arguments cast where it is safe.
         options = args.config_fields() | {"attn_implementation": args.attn_implementation, "dtype": torch.float32}
@@ -107,20 +112,30 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     return model
 
 
-def check_step_layer_norms(args: ModelArguments, config: PretrainedConfig) -> None:
-    """Raise `ValueError` if steps would need LayerNorms that the checkpoint does not have: new ones spoil a model."""
-    stored = getattr(config, "step_layer_norms", False)
-    if args.step_layer_norms and not stored:
+def check_step_parameters(args: ModelArguments, config: PretrainedConfig) -> None:
+    """Raise `ValueError` if steps would need parameters of their own that the checkpoint does not have.
+
+    New LayerNorms and biases spoil a model; new adapters start from zero, but two ranks are two models.
+    """
+    for name, what in (("step_layer_norms", "LayerNorms"), ("step_biases", "biases")):
+        stored, wanted = getattr(config, name, False), getattr(args, name)
+        if wanted and not stored:
+            raise ValueError(
+                f"{args.model_name_or_path} has no {what} of the steps' own; training/collapse.py with "
+                f"--{name} true makes a model of it that has"
+            )
+        if stored and wanted is False:
+            raise ValueError(
+                f"{args.model_name_or_path} has {what} of the steps' own and none to share; training/collapse.py with "
+                f"--{name} false makes a model of it that shares them"
+            )
+    rank, wanted = getattr(config, "step_adapter_rank", 0), args.step_adapter_rank
+    if rank and wanted not in (None, rank):
         raise ValueError(
-            f"{args.model_name_or_path} has no LayerNorms of the steps' own; training/collapse.py with "
-            "--step_layer_norms true makes a model of it that has"
+            f"{args.model_name_or_path} has adapters of rank {rank}; training/collapse.py with --step_adapter_rank "
+            f"{wanted} makes a model of it that has others"
         )
-    if stored and args.step_layer_norms is False:
-        raise ValueError(
-            f"{args.model_name_or_path} has LayerNorms of the steps' own and none to share; training/collapse.py with "
-            "--step_layer_norms false makes a model of it that shares them"
-        )
-    if stored:
+    if getattr(config, "has_step_parameters", False):
         depth_config(config, args.encoder_layers, args.decoder_layers)
 
 

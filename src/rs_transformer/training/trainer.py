@@ -110,7 +110,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         self.depth_schedule = DepthSchedule.from_args(args, model.config)
         if self.depth_schedule is not None and args.ddp_find_unused_parameters is None:
             # What belongs to a deeper step alone gets no gradient in a shallower update.
-            args.ddp_find_unused_parameters = model.config.step_embeddings or model.config.step_layer_norms or None
+            args.ddp_find_unused_parameters = model.config.has_step_parameters or None
         use_cache = model.config.use_cache
         super().__init__(
             model=model,
