@@ -178,7 +178,9 @@ def test_steps_that_keep_their_layer_norms_go_through_calibration_training_and_p
     assert pipeline("translation", model=str(tmp_path / "tuned"))("a b c")[0]["translation_text"]
     with pytest.raises(ValueError, match=r"none to share; training/collapse.py with --step_layer_norms false"):
         script("train")(*options, "--step_layer_norms", "false", "--output_dir", tmp_path / "shared")
-    with pytest.raises(ValueError, match=r"decoder_layers must be at most 2, got 3: each step has parameters of its own"):
+    with pytest.raises(
+        ValueError, match=r"decoder_layers must be at most 2, got 3: each step has parameters of its own"
+    ):
         script("train")(*options, "--decoder_layers", 3, "--output_dir", tmp_path / "deeper")
 
 

@@ -239,6 +239,21 @@ def test_loss_is_the_weighted_sum_and_its_gradient_reaches_the_student_alone(tok
     assert distilling.compute_loss(student, data | {"labels": padded}).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_tempering_and_r_drop_go_with_a_teacher(tokenizer, tmp_path):
+    student, teacher = rs_model(seed=1, decoder_layers=3), marian(seed=2)
+    data = batch()
+    data["decoder_input_ids"] = student.prepare_decoder_input_ids_from_labels(data["labels"])
+    options = {"softmax_temperature": 2.0, "r_drop_alpha": 5.0}
+    plain, regularized = (trainer(tokenizer, tmp_path, student, teacher, ALL, **each) for each in ({}, options))
+    found = regularized.compute_loss(student, regularized._prepare_inputs(dict(data)))
+    logits = forward(student, data).logits
+    # Without dropout two passes are one; the references' part is tempered, the teacher's has its own temperature.
+    labels, pad = data["labels"], tokenizer.pad_token_id
+    cross_entropies = [t * label_smoothed_cross_entropy(logits / t, labels, 0.1, pad) for t in (1.0, 2.0)]
+    change = 0.4 * (cross_entropies[1] - cross_entropies[0])
+    assert found.item() == pytest.approx((plain.compute_loss(student, dict(data)) + change).item(), rel=1e-5)
+
+
 def test_evaluation_loss_is_the_plain_cross_entropy(tokenizer, tmp_path):
     student, teacher = rs_model(seed=1), marian(seed=2)
     data = batch()

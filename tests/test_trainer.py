@@ -297,6 +297,53 @@ def test_the_loss_of_an_evaluation_is_that_of_its_tokens_in_any_batches(small, t
     assert found == pytest.approx([token_loss(small().model.eval(), tokenizer, PAIRS)] * 4, rel=1e-5)
 
 
+@pytest.mark.parametrize(("temperature", "alpha"), [(2.5, 0.0), (1.0, 4.0), (2.0, 3.0)])
+def test_tempering_and_r_drop_give_the_gradients_of_their_papers_formulas(small, temperature, alpha):
+    trainer = small(softmax_temperature=temperature, r_drop_alpha=alpha, label_smoothing_factor=0.0)
+    model, pad = trainer.model, trainer.pad_token_id
+    model.train()
+    for module in model.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.3
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    pairs = inputs["labels"].shape[0] // (2 if alpha else 1)
+    assert torch.equal(inputs["labels"][:pairs], inputs["labels"][-pairs:])
+    items = int((inputs["labels"][:pairs] != -100).sum())
+
+    def gradients(loss_of):
+        torch.manual_seed(3)
+        model.zero_grad()
+        loss_of().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    def formula():
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(inputs["labels"])
+        logits = model(**given, decoder_input_ids=decoder_input_ids, use_cache=False).logits
+        targets = inputs["labels"].masked_fill(inputs["labels"] == pad, -100)
+        nll = nn.functional.cross_entropy((logits / temperature).flatten(0, 1), targets.flatten(), reduction="sum")
+        loss = temperature * nll
+        if alpha:
+            mask = targets[:pairs] != -100
+            p, q = (each[mask].log_softmax(-1) for each in logits.chunk(2))
+            divergence = nn.functional.kl_div(q, p, log_target=True, reduction="sum")
+            divergence = divergence + nn.functional.kl_div(p, q, log_target=True, reduction="sum")
+            assert divergence > 0  # the passes differ
+            loss = (loss + alpha / 2 * divergence) / 2
+        return loss / items
+
+    found, expected = (
+        gradients(lambda: trainer.compute_loss(model, inputs, num_items_in_batch=items)),
+        gradients(formula),
+    )
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+    model.eval()
+    pairs = ids(PAIRS[:8], trainer.processing_class)
+    assert trainer.evaluate(pairs)["eval_loss"] == pytest.approx(small().evaluate(pairs)["eval_loss"], rel=1e-4)
+
+
 def test_frozen_embeddings_take_no_part_in_the_norm_that_gradients_are_clipped_by(small):
     norms = {}
     for frozen in (0, 1):

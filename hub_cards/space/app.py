@@ -260,6 +260,8 @@ else:
     shallowest = model.config.decoder_unique_layers
     deepest = max(model.config.decoder_layers, DEEPEST, shallowest + 1)
     demo = build_page()
+    for depth in range(shallowest, deepest + 1):
+        translator(depth)  # so that no visitor waits for it
 demo.queue(max_size=32)
 gc.freeze()  # what is there now stays, and need not be looked through for each picture
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_rs_marian import SIDES
-from ..training.losses import label_smoothed_nll, number_of_items, without_padding
+from ..training.losses import without_padding
 from ..training.trainer import TranslationTrainer
 from .cache import CACHE_SCHEMA, DistillationCollator
 from .losses import (
@@ -99,25 +99,22 @@ class DistillationTrainer(TranslationTrainer):
         """The weighted sum of all losses in training; in evaluation the plain cross-entropy."""
         if self._wanted is None:
             return super().translation_loss(outputs, labels, num_items_in_batch)
-        args, items = self.distillation, number_of_items(labels, num_items_in_batch)
-        log_probs = outputs["logits"].float().log_softmax(-1)  # once for both losses
-        loss = log_probs.new_zeros(())
+        args, logits = self.distillation, outputs["logits"]
+        loss = logits.new_zeros((), dtype=torch.float32)
         if args.word_weight < 1:
-            smoothing = self.args.label_smoothing_factor
-            loss = loss + (1 - args.word_weight) * label_smoothed_nll(log_probs, labels, smoothing, self.pad_token_id)
+            loss = loss + (1 - args.word_weight) * self.summed_cross_entropy(logits, labels)
         if args.word_weight:
-            loss = loss + args.word_weight * self._word_loss(log_probs, labels)
+            loss = loss + args.word_weight * self._word_loss(logits, labels)
         if args.hidden_weight:
             names = {f"{side}_hidden_states": side for side in SIDES}
             loss = loss + args.hidden_weight * self._match(hidden_state_loss, outputs, names)
         if args.attention_weight:
             loss = loss + args.attention_weight * self._match(attention_loss, outputs, ATTENTIONS)
-        return loss / items
+        return self.per_item(loss, logits, labels, num_items_in_batch)
 
-    def _word_loss(self, log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _word_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         temperature = self.distillation.word_temperature
-        if temperature != 1:
-            log_probs = (log_probs / temperature).log_softmax(-1)
+        log_probs = (logits.float() / temperature).log_softmax(-1)
         if self.distillation.word_top_k:
             ids, values = (self._wanted[name] for name in CACHE_SCHEMA.names)
             return top_k_word_level_loss(log_probs, ids, values, labels, temperature)

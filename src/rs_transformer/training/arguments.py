@@ -31,6 +31,7 @@ AT_LEAST_0 = (
     "logging_steps",
     "eval_steps",
     "eval_delay",
+    "r_drop_alpha",
     "save_steps",
     "dataloader_num_workers",
     "seed",
@@ -68,6 +69,20 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     frozen_embedding_updates: int = field(
         default=0,
         metadata={"help": "Leave embeddings, and an output projection tied to them, alone for the first updates."},
+    )
+    softmax_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Divides the logits in training, and the loss is multiplied by it: above 1, softmax tempering "
+            "(Dabre & Fujita 2020)."
+        },
+    )
+    r_drop_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the divergence between two passes with other dropout (R-Drop, Liang et al. 2021, whose "
+            "alpha it is); an update takes twice the time."
+        },
     )
     eval_num_beams: int = field(default=1, metadata={"help": "Beam size of the validation translations in training."})
     growing_depths: list[int] = field(
@@ -139,6 +154,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         check_range(self, *AT_LEAST_1, least=1)
         check_range(self, *AT_LEAST_0, least=0)
         check_range(self, *SHARES, least=0, below=1)
+        check_range(self, "softmax_temperature", above=0)
         if self.max_steps == 0:
             raise ValueError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
         if self.max_steps < 0:

@@ -1,4 +1,4 @@
-"""Cross-entropy with label smoothing that leaves the padding token alone."""
+"""Cross-entropy with label smoothing that leaves the padding token alone, and R-Drop's divergence."""
 
 import torch
 from torch import nn
@@ -41,6 +41,19 @@ def label_smoothed_nll(
         uniform = -uniform.masked_fill(labels == -100, 0.0).sum() / size
         loss = (1 - epsilon) * loss + epsilon * uniform
     return loss
+
+
+def symmetric_divergence(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) + KL(q || p) of the predictions of two passes (R-Drop), summed over the target tokens, in nats.
+
+    Args:
+        log_probs: of both passes, one behind the other along the batch, (2 · batch, length, vocabulary).
+        labels: likewise, (2 · batch, length); where it is -100 there is no target.
+    """
+    p, q = log_probs.chunk(2)
+    # The logarithm of a barred token is finite, its probability is not more than zero.
+    divergences = ((p.exp() - q.exp()) * (p - q)).sum(-1)
+    return divergences.masked_fill(labels.chunk(2)[0] == -100, 0.0).sum()
 
 
 def without_padding(labels: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:

@@ -44,7 +44,13 @@ from .arguments import TranslationTrainingArguments
 from .batches import SetEpochCallback, TokenBatchSampler
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
-from .losses import label_smoothed_cross_entropy, number_of_items, without_padding
+from .losses import (
+    label_smoothed_cross_entropy,
+    label_smoothed_nll,
+    number_of_items,
+    symmetric_divergence,
+    without_padding,
+)
 from .progress import LogLines, ProgressBar
 from .run_folder import (
     average_checkpoints,
@@ -187,11 +193,44 @@ class TranslationTrainer(Seq2SeqTrainer):
     def translation_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Label-smoothed cross-entropy in training; in evaluation the plain one, whose exp is the perplexity."""
-        epsilon = self.args.label_smoothing_factor if self.model.training else 0.0
+        """Label-smoothed cross-entropy in training, tempered and with R-Drop's divergence if there is to be some.
+
+        In evaluation the plain one, whose exp is the perplexity.
+        """
+        logits, pad = outputs["logits"], self.pad_token_id
         if not self.model.training:
-            self._tally(outputs["logits"], labels)
-        return label_smoothed_cross_entropy(outputs["logits"], labels, epsilon, self.pad_token_id, num_items_in_batch)
+            self._tally(logits, labels)
+            return label_smoothed_cross_entropy(logits, labels, 0.0, pad, num_items_in_batch)
+        return self.per_item(self.summed_cross_entropy(logits, labels), logits, labels, num_items_in_batch)
+
+    def summed_cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Label-smoothed cross-entropy at the temperature of the training, and times it."""
+        temperature = self.args.softmax_temperature
+        log_probs = (logits.float() / temperature).log_softmax(dim=-1)
+        smoothing = self.args.label_smoothing_factor
+        return temperature * label_smoothed_nll(log_probs, labels, smoothing, self.pad_token_id)
+
+    def per_item(
+        self,
+        loss: torch.Tensor,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """A training loss summed over target tokens, with R-Drop's divergence if asked for, for each of them.
+
+        With R-Drop it is half of the paper's, the mean of the two passes, so that the learning rate keeps its meaning.
+
+        Args:
+            loss: of both passes where there are two.
+            logits, labels: likewise, (2 · batch, length, …).
+        """
+        labels = without_padding(labels, self.pad_token_id)
+        if self.args.r_drop_alpha:
+            divergence = symmetric_divergence(logits.float().log_softmax(dim=-1), labels)
+            loss = loss / 2 + self.args.r_drop_alpha / 4 * divergence
+            labels = labels.chunk(2)[0]
+        return loss / number_of_items(labels, num_items_in_batch)
 
     @property
     def pad_token_id(self) -> int | None:
@@ -216,6 +255,12 @@ class TranslationTrainer(Seq2SeqTrainer):
             nll = label_smoothed_cross_entropy(logits[:rows], labels, 0.0, self.pad_token_id, num_items_in_batch=1)
             self._scored[0] += nll.item()
             self._scored[1] += int(number_of_items(labels, None))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if self.args.r_drop_alpha and self.model.training:
+            inputs = {name: torch.cat([each, each]) for name, each in inputs.items()}  # two passes in one
+        return inputs
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The labels stay here, so the model cannot know that it need not fill a cache.
