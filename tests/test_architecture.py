@@ -18,7 +18,16 @@ PACKAGE = ROOT / "src" / "rs_transformer"
 # From the ground up: a room imports from its own floor and from those before it.
 FLOORS = (
     ("utils",),
-    ("configuration_rs_marian", "corpus", "tokenization", "decoding", "metrics", "pipeline_rs_marian", "calibration"),
+    (
+        "configuration_rs_marian",
+        "corpus",
+        "tokenization",
+        "subword_sampling",
+        "decoding",
+        "metrics",
+        "pipeline_rs_marian",
+        "calibration",
+    ),
     ("modeling_rs_marian",),
     ("layer_transfer", "checkpoints", "ensemble"),
     ("attention", "export", "model_card", "training"),

@@ -12,7 +12,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 from rs_transformer.corpus import CorpusArguments, PairFilter, encode_pairs, load_split
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.pipeline_rs_marian import find_language, is_written_without_blanks, same_language, split_code
-from rs_transformer.tokenization import TokenizerArguments, check_language_pair, encode, train_tokenizer
+from rs_transformer.tokenization import (
+    TokenizerArguments,
+    check_language_pair,
+    encode,
+    train_tokenizer,
+)
 from rs_transformer.training.model import ModelArguments, build_model
 
 EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])

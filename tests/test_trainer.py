@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
 from rs_transformer.checkpoints import load_translator
+from rs_transformer.corpus import CorpusArguments, prepare_training_pairs
 from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.subword_sampling import SubwordSampler
 from rs_transformer.training.arguments import TranslationTrainingArguments
-from rs_transformer.training.batches import TokenBatchSampler
+from rs_transformer.training.batches import SetEpochCallback, TokenBatchSampler
 from rs_transformer.training.losses import label_smoothed_cross_entropy
 from rs_transformer.training.model import config_from_tokenizer
 from rs_transformer.training.run_folder import (
@@ -187,9 +190,8 @@ def small(tmp_path, tokenizer):
     """Makes trainers of a small model; the same one each time."""
 
     def make(model=None, tokenizer=tokenizer, **options):
-        fields = {
-            name: options.pop(name) for name in ("eval_dataset", "decoding", "compute_metrics") if name in options
-        }
+        own = ("eval_dataset", "train_dataset", "decoding", "compute_metrics")
+        fields = {name: options.pop(name) for name in own if name in options}
         size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "encoder_layers": 2}
         start = {"decoder_start_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         model = model or rs_model(**size, **start, decoder_layers=2, dropout=0.1)
@@ -368,6 +370,44 @@ def test_options_of_the_loader_hold_for_token_batches_too(small):
         list(small(max_tokens=64, **seeds).get_train_dataloader().batch_sampler) for seeds in ({"data_seed": 9}, {})
     ]
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("batches", [{"max_tokens": 64}, {"per_device_train_batch_size": 5}])
+def test_pairs_are_segmented_anew_in_each_epoch_within_the_budget(small, tokenizer, batches):
+    corpus = CorpusArguments(source_lang="fw", target_lang="bw", max_source_length=14, max_target_length=14)
+    sampling = SubwordSampler(tokenizer, 0.4)
+    train = prepare_training_pairs(text(PAIRS), tokenizer, corpus, sampling=sampling)
+
+    def epochs(**options):
+        trainer = small(train_dataset=train, subword_sampling=0.4, num_train_epochs=2, **batches, **options)
+        loader, callback = trainer.get_train_dataloader(), trainer.pop_callback(SetEpochCallback)
+        for epoch in range(2):
+            callback.on_epoch_begin(trainer.args, SimpleNamespace(epoch=epoch), None)
+            yield [{name: tensor.tolist() for name, tensor in each.items()} for each in loader]
+
+    first, second = epochs()
+    read = []
+    for epoch in (first, second):
+        rows = [row for each in epoch for row in zip(each["input_ids"], each["labels"], strict=True)]
+        labels = [[tokenizer.pad_token_id if index == -100 else index for index in row[1]] for row in rows]
+        decoded = tokenizer.batch_decode(labels, skip_special_tokens=True)
+        assert sorted(decoded) == sorted(target for _, target in PAIRS)
+        read.append({target: source for target, (source, _) in zip(decoded, rows, strict=True)})
+        for each in epoch:
+            longest = max(len(each["input_ids"][0]), len(each["labels"][0]))
+            assert longest <= 14
+            assert "max_tokens" not in batches or longest * len(each["labels"]) <= 64
+    assert read[0] != read[1]
+    assert list(epochs()) == [first, second]
+    assert list(epochs(dataloader_num_workers=1, dataloader_persistent_workers=True)) == [first, second]
+    assert next(epochs(data_seed=8)) != first
+
+
+def test_what_cannot_be_segmented_by_chance_is_said_before_the_training(small):
+    with pytest.raises(ValueError, match="the training pairs need columns source, target, length, as"):
+        small(subword_sampling=0.1)
+    with pytest.raises(ValueError, match="subword_sampling must be more than 0 and at most 1, got 0"):
+        small(subword_sampling=0.0)
 
 
 def test_training_pairs_longer_than_the_model_takes_are_named_before_the_training(small):
@@ -582,6 +622,7 @@ def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, 
 # Steps with parameters of their own, of which a shallow update leaves some without a gradient.
 CHANGING_DEPTH = ["--encoder_layers", 3, "--growing_depths", 1, "--growing_updates", 30, "--elastic_decoder_layers", 1]
 CHANGING_DEPTH += ["--step_layer_norms", "true", "--step_embeddings", "true", f"--{CHECKPOINTING}", "true"]
+CHANGING_DEPTH += ["--subword_sampling", 0.5]
 
 
 def test_resuming_two_processes_in_the_middle_of_an_epoch_gives_the_same_losses(task, tmp_path):

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .pipeline_rs_marian import split_code
+from .subword_sampling import SubwordSampler
 from .tokenization import encode
 from .utils.ranges import check_range
 from .utils.text_files import FORMS, Way, columns_of, digest, form_of, read_columns, read_lines
@@ -69,6 +70,7 @@ SCRIPTS = {
     "MYANMAR": "my",
 }
 SAMPLE = 200  # pairs that are looked at to see which side is which
+DRAWS = 4  # segmentations by chance that say how long a pair may become
 BATCH = 100_000  # pairs that are looked at together
 TESTS = {
     "is missing": pc.is_null,
@@ -433,8 +435,16 @@ class PairFilter:
         return ""
 
 
-def encode_pairs(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, pair_filter: PairFilter) -> dict:
-    """Tokenise a batch of text pairs and mark those to leave out, for `Dataset.map(batched=True)`."""
+def encode_pairs(
+    batch: dict[str, list],
+    tokenizer: PreTrainedTokenizerBase,
+    pair_filter: PairFilter,
+    sampling: SubwordSampler | None = None,
+) -> dict:
+    """Tokenise a batch of text pairs and mark those to leave out, for `Dataset.map(batched=True)`.
+
+    With `sampling` the length is the greatest of some draws, which later ones are not to exceed.
+    """
     sources, targets = ([text or "" for text in batch[side]] for side in ("source", "target"))
     input_ids, labels = encode(tokenizer, sources), encode(tokenizer, targets, target=True)
     reasons = [
@@ -442,11 +452,24 @@ def encode_pairs(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, pai
         for source, target, source_ids, target_ids in zip(sources, targets, input_ids, labels, strict=True)
     ]
     lengths = [max(len(source), len(target)) for source, target in zip(input_ids, labels, strict=True)]
+    if sampling is not None:
+        draws = [
+            sampling.encode(texts, seed, target=texts is targets)
+            for seed in range(DRAWS)
+            for texts in (sources, targets)
+        ]
+        most = min(pair_filter.max_source_length, pair_filter.max_target_length)
+        longest = (max(map(len, drawn)) for drawn in zip(*draws, strict=True))
+        lengths = [max(length, min(most, drawn)) for length, drawn in zip(lengths, longest, strict=True)]
     return {"input_ids": input_ids, "labels": labels, "length": lengths, "left_out": reasons}
 
 
 def prepare_training_pairs(
-    dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, args: CorpusArguments, positions: int | None = None
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: CorpusArguments,
+    positions: int | None = None,
+    sampling: SubwordSampler | None = None,
 ) -> AnyDataset:
     """Tokenise and filter a training corpus.
 
@@ -455,10 +478,12 @@ def prepare_training_pairs(
         tokenizer: encodes the target side by `text_target=`.
         args: the bounds of the filter.
         positions: what the model has; longer pairs are left out, whatever `args` allow.
+        sampling: if the pairs are to be segmented by chance when they are trained on.
 
     Returns:
         A dataset with `input_ids`, `labels` (token ids, both ending in end of sentence) and `length` (the longer
-        side, in tokens). How many pairs were left out, and why, is logged; of a stream, as it goes.
+        side, in tokens); with `sampling` the texts, too, and `length` is what a segmentation has at most. How many
+        pairs were left out, and why, is logged; of a stream, as it goes.
 
     Raises:
         ValueError: nothing is left; says why.
@@ -466,8 +491,12 @@ def prepare_training_pairs(
     bounds = [min(bound, positions or bound) for bound in (args.max_source_length, args.max_target_length)]
     options = {
         "batched": True,
-        "fn_kwargs": {"tokenizer": tokenizer, "pair_filter": PairFilter(*bounds, args.max_length_ratio)},
-        "remove_columns": ["source", "target"],
+        "fn_kwargs": {
+            "tokenizer": tokenizer,
+            "pair_filter": PairFilter(*bounds, args.max_length_ratio),
+            "sampling": sampling,
+        },
+        "remove_columns": None if sampling else ["source", "target"],
     }
     if isinstance(dataset, IterableDataset):
         return _log_stream(dataset.map(encode_pairs, **options))

@@ -32,6 +32,10 @@ class TokenizerArguments:
         },
     )
     vocab_size: int = field(default=8000, metadata={"help": "Pieces of each SentencePiece model that is trained."})
+    spm_model_type: str = field(
+        default="unigram",
+        metadata={"help": "What SentencePiece trains.", "choices": ["unigram", "bpe"]},
+    )
     character_coverage: float = field(
         default=1.0, metadata={"help": "Share of the characters that get a piece of their own."}
     )
@@ -92,8 +96,9 @@ def train_tokenizer(
     character_coverage: float = 1.0,
     sample_size: int = 5_000_000,
     model_max_length: int = 512,
+    model_type: str = "unigram",
 ) -> MarianTokenizer:
-    """Train SentencePiece unigram models and write a `MarianTokenizer` folder.
+    """Train SentencePiece models and write a `MarianTokenizer` folder.
 
     The vocabulary is laid out as OPUS-MT's: `</s>` 0, `<unk>` 1, the pieces, `<pad>` last; with
     `vocabulary="separate"` both sides have the same number of entries, so that their padding ids agree.
@@ -103,6 +108,7 @@ def train_tokenizer(
         folder: written to; made if need be.
         vocab_size: pieces of each model, its three control pieces included.
         vocabulary: `"merged"`, `"joint"` or `"separate"`, see `TokenizerArguments`.
+        model_type: `"unigram"` or `"bpe"`.
         sample_size: sentences that the training draws at most, for corpora larger than memory.
 
     Raises:
@@ -112,7 +118,12 @@ def train_tokenizer(
         raise ValueError(f"vocabulary must be one of {', '.join(VOCABULARIES)}, got {vocabulary!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"vocab_size": vocab_size, "character_coverage": character_coverage, "input_sentence_size": sample_size}
+    options = {
+        "vocab_size": vocab_size,
+        "character_coverage": character_coverage,
+        "input_sentence_size": sample_size,
+        "model_type": model_type,
+    }
     if vocabulary == "joint":
         source_model = target_model = _train_model(_chain(sources, targets), "joint corpus", options)
     else:
@@ -222,7 +233,6 @@ def _train_model(sentences: Iterable[str], what: str, options: dict) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
             model_writer=model,
-            model_type="unigram",
             shuffle_input_sentence=True,
             minloglevel=2,
             **options,

@@ -294,6 +294,8 @@ def check_combination(options: DistillOptions) -> None:
         raise ValueError("word_weight, hidden_weight and attention_weight need one teacher, or teacher_mode=ensemble")
     if several and (loss_args.hidden_weight or loss_args.attention_weight):
         raise ValueError("hidden_weight and attention_weight need one teacher, not an ensemble")
+    if loss_args.word_top_k and options.training.subword_sampling:
+        raise ValueError("word_top_k keeps the distributions of one segmentation: leave subword_sampling out")
     if options.corpus.streaming:
         raise ValueError("streaming does not go with distillation, whose shards need to know the number of pairs")
 

@@ -36,6 +36,7 @@ from ..corpus import (
 )
 from ..decoding import DecodingArguments
 from ..metrics import corpus_scores
+from ..subword_sampling import SubwordSampler
 from ..tokenization import TokenizerArguments, check_language_pair, train_tokenizer
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
@@ -156,8 +157,9 @@ def _prepare(
     if args.should_save:
         log_to(Path(args.output_dir, RUN_LOG))  # a run that does not begin leaves nothing
     warn_of_long_pairs(evaluated, tokenizer, positions)
+    sampling = SubwordSampler(tokenizer, args.subword_sampling) if args.subword_sampling else None
     with group.main_process_first(local=True):
-        train = prepare_training_pairs(train, tokenizer, corpus, positions)
+        train = prepare_training_pairs(train, tokenizer, corpus, positions, sampling)
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=args.seed, buffer_size=corpus.shuffle_buffer_size)
     given = options.options()  # a trainer sets some of its arguments
@@ -328,6 +330,7 @@ def load_or_train_tokenizer(
                 vocab_size=args.vocab_size,
                 vocabulary=args.vocabulary,
                 character_coverage=args.character_coverage,
+                model_type=args.spm_model_type,
                 sample_size=args.tokenizer_sample_size,
                 model_max_length=options.model.max_position_embeddings or 512,
             )

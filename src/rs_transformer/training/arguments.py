@@ -70,6 +70,14 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         default=0,
         metadata={"help": "Leave embeddings, and an output projection tied to them, alone for the first updates."},
     )
+    subword_sampling: float | None = field(
+        default=None,
+        metadata={
+            "help": "Segment the training pairs by chance, anew in each epoch (subword regularization): the exponent "
+            "of a unigram model's probabilities, 0.1 is usual, or of a BPE model the share of the merges that are "
+            "left out. For a MarianTokenizer. Default: the best segmentation."
+        },
+    )
     softmax_temperature: float = field(
         default=1.0,
         metadata={
@@ -155,6 +163,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         check_range(self, *AT_LEAST_0, least=0)
         check_range(self, *SHARES, least=0, below=1)
         check_range(self, "softmax_temperature", above=0)
+        check_range(self, "subword_sampling", above=0, most=1)
         if self.max_steps == 0:
             raise ValueError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
         if self.max_steps < 0:

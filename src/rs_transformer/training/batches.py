@@ -1,11 +1,15 @@
 """Batches by token budget, as machine translation is trained."""
 
-from collections.abc import Iterator, Sequence
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+
+from ..subword_sampling import SubwordSampler
 
 
 class TokenBatchSampler(Sampler[list[int]]):
@@ -82,11 +86,48 @@ class TokenBatchSampler(Sampler[list[int]]):
                 yield share.tolist()
 
 
-class SetEpochCallback(TrainerCallback):
-    """Tells a batch sampler the epoch, which accelerate does not pass through all of its wrappers on a resume."""
+class SamplingCollator:
+    """Segments the texts of a batch by chance, before another collator makes tensors of it.
 
-    def __init__(self, sampler: TokenBatchSampler):
-        self.sampler = sampler
+    What is drawn depends on the seed, the epoch and the texts alone, so that it is the same after a resume and in
+    every worker.
+
+    Args:
+        collate: gets the features with the ids that were drawn.
+        sampler: draws.
+        seed: of the drawing.
+    """
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], sampler: SubwordSampler, seed: int):
+        self.collate, self.sampler, self.seed = collate, sampler, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay see what is set
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        features = [dict(feature) for feature in features]
+        texts = {side: [feature.pop(side) for feature in features] for side in ("source", "target")}
+        state = json.dumps([self.seed, int(self.epoch), texts])
+        seed = zlib.crc32(state.encode())
+        drawn = {
+            "input_ids": self.sampler.encode(texts["source"], seed),
+            "labels": self.sampler.encode(texts["target"], seed + 1, target=True),
+        }
+        for number, feature in enumerate(features):
+            longest = feature.pop("length")
+            for name, ids in drawn.items():
+                if len(ids[number]) <= longest:  # else it keeps its best segmentation: a batch has a budget
+                    feature[name] = ids[number]
+        return self.collate(features)
+
+
+class SetEpochCallback(TrainerCallback):
+    """Tells the epoch to what draws anew in each; accelerate does not pass it through all of its wrappers."""
+
+    def __init__(self, *drawing: TokenBatchSampler | SamplingCollator):
+        self.drawing = drawing
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.sampler.set_epoch(int(state.epoch))
+        for each in self.drawing:
+            each.set_epoch(int(state.epoch))

@@ -39,9 +39,10 @@ from transformers.utils import logging
 from ..decoding import DecodingArguments, translate
 from ..metrics import corpus_scores
 from ..model_card import write_card
+from ..subword_sampling import SubwordSampler
 from ..tokenization import encode
 from .arguments import TranslationTrainingArguments
-from .batches import SetEpochCallback, TokenBatchSampler
+from .batches import SamplingCollator, SetEpochCallback, TokenBatchSampler
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
 from .losses import (
@@ -65,6 +66,7 @@ from .run_folder import (
 logger = logging.get_logger(__name__)
 
 SCORES = ("bleu", "chrf")
+TEXT_COLUMNS = ["source", "target", "length"]  # what a pair is segmented anew from, and how long it may become
 # Where a checkpoint's state keeps what the base class forgets: the seconds and the losses up to there.
 PROGRESS = "TrainingProgress"
 
@@ -113,6 +115,12 @@ class TranslationTrainer(Seq2SeqTrainer):
         check_lengths(train_dataset, positions)
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, model=model))
         kwargs.setdefault("compute_loss_func", self.translation_loss)
+        self.segmentation: SamplingCollator | None = None
+        if args.subword_sampling:
+            check_texts(train_dataset)
+            sampling = SubwordSampler(processing_class, args.subword_sampling)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self.segmentation = SamplingCollator(kwargs["data_collator"], sampling, seed)
         self.depth_schedule = DepthSchedule.from_args(args, model.config)
         if self.depth_schedule is not None and args.ddp_find_unused_parameters is None:
             # What belongs to a deeper step alone gets no gradient in a shallower update.
@@ -416,7 +424,26 @@ class TranslationTrainer(Seq2SeqTrainer):
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
+        self.pop_callback(SetEpochCallback)  # of a training before
+        if self.segmentation is None:
+            return self._train_dataloader()
+        self._set_signature_columns_if_needed()
+        collator, columns = self.data_collator, self._signature_columns
+        self.data_collator, self._signature_columns = self.segmentation, [*columns, *TEXT_COLUMNS]
+        try:
+            return self._train_dataloader(self.segmentation)
+        finally:
+            self.data_collator, self._signature_columns = collator, columns
+
+    def _train_dataloader(self, *drawing: SamplingCollator) -> DataLoader:
+        """The batches of the training.
+
+        Args:
+            drawing: what else has to know the epoch.
+        """
         if self.args.max_tokens is None:
+            if drawing:
+                self.add_callback(SetEpochCallback(*drawing))
             return super().get_train_dataloader()
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError("max_tokens needs the lengths of all pairs: set per_device_train_batch_size for a stream")
@@ -426,8 +453,7 @@ class TranslationTrainer(Seq2SeqTrainer):
             self.accelerator.num_processes,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
-        self.pop_callback(SetEpochCallback)  # of a training before
-        self.add_callback(SetEpochCallback(sampler))
+        self.add_callback(SetEpochCallback(sampler, *drawing))
         workers = self.args.dataloader_num_workers
         dataloader = DataLoader(
             self._remove_unused_columns(self.train_dataset, description="training"),
@@ -612,6 +638,16 @@ class TranslationTrainer(Seq2SeqTrainer):
             yield
         finally:
             self.args.save_total_limit = limit
+
+
+def check_texts(train_dataset: Any) -> None:
+    """Raise `ValueError` if there is nothing that could be segmented by chance."""
+    columns = getattr(train_dataset, "column_names", None)
+    if columns is not None and not set(TEXT_COLUMNS) <= set(columns):
+        raise ValueError(
+            f"subword_sampling segments the texts anew: the training pairs need columns {', '.join(TEXT_COLUMNS)}, as "
+            "`prepare_training_pairs` leaves them with `sampling`"
+        )
 
 
 def check_lengths(pairs: Any, positions: int | None) -> None:
