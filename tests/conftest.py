@@ -10,7 +10,6 @@ import os
 import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,17 +56,6 @@ def run(*command: object, check: bool = True, cwd: Path = ROOT, **kwargs) -> sub
     if check and done.returncode:
         raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
-
-
-def launch(
-    script: str, *options: object, processes: int = 1, config: str | None = None, check: bool = True
-) -> subprocess.CompletedProcess:
-    """`accelerate launch` a script of `training/` on the CPU, or as a configuration of `training/accelerate/` says."""
-    accelerate = Path(sys.executable).with_name("accelerate")
-    how = ["--cpu", "--num_processes", processes]
-    if config is not None:
-        how = ["--config_file", f"training/accelerate/{config}"]
-    return run(accelerate, "launch", *how, f"training/{script}", *options, check=check)
 
 
 def script(name: str) -> Callable[..., None]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE, ROOT, losses, run, script, task_options
+from conftest import ROOT, run, script
 
 import rs_transformer_cli
 from rs_transformer import __version__
@@ -38,17 +38,6 @@ def test_an_unknown_command_is_named_with_the_nearest(capsys):
     assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
     assert rs_transformer_cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
-
-
-def test_accelerate_launches_a_command_as_a_module_in_two_processes(task, tmp_path):
-    options = [RECIPE, *task_options(task), "--max_steps", 6, "--logging_steps", 1, "--dropout", 0]
-    options += ["--eval_strategy", "no", "--save_strategy", "no", "--average_checkpoints", 0, "--max_new_tokens", 8]
-    accelerate = Path(sys.executable).with_name("accelerate")
-    launch = [accelerate, "launch", "--cpu", "--num_processes", 2, "-m", "rs_transformer.commands.train"]
-    run(*launch, *options, "--load_best_model_at_end", "false", "--max_tokens", 256, "--output_dir", tmp_path / "two")
-    more = ["--load_best_model_at_end", "false", "--max_tokens", 512, "--output_dir", tmp_path / "one"]
-    script("train")(*options, *more)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
 @pytest.mark.parametrize("option", ["--help", "--help-all"])

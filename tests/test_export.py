@@ -58,7 +58,7 @@ def test_ctranslate2_gives_the_translations_of_pytorch(trained, tmp_path, decode
         {"step_adapter_rank": 2, "decoder_unique_layers": 2},
         {"encoder_unique_layers": 2, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"},
     ],
-    ids=["deepnorm", "steps-told-apart", "several-layers"],
+    ids=["deepnorm", "steps-told-apart", "adapters", "several-layers"],
 )
 def test_ctranslate2_takes_every_kind_of_model(tokenizer, tmp_path, fields):
     sizes = {"encoder_layers": 3, "decoder_layers": 4, "max_position_embeddings": 64}
@@ -148,7 +148,8 @@ def test_onnx_graphs_give_the_logits_of_pytorch(trained, onnx_folder, tokenizer,
     model, folder = AutoModelForSeq2SeqLM.from_pretrained(trained), onnx_folder
     if every_option:
         sizes = {"encoder_layers": 2, "decoder_layers": 3, "decoder_unique_layers": 2, "max_position_embeddings": 64}
-        fields = dict.fromkeys(("step_layer_norms", "step_embeddings", "deepnorm", "marian_positions"), True)
+        fields = dict.fromkeys(("step_layer_norms", "step_biases", "step_embeddings", "deepnorm"), True)
+        fields |= {"marian_positions": True, "step_adapter_rank": 2}
         model, folder = rs_model(**config_from_tokenizer(tokenizer), **sizes, **fields), tmp_path / "onnx"
         for part in (model, tokenizer):
             part.save_pretrained(tmp_path / "model")

@@ -4,12 +4,13 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHECKPOINTING, RECIPE, launch, losses, script, task_options
+from conftest import CHECKPOINTING, RECIPE, ROOT, losses, run, script, task_options
 from datasets import Dataset
 from forked import fork
 from hypothesis import example, given, settings
@@ -548,7 +549,9 @@ def test_gradient_accumulation_trains_to_the_losses_of_the_large_batch(task, tmp
 def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(task, tmp_path):
     options = [RECIPE, *task_options(task), *SHORT]
     uneven = ["--max_tokens", 256, "--per_device_eval_batch_size", 30]  # the last batch is filled up for the second
-    launch("train.py", *options, *uneven, "--output_dir", tmp_path / "two", config="cpu.yaml")
+    accelerate, config = Path(sys.executable).with_name("accelerate"), ROOT / "training" / "accelerate" / "cpu.yaml"
+    command = [accelerate, "launch", "--config_file", config, "-m", "rs_transformer.commands.train"]
+    run(*command, *options, *uneven, "--output_dir", tmp_path / "two")
     script("train")(*options, "--output_dir", tmp_path / "one")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) > 90
