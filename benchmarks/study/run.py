@@ -88,11 +88,16 @@ class Study:
         return [Cell(system, cell.seed) for system in self.grid["systems"] if f"{{{system}}}" in text]
 
     def model(self, cell: Cell) -> Path:
-        """The folder of a cell's model, which its last command makes."""
+        """The folder of a cell's model, which its last command makes, or where the grid says that it is already."""
+        if self.is_given(cell):
+            return ROOT / self.grid["given"][cell.name]
         return self._folder(cell, list(self.grid["systems"][cell.system])[-1])
 
     def _folder(self, cell: Cell, step: str) -> Path:
         return self.work / cell.name / step.replace(" ", "_")
+
+    def is_given(self, cell: Cell) -> bool:
+        return cell.name in self.grid.get("given", {})
 
     def record(self, cell: Cell) -> Path:
         return self.results / f"{cell.name}.json"
@@ -170,7 +175,7 @@ class Runner:
         users = [
             other for other in cells if cell in self.study.needs(other) and not self.study.record(other).is_file()
         ]
-        return bool(users) and not is_finished(self.study.model(cell))
+        return bool(users) and not self.study.is_given(cell) and not is_finished(self.study.model(cell))
 
     def stop(self) -> None:
         """End all commands; each goes on another time."""
@@ -187,6 +192,8 @@ class Runner:
         commands = []
         for command, folder, arguments in self.study.commands(cell):
             commands.append([command, *arguments])
+            if self.study.is_given(cell):
+                continue
             if is_finished(folder) if command in RESUMED else folder.is_dir():
                 continue
             if command == "train" and complete_checkpoints(folder):
@@ -224,6 +231,7 @@ class Runner:
             "training": trained.get("training"),
             "weights": trained.get("weights"),
             "commands": self._plain(commands),
+            "given": self.study.grid.get("given", {}).get(cell.name),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "finished": datetime.now(UTC).isoformat(timespec="minutes"),
             "versions": {name: version(name) for name in PACKAGES},
