@@ -83,7 +83,8 @@ def names_by_step(name: str, config: RSMarianConfig) -> list[str]:
     if kind == "step_embeddings":
         rest = "final_layer_norm.bias"
     elif kind == "step_projections":
-        rest = re.sub("^(self|encoder)_attn_", r"\1_attn.", rest).replace(".up", ".weight")
+        rest = re.sub("^(self|encoder)_attn_", r"\1_attn.", rest).removeprefix("feed_forward_")
+        rest = rest.replace(".up", ".weight")
     return [f"model.{side}.layers.{step}.{rest}" for step in steps]
 
 

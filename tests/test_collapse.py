@@ -159,6 +159,19 @@ def test_calibrated_model_is_nearer_to_its_parent_and_fine_tunes(parent, task, t
     assert json.loads((tmp_path / "tuned" / "results.json").read_text())["test"]["bleu"] > bleu["calibrated"]
 
 
+def test_adapters_of_the_parent_come_along_and_are_recorded(trained, tokenizer, tmp_path):
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained, step_adapter_rank=2)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "parent")
+    script("collapse")("--model_name_or_path", tmp_path / "parent", "--output_dir", tmp_path / "child")
+    record = json.loads((tmp_path / "child" / "collapse.json").read_text())
+    child = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "child")
+    assert child.config.step_adapter_rank == 2
+    adapters = {name.rpartition(".")[0] for name in child.state_dict() if name.endswith(".up")}
+    assert record["adapters"].keys() == adapters
+    assert record["parameters"]["parent"]["total"] == model.num_parameters(only_trainable=True)
+
+
 def test_steps_that_keep_their_layer_norms_go_through_calibration_training_and_pipeline(parent, task, tmp_path):
     options = ["--step_layer_norms", "true", "--method", "calibrated", "--calibration_updates", 30, *LANGUAGES]
     options += ["--model_name_or_path", parent, "--output_dir", tmp_path / "rs", "--train_file", task["train"]]

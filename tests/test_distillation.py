@@ -298,6 +298,12 @@ def test_start_embedding_stays_at_zero_under_a_teacher(tokenizer, models_of_the_
     assert not student.model.shared.weight.grad[tokenizer.pad_token_id].any()
 
 
+def test_distributions_that_are_kept_are_of_one_segmentation(tokenizer, tmp_path):
+    loss = DistillationLossArguments(word_weight=0.5, word_top_k=4)
+    with pytest.raises(ValueError, match="word_top_k keeps the distributions of one segmentation"):
+        trainer(tokenizer, tmp_path, rs_model(), marian(), loss, subword_sampling=0.1)
+
+
 def test_a_teacher_that_is_needed_and_missing_is_named(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="needs a teacher"):
         trainer(tokenizer, tmp_path, rs_model(), None, DistillationLossArguments(word_weight=0.5))

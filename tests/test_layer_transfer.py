@@ -171,15 +171,26 @@ def test_adapters_give_the_parent_at_full_rank_and_come_as_close_as_their_rank_c
     child = collapse(parent, method=method, step_adapter_rank=32, **own)
     with torch.no_grad():
         torch.testing.assert_close(child(**batch()).logits, parent(**batch()).logits, atol=1e-4, rtol=1e-4)
-    factors = child.model.encoder.step_projections[4]["fc1"]
+    factors = child.model.encoder.step_projections[4]["feed_forward_fc1"]
     shared = child.model.encoder.layers[0].fc1.weight
     theirs = parent.model.encoder.layers[4].fc1.weight
     torch.testing.assert_close(shared + factors.up @ factors.down, theirs, atol=1e-5, rtol=1e-5)
     # What is left of the difference is in its smaller singular values.
     cut = collapse(parent, method=method, step_adapter_rank=5, **own)
-    factors, shared = cut.model.encoder.step_projections[4]["fc1"], cut.model.encoder.layers[0].fc1.weight
+    factors, shared = cut.model.encoder.step_projections[4]["feed_forward_fc1"], cut.model.encoder.layers[0].fc1.weight
     rest = torch.linalg.svdvals(theirs - shared)[5:].norm()
     torch.testing.assert_close((theirs - shared - factors.up @ factors.down).norm(), rest, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "unique"), [("first", 1), (2, 1), ("average", 6)])
+def test_adapters_that_start_from_nothing_can_learn(method, unique):
+    child = collapse(marian(), method=method, encoder_unique_layers=unique, step_adapter_rank=3)
+    child(**batch()).loss.backward()
+    adapters = [name for name, _ in child.named_modules() if name.endswith(("_q_proj", "_fc1"))]
+    assert len(adapters) == 6 * 2 + 6 * 3
+    for name in adapters:
+        adapter = child.get_submodule(name)
+        assert all((adapter.up.grad if adapter.down[rank].any() else adapter.down.grad).any() for rank in range(3))
 
 
 def test_adapters_of_a_recurrent_parent_are_made_anew_or_left_out():

@@ -553,8 +553,9 @@ def test_an_output_projection_of_its_own_is_kept_when_tied_again_saved_and_resiz
     assert torch.equal(AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()(**batch()).logits, logits)
 
 
-def test_lora_adapts_the_shared_layer_once_and_merges_exactly():
-    model = rs_model()
+@pytest.mark.parametrize("overrides", [{}, MODELS["all-of-steps"]], ids=["shared", "all-of-steps"])
+def test_lora_adapts_the_shared_layer_once_and_merges_exactly(overrides):
+    model = rs_model(**overrides)
     adapted = get_peft_model(
         model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "fc1"], init_lora_weights=False)
     )
@@ -569,6 +570,15 @@ def test_sharded_by_fsdp2_layer_by_layer_it_trains_as_in_one_process():
     alone, sharded = json.loads(done.stdout.splitlines()[-1])
     assert sharded == pytest.approx(alone, abs=1e-4)
     assert len(set(alone)) == 4
+
+
+def test_under_autocast_a_steps_bias_keeps_the_type_of_what_it_is_added_to():
+    model, seen = rs_model(step_biases=True), []
+    activation = model.model.decoder.layers[0].activation_fn
+    activation.register_forward_pre_hook(lambda _, states: seen.append(states[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch())
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_deep_copy_translates_the_same():

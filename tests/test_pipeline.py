@@ -312,6 +312,19 @@ def test_the_prefix_of_a_task_stands_before_each_sentence(tokenizer, monkeypatch
     assert texts(pipeline("translation_en_to_fr", model=model, tokenizer=tokenizer)("\u200b")) == [""]
 
 
+def test_a_prefix_that_is_a_special_token_stays_one(tokenizer, monkeypatch):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<2de>"]})
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": len(tokenizer)}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.pad_token_id, "eos_token_id": 0}
+    tasks = {"translation_en_to_de": {"prefix": "<2de> "}}
+    model = T5ForConditionalGeneration(T5Config(**sizes, **ids, task_specific_params=tasks)).eval()
+    with generate_calls(model, monkeypatch) as calls:
+        pipeline("translation_en_to_de", model=model, tokenizer=tokenizer)("a b", max_new_tokens=2)
+    assert calls[0]["input_ids"][0].tolist() == tokenizer("<2de> a b")["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("<2de>") in calls[0]["input_ids"][0]
+
+
 @pytest.fixture(scope="module")
 def several_targets(trained, tmp_path_factory):
     """The trained model with codes of languages in its vocabulary, as OPUS-MT's of several targets have them."""

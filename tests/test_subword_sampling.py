@@ -10,7 +10,7 @@ from conftest import ROOT
 from forked import fork
 from transformers import BertTokenizer, MarianTokenizer
 
-from rs_transformer.corpus import CorpusArguments, load_split
+from rs_transformer.corpus import CorpusArguments, PairFilter, encode_pairs, load_split
 from rs_transformer.subword_sampling import SubwordSampler
 from rs_transformer.tokenization import encode, train_tokenizer
 
@@ -71,6 +71,7 @@ print(json.dumps(sampler.encode({texts!r}, 2, target=True)))
 def test_where_nothing_is_left_to_chance_it_is_the_tokenizers_own_segmentation(trained, kind, alpha):
     tokenizer = trained(kind)
     for texts, target in ((SOURCES[:500], False), (TARGETS[:500], True)):
+        texts = [*texts, "a ☃☃☃ b ☃ ☃"]  # unknown characters, in a row and not
         own = encode(tokenizer, texts, target=target)
         assert SubwordSampler(tokenizer, alpha).encode(texts, 1, target=target) == own
 
@@ -95,6 +96,15 @@ def test_each_merge_of_a_bpe_model_is_passed_over_as_often_as_alpha_says(trained
     sampler = SubwordSampler(tokenizer, 0.3)
     whole = [len(sampler.encode([piece[1]], seed, target=True)[0]) == 2 for seed in range(DRAWS)]
     assert abs(sum(whole) - 0.7 * DRAWS) < 5 * math.sqrt(0.21 * DRAWS)
+
+
+def test_no_segmentation_is_drawn_of_a_pair_that_is_left_out(trained):
+    texts = ["a b c " * 2000, "a b c"]
+    batch = {"source": texts, "target": texts}
+    sampler = SubwordSampler(trained("bpe"), 0.1)
+    encoded = encode_pairs(batch, trained("bpe"), PairFilter(50, 50, 9.0), sampler)
+    assert encoded["left_out"] == ["source over 50 tokens", ""]
+    assert encoded["length"][1] >= len(encoded["input_ids"][1])
 
 
 def test_special_tokens_stay_text_and_codes_stay_codes(trained):

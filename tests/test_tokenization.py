@@ -82,6 +82,12 @@ def test_nothing_in_a_text_is_a_special_token_but_the_code_it_begins_with(multil
         assert multilingual.convert_ids_to_tokens(ids) == [*expected.split(), "</s>"]
 
 
+def test_another_kind_of_model_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="model_type must be one of unigram, bpe, got 'word'"):
+        train_tokenizer(SOURCES, TARGETS, tmp_path / "new", model_type="word", **LANGUAGES)
+    assert not (tmp_path / "new").exists()
+
+
 def test_encoded_pairs_hold_no_padding_and_end_once(tokenizer):
     texts = ["<pad> a <pad>", "a </s> b </s>", "a b"]
     pairs = encode_pairs({"source": texts, "target": texts}, tokenizer, PairFilter(50, 50, 9.0))

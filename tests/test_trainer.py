@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CHECKPOINTING, RECIPE, ROOT, losses, run, script, task_options
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from forked import fork
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.subword_sampling import SubwordSampler
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.batches import SetEpochCallback, TokenBatchSampler
-from rs_transformer.training.losses import label_smoothed_cross_entropy
+from rs_transformer.training.losses import label_smoothed_cross_entropy, symmetric_divergence
 from rs_transformer.training.model import config_from_tokenizer
 from rs_transformer.training.run_folder import (
     average_checkpoints,
@@ -191,7 +191,7 @@ def small(tmp_path, tokenizer):
     """Makes trainers of a small model; the same one each time."""
 
     def make(model=None, tokenizer=tokenizer, **options):
-        own = ("eval_dataset", "train_dataset", "decoding", "compute_metrics")
+        own = ("eval_dataset", "train_dataset", "decoding", "compute_metrics", "compute_loss_func")
         fields = {name: options.pop(name) for name in own if name in options}
         size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "encoder_layers": 2}
         start = {"decoder_start_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -383,7 +383,9 @@ def test_pairs_are_segmented_anew_in_each_epoch_within_the_budget(small, tokeniz
         trainer = small(train_dataset=train, subword_sampling=0.4, num_train_epochs=2, **batches, **options)
         loader, callback = trainer.get_train_dataloader(), trainer.pop_callback(SetEpochCallback)
         for epoch in range(2):
-            callback.on_epoch_begin(trainer.args, SimpleNamespace(epoch=epoch), None)
+            trainer.segmentation.set_epoch(epoch)
+            if callback is not None:
+                callback.on_epoch_begin(trainer.args, SimpleNamespace(epoch=epoch), None)
             yield [{name: tensor.tolist() for name, tensor in each.items()} for each in loader]
 
     first, second = epochs()
@@ -409,6 +411,34 @@ def test_what_cannot_be_segmented_by_chance_is_said_before_the_training(small):
         small(subword_sampling=0.1)
     with pytest.raises(ValueError, match="subword_sampling must be more than 0 and at most 1, got 0"):
         small(subword_sampling=0.0)
+    stream = iter([{"input_ids": [1], "labels": [1]}])
+    with pytest.raises(ValueError, match="the training pairs need columns source, target, length, as"):
+        small(train_dataset=IterableDataset.from_generator(lambda: stream), subword_sampling=0.1, max_steps=1).train()
+    with pytest.raises(ValueError, match="r_drop_alpha and softmax_temperature are of the trainer's own loss"):
+        small(r_drop_alpha=1.0, compute_loss_func=lambda *_: None)
+
+
+def test_a_stream_is_segmented_anew_each_time_that_it_is_gone_through(small, tokenizer, monkeypatch):
+    corpus = CorpusArguments(source_lang="fw", target_lang="bw")
+    stream = text(PAIRS[:8]).to_iterable_dataset()
+    train = prepare_training_pairs(stream, tokenizer, corpus, sampling=SubwordSampler(tokenizer, 0.4))
+    trainer = small(train_dataset=train, subword_sampling=0.4, max_steps=6)
+    seen, collate = [], trainer.segmentation.collate
+    trainer.segmentation.collate = lambda features: seen.append(features[0]["input_ids"]) or collate(features)
+    trainer.train()
+    assert len(seen) >= 6  # of two batches each time
+    assert len({tuple(ids) for ids in seen[::2]}) > 1
+
+
+def test_a_barred_token_has_no_part_in_the_divergence_of_two_passes():
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, 2, -100]] * 2)
+    barred = torch.cat([logits, torch.full((2, 3, 1), -math.inf)], dim=-1).requires_grad_()
+    expected = symmetric_divergence(logits.log_softmax(-1), labels)
+    found = symmetric_divergence(barred.log_softmax(-1), labels)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    found.backward()
+    assert barred.grad.isfinite().all()
 
 
 def test_training_pairs_longer_than_the_model_takes_are_named_before_the_training(small):

@@ -73,14 +73,20 @@ class Study:
                     raise ValueError(f"{grid_file}: {system} is made from itself")
 
     def cells(self, only: Sequence[str] = ("*",)) -> list[Cell]:
-        """All cells in order, seeds outside; with those that the named ones are made from."""
-        found: list[Cell] = []
+        """All cells in order, seeds outside; with all that the named ones are made from."""
+        found: dict[Cell, None] = {}
+
+        def add(cell: Cell) -> None:
+            for each in self.needs(cell):
+                add(each)
+            found[cell] = None
+
         for seed in self.grid["seeds"]:
             for system in self.grid["systems"]:
                 cell = Cell(system, seed)
                 if any(fnmatch(cell.name, pattern) or fnmatch(system, pattern) for pattern in only):
-                    found += [each for each in (*self.needs(cell), cell) if each not in found]
-        return found
+                    add(cell)
+        return list(found)
 
     def needs(self, cell: Cell) -> list[Cell]:
         """The cells that one is made from."""
@@ -160,9 +166,10 @@ class Runner:
                         break
                     for done in wait(running, return_when=FIRST_COMPLETED).done:
                         cell = running.pop(done)
-                        if (error := done.exception()) and not self.stopped.is_set():
+                        if error := done.exception():
                             failed.append(cell)
-                            say(f"{cell.name}: {error}")
+                            if not self.stopped.is_set():
+                                say(f"{cell.name}: {error}")
             finally:
                 self.stop()
                 timer.cancel()
@@ -265,6 +272,8 @@ class Runner:
             program = [sys.executable, "-m", f"rs_transformer.commands.{command}", *arguments]
             with subprocess.Popen(program, stdout=output, stderr=output, env=self.environment, cwd=ROOT) as child:
                 self.children.add(child)
+                if self.stopped.is_set():  # in between
+                    child.terminate()
                 code = child.wait()
                 self.children.discard(child)
         if code:

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,7 +101,7 @@ def load_model() -> tuple[RSMarianForConditionalGeneration, PreTrainedTokenizerB
     return model, tokenizer
 
 
-@lru_cache(maxsize=DEEPEST)
+@cache
 def translator(depth: int) -> Pipeline:
     """A translation pipeline at a decoder depth; all share their weights."""
     deeper = with_depth(model, decoder_layers=depth)
@@ -219,7 +219,14 @@ def build_page() -> gr.Blocks:
                 hint = f"At most {MAX_SENTENCES} sentences, {MAX_CHARACTERS:,} characters"
                 text = gr.Textbox("".join(texts[:1]), label="Text", placeholder=hint, lines=3, elem_id="text")
                 depth = gr.Slider(
-                    shallowest, deepest, value=own, step=1, precision=0, label="Decoder depth (steps)", elem_id="depth"
+                    shallowest,
+                    max(deepest, shallowest + 1),
+                    visible=deepest > shallowest,
+                    value=own,
+                    step=1,
+                    precision=0,
+                    label="Decoder depth (steps)",
+                    elem_id="depth",
                 )
                 button = gr.Button("Translate", variant="primary", elem_id="translate")
                 if texts:
@@ -258,7 +265,10 @@ except (OSError, ValueError) as error:
     )
 else:
     shallowest = model.config.decoder_unique_layers
-    deepest = max(model.config.decoder_layers, DEEPEST, shallowest + 1)
+    deepest = max(model.config.decoder_layers, DEEPEST)
+    own = ("step_layer_norms", "step_biases", "step_adapter_rank")
+    if any(getattr(model.config, name) for name in own):
+        deepest = model.config.decoder_layers  # of which there are no more
     demo = build_page()
     for depth in range(shallowest, deepest + 1):
         translator(depth)  # so that no visitor waits for it

@@ -453,14 +453,16 @@ def encode_pairs(
     ]
     lengths = [max(len(source), len(target)) for source, target in zip(input_ids, labels, strict=True)]
     if sampling is not None:
+        kept = [row for row, reason in enumerate(reasons) if not reason]  # drawing takes longest for the longest
+        sources, targets = ([texts[row] for row in kept] for texts in (sources, targets))
         draws = [
             sampling.encode(texts, seed, target=texts is targets)
             for seed in range(DRAWS)
             for texts in (sources, targets)
         ]
         most = min(pair_filter.max_source_length, pair_filter.max_target_length)
-        longest = (max(map(len, drawn)) for drawn in zip(*draws, strict=True))
-        lengths = [max(length, min(most, drawn)) for length, drawn in zip(lengths, longest, strict=True)]
+        for row, *drawn in zip(kept, *draws, strict=True):
+            lengths[row] = max(lengths[row], min(most, max(map(len, drawn))))
     return {"input_ids": input_ids, "labels": labels, "length": lengths, "left_out": reasons}
 
 

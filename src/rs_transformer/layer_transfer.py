@@ -190,7 +190,8 @@ def collapse(
     parent_state = model.state_dict()
     state = {name: _mean([parent_state[source] for source in sources]) for name, sources in plan.sources.items()}
     for adapter, (theirs, shared) in plan.adapters.items():
-        factors = _low_rank(parent_state[theirs].float() - state[shared].float(), config.step_adapter_rank)
+        difference = parent_state[theirs].float() - state[shared].float()
+        factors = _low_rank(difference, config.step_adapter_rank, config.init_std)
         state |= {f"{adapter}.{part}": each.to(model.dtype) for part, each in factors.items()}
     child = _build(RSMarianForConditionalGeneration, config, state, like=model)
     if calibration is not None:
@@ -357,7 +358,9 @@ def _of_first_layer(name: str) -> tuple[str, str] | None:
     if match is None or match[3] != "0":
         return None
     side, kind, _, tensor = match.groups()
-    return side, re.sub("^(self|encoder)_attn_", r"\1_attn.", tensor) if kind == "step_projections" else tensor
+    if kind == "step_projections":
+        tensor = re.sub("^(self|encoder)_attn_", r"\1_attn.", tensor).removeprefix("feed_forward_")
+    return side, tensor
 
 
 def _is_matrix(tensor: str) -> bool:
@@ -384,7 +387,9 @@ def _tensor_of_step(config: PretrainedConfig, side: str, step: int, tensor: str)
 
 def _adapter(side: str, step: int, tensor: str) -> str:
     """Where a step has what it adds to a projection of its layer."""
-    return f"model.{side}.step_projections.{step}.{tensor.rpartition('.')[0].replace('.', '_')}"
+    projection = tensor.rpartition(".")[0]
+    name = projection.replace(".", "_") if "." in projection else f"feed_forward_{projection}"
+    return f"model.{side}.step_projections.{step}.{name}"
 
 
 def _applied(
@@ -398,11 +403,18 @@ def _applied(
     return (shared.float() + up @ down).to(shared.dtype)
 
 
-def _low_rank(matrix: torch.Tensor, rank: int) -> dict[str, torch.Tensor]:
-    """The two factors of the matrix of so low a rank that comes closest."""
+def _low_rank(matrix: torch.Tensor, rank: int, init_std: float) -> dict[str, torch.Tensor]:
+    """The two factors of the matrix of so low a rank that comes closest.
+
+    Where there is nothing to come close to, one of them is zero and the other one as large as a new adapter's: with
+    both at zero neither would have a gradient.
+    """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     roots = values[:rank].sqrt()
-    return {"down": roots[:, None] * right[:rank], "up": left[:, :rank] * roots}
+    nothing = roots <= 1e-4 * init_std
+    new = init_std * matrix.shape[1] ** 0.5
+    down = torch.where(nothing, new, roots)[:, None] * right[:rank]
+    return {"down": down, "up": left[:, :rank] * roots.masked_fill(nothing, 0.0)}
 
 
 def _fields(config: PretrainedConfig) -> dict[str, Any]:

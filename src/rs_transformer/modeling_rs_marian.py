@@ -252,7 +252,7 @@ class StepProjection(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if self.bias is not None:
-            output = output + self.bias
+            output = output + self.bias.to(output.dtype)  # under autocast it is of the greater precision
         if self.down is not None:
             output = output + nn.functional.linear(nn.functional.linear(hidden_states, self.down), self.up)
         return output
@@ -267,7 +267,8 @@ class StepModules:
     Args:
         norms: has the LayerNorms of the step under the layer's names; None: they are the layer's.
         next_embedding: for the step that follows; added to the output, which that one starts from.
-        projections: a `StepProjection` for each of the layer's projections, `.` in their names being `_`.
+        projections: a `StepProjection` for each of the layer's projections, `self_attn_q_proj` … `feed_forward_fc2`.
+            No name ends as a module of the layer does, lest PEFT took it for one.
         part: what these names begin with in the part of the layer that this is given to.
     """
 
@@ -276,9 +277,9 @@ class StepModules:
     projections: nn.ModuleDict | None = None
     part: str = ""
 
-    def of(self, attention: str) -> "StepModules":
-        """What of it an attention needs."""
-        return StepModules(projections=self.projections, part=f"{attention}_")
+    def of(self, part: str) -> "StepModules":
+        """What of it an attention, or the feed-forward, needs."""
+        return StepModules(projections=self.projections, part=f"{part}_")
 
     def project(self, layer: nn.Module, name: str, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply a projection of the layer, or of its attention, as this step does."""
@@ -386,9 +387,11 @@ class RSMarianLayerMixin:
                 projection.bias = None
 
     def projections(self) -> dict[str, nn.Linear]:
-        """Those of attention and feed-forward, by their names with `_` for `.`."""
+        """Those of attention and feed-forward, by the names that `StepModules` has for them."""
         return {
-            name.replace(".", "_"): module for name, module in self.named_modules() if isinstance(module, nn.Linear)
+            name.replace(".", "_") if "." in name else f"feed_forward_{name}": module
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Linear)
         }
 
     def mark_deepnorm(self, gain: float) -> None:
@@ -405,6 +408,7 @@ class RSMarianLayerMixin:
         return norm(torch.add(hidden_states, residual, alpha=self.residual_scale))
 
     def feed_forward(self, hidden_states: torch.Tensor, own: StepModules) -> torch.Tensor:
+        own = own.of("feed_forward")
         hidden_states = self.activation_fn(own.project(self, "fc1", hidden_states))
         hidden_states = nn.functional.dropout(hidden_states, p=self.activation_dropout, training=self.training)
         return own.project(self, "fc2", hidden_states)

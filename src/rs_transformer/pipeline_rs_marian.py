@@ -452,7 +452,10 @@ class TranslationPipeline(ChunkPipeline):
                     f"split_sentences=True translates line by line. The text begins: {text[:80]!r}"
                 )
         for number, (sentence, separator, prefix) in enumerate(chunks):
-            encoded = self._encode(prefix + sentence, source, target, truncation, bool(split_sentences))
+            # What is a special token in the prefix is meant as one.
+            live = live_tokens(self.tokenizer)
+            split = bool(live.search(as_plain_code(self.tokenizer, sentence)) and not live.search(prefix))
+            encoded = self._encode(prefix + sentence, source, target, truncation, bool(split_sentences), split)
             blank = is_blank(self.tokenizer, encoded["input_ids"][0], sentence)
             yield {**encoded, "is_last": number == len(chunks) - 1, "separator": separator, "is_blank": blank}
 
@@ -497,10 +500,17 @@ class TranslationPipeline(ChunkPipeline):
         return chunks
 
     def _encode(
-        self, text: str, source: str | None, target: str | None, truncation: bool | str | None, is_split: bool
+        self,
+        text: str,
+        source: str | None,
+        target: str | None,
+        truncation: bool | str | None,
+        is_split: bool,
+        split_special_tokens: bool,
     ) -> dict[str, Any]:
         """The inputs of `generate`, cut to what the model takes."""
-        encoded = self._tokenize(text, source, target)
+        options = {"split_special_tokens": True} if split_special_tokens else {}
+        encoded = self._tokenize(text, source, target, **options)
         length = encoded["input_ids"].shape[-1]
         positions = self._positions("encoder")
         if truncation in (False, "do_not_truncate"):
@@ -521,7 +531,7 @@ class TranslationPipeline(ChunkPipeline):
                 f"Input of {length} tokens is cut to the {limit} that the model takes; {mend}. "
                 f"The input begins: {text[:80]!r}"
             )
-        return self._tokenize(text, source, target, truncation=True, max_length=limit)
+        return self._tokenize(text, source, target, truncation=True, max_length=limit, **options)
 
     def _positions(self, side: str) -> float:
         """How many tokens a side of the model has positions for."""
@@ -536,8 +546,6 @@ class TranslationPipeline(ChunkPipeline):
         tokenizer = self.tokenizer
         text = as_plain_code(tokenizer, text)
         options |= {"return_tensors": "pt", "verbose": False}
-        if live_tokens(tokenizer).search(text):
-            options["split_special_tokens"] = True
         if not self._is_told_languages():
             encoded = tokenizer(text, **options)
         else:

@@ -4,11 +4,10 @@ SentencePiece draws too, but, from 0.2.2 on, others in each process, whatever th
 everywhere, so that a run that is resumed, or shared out over processes, goes on as it would have.
 """
 
-import copy
 import math
 import random
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
@@ -40,7 +39,8 @@ class SubwordSampler:
             raise ValueError(f"subword_sampling needs a MarianTokenizer, got a {type(tokenizer).__name__}")
         self.tokenizer, self.alpha = tokenizer, alpha
         self._random = random.Random()
-        self._drawing = copy.deepcopy(tokenizer)
+        self._drawing = object.__new__(type(tokenizer))  # `copy` would read the tokenizer's files again
+        vars(self._drawing).update(vars(tokenizer))
         for side in ("spm_source", "spm_target"):
             processor = getattr(self._drawing, side)
             setattr(self._drawing, side, _DrawingProcessor(processor, alpha, self._random))
@@ -91,6 +91,9 @@ class _DrawingProcessor:
                 if pair in self.pieces and self.random.random() >= self.alpha
             ]
             if not merges:
-                return symbols
+                break
             _, left, pair = max(merges)
             symbols[-left : 2 - left] = [pair]
+        # Unknown characters in a row are one unknown piece.
+        kinds = groupby(symbols, key=self.pieces.__contains__)
+        return [piece for known, run in kinds for piece in (run if known else ["".join(run)])]

@@ -13,6 +13,7 @@ from transformers import MarianTokenizer, PreTrainedTokenizerBase
 from .pipeline_rs_marian import as_plain_code, is_reversed, live_tokens, without_ends
 from .utils.ranges import check_range
 
+MODEL_TYPES = ("unigram", "bpe")
 VOCABULARIES = ("merged", "joint", "separate")
 
 
@@ -34,7 +35,7 @@ class TokenizerArguments:
     vocab_size: int = field(default=8000, metadata={"help": "Pieces of each SentencePiece model that is trained."})
     spm_model_type: str = field(
         default="unigram",
-        metadata={"help": "What SentencePiece trains.", "choices": ["unigram", "bpe"]},
+        metadata={"help": "What SentencePiece trains.", "choices": list(MODEL_TYPES)},
     )
     character_coverage: float = field(
         default=1.0, metadata={"help": "Share of the characters that get a piece of their own."}
@@ -114,6 +115,8 @@ def train_tokenizer(
     Raises:
         ValueError: the corpus is empty or too small for `vocab_size`; says which size it allows.
     """
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
     if vocabulary not in VOCABULARIES:
         raise ValueError(f"vocabulary must be one of {', '.join(VOCABULARIES)}, got {vocabulary!r}")
     folder = Path(folder)

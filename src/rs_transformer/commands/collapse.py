@@ -148,8 +148,7 @@ def collapse_checkpoint(
     if splits:
         check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
     config = collapsed_config(parent.config, **args.sharing_options())
-    parent = fold_adapters(parent)
-    plan = plan_collapse(parent, config, args.method_or_layer)
+    plan = plan_collapse(fold_adapters(parent), config, args.method_or_layer)
     batches = None
     if args.method == "calibrated":
         positions = getattr(parent.config, "max_position_embeddings", None)
@@ -207,7 +206,8 @@ def collapse_record(
 
     `copied` tensors have the parent's name and value, those under `made_from` are (or start from, if calibrated) the
     mean of the parent's tensors beside them, `adapters` start from the difference of the parent's matrix and the
-    shared one beside them, `dropped` are the parent's that nothing is made from.
+    shared one beside them, `dropped` are the parent's that nothing is made from. A parent with adapters is named as if
+    they were folded into a layer for each step.
     """
     calibrated = args.method == "calibrated"
     made_from = {

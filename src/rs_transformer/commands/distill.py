@@ -28,7 +28,7 @@ from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import CorpusArguments, warn_of_overlap
 from ..decoding import DecodingArguments
 from ..distillation.cache import cache_top_k
-from ..distillation.losses import DistillationLossArguments, check_depths, check_match
+from ..distillation.losses import DistillationLossArguments, check_depths, check_match, check_segmentation
 from ..distillation.targets import TargetArguments, load_targets, write_targets
 from ..distillation.teacher_corpus import check_corpus, check_sources, generate_corpus
 from ..distillation.teachers import Teacher, TeacherArguments, combined, load_teachers
@@ -294,8 +294,7 @@ def check_combination(options: DistillOptions) -> None:
         raise ValueError("word_weight, hidden_weight and attention_weight need one teacher, or teacher_mode=ensemble")
     if several and (loss_args.hidden_weight or loss_args.attention_weight):
         raise ValueError("hidden_weight and attention_weight need one teacher, not an ensemble")
-    if loss_args.word_top_k and options.training.subword_sampling:
-        raise ValueError("word_top_k keeps the distributions of one segmentation: leave subword_sampling out")
+    check_segmentation(loss_args, options.training)
     if options.corpus.streaming:
         raise ValueError("streaming does not go with distillation, whose shards need to know the number of pairs")
 

@@ -6,6 +6,7 @@ et al. 2020, TinyBERT), between the layers of a teacher and the steps of a recur
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -156,6 +157,12 @@ def top_k_word_level_loss(
         teacher_log_probs: of the same shape, at temperature 1.
     """
     return word_level_loss(log_probs.gather(-1, teacher_ids), teacher_log_probs, labels, temperature)
+
+
+def check_segmentation(args: DistillationLossArguments, training: Any) -> None:
+    """Raise `ValueError` if distributions are kept of one segmentation and others are to be trained on."""
+    if args.word_top_k and getattr(training, "subword_sampling", None):
+        raise ValueError("word_top_k keeps the distributions of one segmentation: leave subword_sampling out")
 
 
 def check_depths(schedule: DepthSchedule | None, args: DistillationLossArguments) -> None:

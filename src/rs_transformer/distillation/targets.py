@@ -73,8 +73,6 @@ class TargetArguments:
 
     def __post_init__(self) -> None:
         check_range(self, "max_repetitions", "max_reference_ratio", least=0)
-        if 0 < self.max_reference_ratio < 1:
-            raise ValueError(f"max_reference_ratio must be 0 or at least 1, got {self.max_reference_ratio}")
         if self.max_reference_ratio != 0 and self.max_reference_ratio < 1:
             raise ValueError(f"max_reference_ratio must be 0 or at least 1, got {self.max_reference_ratio}")
 

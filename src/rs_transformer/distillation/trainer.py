@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_rs_marian import SIDES
-from ..training.losses import without_padding
+from ..training.losses import log_probs_by_temperature, without_padding
 from ..training.trainer import TranslationTrainer
 from .cache import CACHE_SCHEMA, DistillationCollator
 from .losses import (
@@ -20,6 +20,7 @@ from .losses import (
     attention_loss,
     check_depths,
     check_match,
+    check_segmentation,
     hidden_state_loss,
     layer_mapping,
     top_k_word_level_loss,
@@ -52,6 +53,7 @@ class DistillationTrainer(TranslationTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ):
+        check_segmentation(distillation, kwargs.get("args") or (args[0] if args else None))
         if distillation.needs_teacher and teacher is None:
             raise ValueError("this distillation needs a teacher")
         self.distillation = distillation
@@ -99,22 +101,21 @@ class DistillationTrainer(TranslationTrainer):
         """The weighted sum of all losses in training; in evaluation the plain cross-entropy."""
         if self._wanted is None:
             return super().translation_loss(outputs, labels, num_items_in_batch)
-        args, logits = self.distillation, outputs["logits"]
-        loss = logits.new_zeros((), dtype=torch.float32)
+        args, log_probs = self.distillation, log_probs_by_temperature(outputs["logits"])
+        loss = outputs["logits"].new_zeros((), dtype=torch.float32)
         if args.word_weight < 1:
-            loss = loss + (1 - args.word_weight) * self.summed_cross_entropy(logits, labels)
+            loss = loss + (1 - args.word_weight) * self.summed_cross_entropy(log_probs, labels)
         if args.word_weight:
-            loss = loss + args.word_weight * self._word_loss(logits, labels)
+            loss = loss + args.word_weight * self._word_loss(log_probs(args.word_temperature), labels)
         if args.hidden_weight:
             names = {f"{side}_hidden_states": side for side in SIDES}
             loss = loss + args.hidden_weight * self._match(hidden_state_loss, outputs, names)
         if args.attention_weight:
             loss = loss + args.attention_weight * self._match(attention_loss, outputs, ATTENTIONS)
-        return self.per_item(loss, logits, labels, num_items_in_batch)
+        return self.per_item(loss, log_probs, labels, num_items_in_batch)
 
-    def _word_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _word_loss(self, log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         temperature = self.distillation.word_temperature
-        log_probs = (logits.float() / temperature).log_softmax(-1)
         if self.distillation.word_top_k:
             ids, values = (self._wanted[name] for name in CACHE_SCHEMA.names)
             return top_k_word_level_loss(log_probs, ids, values, labels, temperature)

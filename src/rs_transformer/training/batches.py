@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,19 @@ class TokenBatchSampler(Sampler[list[int]]):
                 yield share.tolist()
 
 
+# What a pair is segmented anew from, and how long it may become.
+TEXT_COLUMNS = ("source", "target", "length")
+
+
+def check_texts(columns: Collection[str]) -> None:
+    """Raise `ValueError` unless there is what can be segmented by chance."""
+    if not set(TEXT_COLUMNS) <= set(columns):
+        raise ValueError(
+            f"subword_sampling segments the texts anew: the training pairs need columns {', '.join(TEXT_COLUMNS)}, as "
+            "`prepare_training_pairs` leaves them with `sampling`"
+        )
+
+
 class SamplingCollator:
     """Segments the texts of a batch by chance, before another collator makes tensors of it.
 
@@ -107,6 +120,7 @@ class SamplingCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         features = [dict(feature) for feature in features]
+        check_texts(features[0])
         texts = {side: [feature.pop(side) for feature in features] for side in ("source", "target")}
         state = json.dumps([self.seed, int(self.epoch), texts])
         seed = zlib.crc32(state.encode())
@@ -123,11 +137,10 @@ class SamplingCollator:
 
 
 class SetEpochCallback(TrainerCallback):
-    """Tells the epoch to what draws anew in each; accelerate does not pass it through all of its wrappers."""
+    """Tells a batch sampler the epoch, which accelerate does not pass through all of its wrappers on a resume."""
 
-    def __init__(self, *drawing: TokenBatchSampler | SamplingCollator):
-        self.drawing = drawing
+    def __init__(self, sampler: TokenBatchSampler):
+        self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for each in self.drawing:
-            each.set_epoch(int(state.epoch))
+        self.sampler.set_epoch(int(state.epoch))

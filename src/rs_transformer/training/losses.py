@@ -1,5 +1,8 @@
 """Cross-entropy with label smoothing that leaves the padding token alone, and R-Drop's divergence."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -43,6 +46,17 @@ def label_smoothed_nll(
     return loss
 
 
+def log_probs_by_temperature(logits: torch.Tensor) -> Callable[[float], torch.Tensor]:
+    """Log-probabilities in float32 at a temperature, computed once for each that is asked for."""
+
+    @cache
+    def log_probs(temperature: float) -> torch.Tensor:
+        scaled = logits.float() if temperature == 1 else logits.float() / temperature
+        return scaled.log_softmax(dim=-1)
+
+    return log_probs
+
+
 def symmetric_divergence(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """KL(p || q) + KL(q || p) of the predictions of two passes (R-Drop), summed over the target tokens, in nats.
 
@@ -51,8 +65,8 @@ def symmetric_divergence(log_probs: torch.Tensor, labels: torch.Tensor) -> torch
         labels: likewise, (2 · batch, length); where it is -100 there is no target.
     """
     p, q = log_probs.chunk(2)
-    # The logarithm of a barred token is finite, its probability is not more than zero.
-    divergences = ((p.exp() - q.exp()) * (p - q)).sum(-1)
+    # A barred token has probability 0 in both and may have the logarithm -inf.
+    divergences = ((p.exp() - q.exp()) * (p - q).masked_fill(p == q, 0.0)).sum(-1)
     return divergences.masked_fill(labels.chunk(2)[0] == -100, 0.0).sum()
 
 

@@ -4,7 +4,7 @@ cannot spoil; with the batches of `batches.py` and the loss of `losses.py`."""
 import inspect
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
@@ -42,12 +42,13 @@ from ..model_card import write_card
 from ..subword_sampling import SubwordSampler
 from ..tokenization import encode
 from .arguments import TranslationTrainingArguments
-from .batches import SamplingCollator, SetEpochCallback, TokenBatchSampler
+from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, check_texts
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
 from .losses import (
     label_smoothed_cross_entropy,
     label_smoothed_nll,
+    log_probs_by_temperature,
     number_of_items,
     symmetric_divergence,
     without_padding,
@@ -66,7 +67,6 @@ from .run_folder import (
 logger = logging.get_logger(__name__)
 
 SCORES = ("bleu", "chrf")
-TEXT_COLUMNS = ["source", "target", "length"]  # what a pair is segmented anew from, and how long it may become
 # Where a checkpoint's state keeps what the base class forgets: the seconds and the losses up to there.
 PROGRESS = "TrainingProgress"
 
@@ -114,10 +114,13 @@ class TranslationTrainer(Seq2SeqTrainer):
         self._scored = [0.0, 0]
         check_lengths(train_dataset, positions)
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, model=model))
+        if kwargs.get("compute_loss_func") and (args.r_drop_alpha or args.softmax_temperature != 1):
+            raise ValueError("r_drop_alpha and softmax_temperature are of the trainer's own loss, not of another one")
         kwargs.setdefault("compute_loss_func", self.translation_loss)
         self.segmentation: SamplingCollator | None = None
         if args.subword_sampling:
-            check_texts(train_dataset)
+            if getattr(train_dataset, "column_names", None) is not None:  # a stream may not know them
+                check_texts(train_dataset.column_names)
             sampling = SubwordSampler(processing_class, args.subword_sampling)
             seed = args.seed if args.data_seed is None else args.data_seed
             self.segmentation = SamplingCollator(kwargs["data_collator"], sampling, seed)
@@ -209,19 +212,18 @@ class TranslationTrainer(Seq2SeqTrainer):
         if not self.model.training:
             self._tally(logits, labels)
             return label_smoothed_cross_entropy(logits, labels, 0.0, pad, num_items_in_batch)
-        return self.per_item(self.summed_cross_entropy(logits, labels), logits, labels, num_items_in_batch)
+        log_probs = log_probs_by_temperature(logits)
+        return self.per_item(self.summed_cross_entropy(log_probs, labels), log_probs, labels, num_items_in_batch)
 
-    def summed_cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def summed_cross_entropy(self, log_probs: Callable[[float], torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """Label-smoothed cross-entropy at the temperature of the training, and times it."""
-        temperature = self.args.softmax_temperature
-        log_probs = (logits.float() / temperature).log_softmax(dim=-1)
-        smoothing = self.args.label_smoothing_factor
-        return temperature * label_smoothed_nll(log_probs, labels, smoothing, self.pad_token_id)
+        temperature, smoothing = self.args.softmax_temperature, self.args.label_smoothing_factor
+        return temperature * label_smoothed_nll(log_probs(temperature), labels, smoothing, self.pad_token_id)
 
     def per_item(
         self,
         loss: torch.Tensor,
-        logits: torch.Tensor,
+        log_probs: Callable[[float], torch.Tensor],
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
@@ -231,11 +233,12 @@ class TranslationTrainer(Seq2SeqTrainer):
 
         Args:
             loss: of both passes where there are two.
-            logits, labels: likewise, (2 · batch, length, …).
+            log_probs: by temperature, (2 · batch, length, vocabulary) where there are two passes.
+            labels: likewise, (2 · batch, length).
         """
         labels = without_padding(labels, self.pad_token_id)
         if self.args.r_drop_alpha:
-            divergence = symmetric_divergence(logits.float().log_softmax(dim=-1), labels)
+            divergence = symmetric_divergence(log_probs(1.0), labels)
             loss = loss / 2 + self.args.r_drop_alpha / 4 * divergence
             labels = labels.chunk(2)[0]
         return loss / number_of_items(labels, num_items_in_batch)
@@ -295,6 +298,10 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._restore_progress()
+        if self.segmentation is not None:
+            # Of a stream `state.epoch` is the share of `max_steps`, and not how many times it was gone through.
+            given = inspect.signature(super()._run_epoch).bind(*args, **kwargs).arguments
+            self.segmentation.set_epoch(given["epoch"])
         stopping = [each for each in self.callback_handler.callbacks if isinstance(each, GrownEarlyStopping)]
         if self.state.global_step >= self.state.max_steps or any(each.over for each in stopping):
             # The run had ended when its last checkpoint was saved; the base class would make one more update.
@@ -424,26 +431,18 @@ class TranslationTrainer(Seq2SeqTrainer):
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
-        self.pop_callback(SetEpochCallback)  # of a training before
         if self.segmentation is None:
             return self._train_dataloader()
         self._set_signature_columns_if_needed()
         collator, columns = self.data_collator, self._signature_columns
         self.data_collator, self._signature_columns = self.segmentation, [*columns, *TEXT_COLUMNS]
         try:
-            return self._train_dataloader(self.segmentation)
+            return self._train_dataloader()
         finally:
             self.data_collator, self._signature_columns = collator, columns
 
-    def _train_dataloader(self, *drawing: SamplingCollator) -> DataLoader:
-        """The batches of the training.
-
-        Args:
-            drawing: what else has to know the epoch.
-        """
+    def _train_dataloader(self) -> DataLoader:
         if self.args.max_tokens is None:
-            if drawing:
-                self.add_callback(SetEpochCallback(*drawing))
             return super().get_train_dataloader()
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError("max_tokens needs the lengths of all pairs: set per_device_train_batch_size for a stream")
@@ -453,7 +452,8 @@ class TranslationTrainer(Seq2SeqTrainer):
             self.accelerator.num_processes,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
-        self.add_callback(SetEpochCallback(sampler, *drawing))
+        self.pop_callback(SetEpochCallback)  # of a training before
+        self.add_callback(SetEpochCallback(sampler))
         workers = self.args.dataloader_num_workers
         dataloader = DataLoader(
             self._remove_unused_columns(self.train_dataset, description="training"),
@@ -638,16 +638,6 @@ class TranslationTrainer(Seq2SeqTrainer):
             yield
         finally:
             self.args.save_total_limit = limit
-
-
-def check_texts(train_dataset: Any) -> None:
-    """Raise `ValueError` if there is nothing that could be segmented by chance."""
-    columns = getattr(train_dataset, "column_names", None)
-    if columns is not None and not set(TEXT_COLUMNS) <= set(columns):
-        raise ValueError(
-            f"subword_sampling segments the texts anew: the training pairs need columns {', '.join(TEXT_COLUMNS)}, as "
-            "`prepare_training_pairs` leaves them with `sampling`"
-        )
 
 
 def check_lengths(pairs: Any, positions: int | None) -> None:
