@@ -8,9 +8,6 @@ import unittest
 
 import pytest
 import torch
-from rs_transformer.test_configuration_common import ConfigTester
-from rs_transformer.test_modeling_common import ModelTesterMixin, ids_tensor
-from rs_transformer.test_training_mixin import TrainingTesterMixin
 from transformers import MarianConfig, MarianModel, MarianMTModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -18,6 +15,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration, RSMarianModel
+
+from ...test_configuration_common import ConfigTester
+from ...test_modeling_common import ModelTesterMixin, ids_tensor
+from ...test_training_mixin import TrainingTesterMixin
 
 # By these names the common tests know which models have a loss.
 MODEL_MAPPING_NAMES["rs_marian"] = "RSMarianModel"
