@@ -114,7 +114,7 @@ def main() -> None:
     first, *others = study.grid["tests"]
     metric = {"bleu": "BLEU", "chrf": "chrF"}[args.metric]
     header = ["system", "seeds", f"{metric} {first}", f"to {study.grid['reference']} (95%)", "p", *others]
-    header += ["parameters", "int8 MB", "single/s", "batches/s"]
+    header += ["parameters", "int8 MB", "single/s", "in batches/s"]
     rows = rows_of(study, args.metric)
     print(markdown_table(header, rows))
     scores = next(iter(read_records(study).values()))[0]["scores"]
