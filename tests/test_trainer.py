@@ -347,6 +347,43 @@ def test_tempering_and_r_drop_give_the_gradients_of_their_papers_formulas(small,
     assert trainer.evaluate(pairs)["eval_loss"] == pytest.approx(small().evaluate(pairs)["eval_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_the_full_depth_teaches_the_one_that_was_drawn(small, alpha):
+    trainer = small(elastic_decoder_layers=1, elastic_teaching=0.3, r_drop_alpha=alpha, label_smoothing_factor=0.1)
+    plain = small(r_drop_alpha=alpha, label_smoothing_factor=0.1)
+    model = trainer.model.eval()  # without dropout, but in training
+    for each in (trainer, plain):
+        each.model.training = True
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    items = 20
+    while trainer.depth_schedule.depths(trainer.state.global_step)["decoder_depth"] == 2:
+        trainer.state.global_step += 1
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    found = gradients(trainer.compute_loss(model, inputs, num_items_in_batch=items))
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    given["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(inputs["labels"])
+    full, drawn = (model(**given, decoder_depth=depth, use_cache=False).logits for depth in (2, 1))
+    losses = [plain.translation_loss({"logits": logits}, inputs["labels"], items) for logits in (full, drawn)]
+    mask = (inputs["labels"] != -100) & (inputs["labels"] != trainer.pad_token_id)
+    wanted, taught = full.detach()[mask].log_softmax(-1), drawn[mask].log_softmax(-1)
+    divergence = nn.functional.kl_div(taught, wanted, log_target=True, reduction="sum") / items / (2 if alpha else 1)
+    expected = gradients((losses[0] + 0.7 * losses[1] + 0.3 * divergence) / 2)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+    # An update at full depth is an ordinary one.
+    while trainer.depth_schedule.depths(trainer.state.global_step)["decoder_depth"] == 1:
+        trainer.state.global_step += 1
+    loss = trainer.compute_loss(model, inputs, num_items_in_batch=items)
+    assert loss.item() == pytest.approx(losses[0].item(), rel=1e-5)
+    with pytest.raises(ValueError, match="elastic_teaching needs elastic_encoder_layers or elastic_decoder_layers"):
+        small(elastic_teaching=0.5)
+
+
 def test_frozen_embeddings_take_no_part_in_the_norm_that_gradients_are_clipped_by(small):
     norms = {}
     for frozen in (0, 1):
@@ -655,7 +692,7 @@ def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, 
 # Steps with parameters of their own, of which a shallow update leaves some without a gradient.
 CHANGING_DEPTH = ["--encoder_layers", 3, "--growing_depths", 1, "--growing_updates", 30, "--elastic_decoder_layers", 1]
 CHANGING_DEPTH += ["--step_layer_norms", "true", "--step_embeddings", "true", f"--{CHECKPOINTING}", "true"]
-CHANGING_DEPTH += ["--subword_sampling", 0.5]
+CHANGING_DEPTH += ["--subword_sampling", 0.5, "--elastic_teaching", 0.5]
 
 
 def test_resuming_two_processes_in_the_middle_of_an_epoch_gives_the_same_losses(task, tmp_path):

@@ -109,6 +109,14 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         },
     )
     elastic_decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoder."})
+    elastic_teaching: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train the full depth in every update, too, and let it teach the drawn one: the weight, 0 to 1, "
+            "of its distribution beside the targets (in-place distillation, Yu & Huang 2019). An update takes up to "
+            "twice the time. With elastic_*_layers."
+        },
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, as the Trainer does beside the model and in each checkpoint: all but secrets."""
@@ -164,6 +172,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         check_range(self, *SHARES, least=0, below=1)
         check_range(self, "softmax_temperature", above=0)
         check_range(self, "subword_sampling", above=0, most=1)
+        check_range(self, "elastic_teaching", least=0, most=1)
+        if self.elastic_teaching is not None and self.elastic_encoder_layers is self.elastic_decoder_layers is None:
+            raise ValueError("elastic_teaching needs elastic_encoder_layers or elastic_decoder_layers")
         if self.max_steps == 0:
             raise ValueError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
         if self.max_steps < 0:

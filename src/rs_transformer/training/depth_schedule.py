@@ -74,13 +74,19 @@ class DepthSchedule(TrainerCallback):
 
     def depths(self, update: int) -> dict[str, int]:
         """`encoder_depth` and `decoder_depth` of an update, counted from 0."""
-        grown = [depth for depth, end in zip(self.growing_depths, self.growing_updates, strict=True) if update < end]
         depths = {}
-        for side, own in self.own.items():
-            depth = min(grown[0], own) if grown else own
+        for side, depth in self._grown(update).items():
             least = min(self.elastic_layers.get(side, depth), depth)
             depths[f"{side}_depth"] = random.Random(f"{self.seed} {side} {update}").randint(least, depth)
         return depths
+
+    def full_depths(self, update: int) -> dict[str, int]:
+        """The greatest depths that the update could have."""
+        return {f"{side}_depth": depth for side, depth in self._grown(update).items()}
+
+    def _grown(self, update: int) -> dict[str, int]:
+        grown = [depth for depth, end in zip(self.growing_depths, self.growing_updates, strict=True) if update < end]
+        return {side: min(grown[0], own) if grown else own for side, own in self.own.items()}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_updates(self.growing_updates, state.max_steps)  # known by now if the run is counted in epochs

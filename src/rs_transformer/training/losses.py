@@ -70,6 +70,16 @@ def symmetric_divergence(log_probs: torch.Tensor, labels: torch.Tensor) -> torch
     return divergences.masked_fill(labels.chunk(2)[0] == -100, 0.0).sum()
 
 
+def divergence_from(
+    teacher_logits: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, pad_token_id: int | None
+) -> torch.Tensor:
+    """KL(teacher || student) of predictions, (batch, length, vocabulary), summed over the target tokens, in nats."""
+    wanted, given = (each.float().log_softmax(dim=-1) for each in (teacher_logits, logits))
+    # A barred token has probability 0 in both and may have the logarithm -inf.
+    divergences = (wanted.exp() * (wanted - given).masked_fill(wanted == given, 0.0)).sum(-1)
+    return divergences.masked_fill(without_padding(labels, pad_token_id) == -100, 0.0).sum()
+
+
 def without_padding(labels: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
     """Labels with -100 in the place of the padding token, which is no target; None: there is no such token."""
     return labels if pad_token_id is None else labels.masked_fill(labels == pad_token_id, -100)

@@ -46,6 +46,7 @@ from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatc
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
 from .losses import (
+    divergence_from,
     label_smoothed_cross_entropy,
     label_smoothed_nll,
     log_probs_by_temperature,
@@ -116,7 +117,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, model=model))
         if kwargs.get("compute_loss_func") and (args.r_drop_alpha or args.softmax_temperature != 1):
             raise ValueError("r_drop_alpha and softmax_temperature are of the trainer's own loss, not of another one")
-        kwargs.setdefault("compute_loss_func", self.translation_loss)
+        kwargs.setdefault("compute_loss_func", self.update_loss)
+        self._taught_logits: torch.Tensor | None = None
         self.segmentation: SamplingCollator | None = None
         if args.subword_sampling:
             if getattr(train_dataset, "column_names", None) is not None:  # a stream may not know them
@@ -201,6 +203,21 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     # Loss
 
+    def update_loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """`translation_loss`; where the full depth teaches another one, the mean of what both of them learn."""
+        loss = self.translation_loss(outputs, labels, num_items_in_batch)
+        if self._taught_logits is None:
+            return loss
+        weight = self.args.elastic_teaching
+        taught = self.translation_loss({"logits": self._taught_logits}, labels, num_items_in_batch)
+        divergence = divergence_from(outputs["logits"].detach(), self._taught_logits, labels, self.pad_token_id)
+        passes = 2 if self.args.r_drop_alpha else 1
+        labels = without_padding(labels[: len(labels) // passes], self.pad_token_id)
+        divergence = divergence / passes / number_of_items(labels, num_items_in_batch)
+        return (loss + (1 - weight) * taught + weight * divergence) / 2
+
     def translation_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -280,9 +297,19 @@ class TranslationTrainer(Seq2SeqTrainer):
             config = self.model.config
             start = (config.pad_token_id, config.decoder_start_token_id)
             inputs["decoder_input_ids"] = shift_tokens_right(inputs["labels"], *start)
-        if self.depth_schedule is not None and model.training:
-            inputs |= self.depth_schedule.depths(self.state.global_step)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if self.depth_schedule is None or not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        update = self.state.global_step
+        depths, full = self.depth_schedule.depths(update), self.depth_schedule.full_depths(update)
+        if self.args.elastic_teaching is None or depths == full:
+            return super().compute_loss(model, {**inputs, **depths}, *args, **kwargs)
+        # The full depth last: it has all parameters, which is what DDP looks for in the last of several passes.
+        shown = {name: each for name, each in inputs.items() if name != "labels"}
+        self._taught_logits = model(**shown, **depths).logits
+        try:
+            return super().compute_loss(model, {**inputs, **full}, *args, **kwargs)
+        finally:
+            self._taught_logits = None
 
     # Training
 
