@@ -220,10 +220,12 @@ class Runner:
             source, output = (self.study.work / cell.name / f"{test}.{end}" for end in ("src", "txt"))
             source.write_text("".join(f"{line}\n" for line in sources), encoding="utf-8")
             options = ["--input_file", str(source), "--output_file", str(output), "--overwrite", "true"]
-            self._call("translate", ["--model_name_or_path", str(model), *options, "--num_beams", "5"], log)
+            decoding = self.study.grid["decoding"]
+            options += [part for name, value in decoding.items() for part in (f"--{name}", str(value))]
+            self._call("translate", ["--model_name_or_path", str(model), *options], log)
             translations = output.read_text("utf-8").split("\n")[:-1]
             scores[test] = corpus_scores(translations, references, self.study.grid["target_lang"])
-            scores[test] |= {"sentences": len(translations), "num_beams": 5}
+            scores[test] |= {"sentences": len(translations), **decoding}
             # Without a time in it, equal translations make equal files.
             packed = gzip.compress(output.read_bytes(), mtime=0)
             self.study.translations(cell, test).write_bytes(packed)

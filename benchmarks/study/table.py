@@ -119,7 +119,10 @@ def main() -> None:
     print(markdown_table(header, rows))
     scores = next(iter(read_records(study).values()))[0]["scores"]
     counts = ", ".join(f"{test} {row['sentences']:,} sentences" for test, row in scores.items())
-    print(f"{counts}; beam {scores[first]['num_beams']}; {scores[first][f'{args.metric}_signature']}")
+    print(
+        f"{counts}; beam {scores[first]['num_beams']}, "
+        f"at most {scores[first]['max_new_tokens']} tokens; {scores[first][f'{args.metric}_signature']}"
+    )
 
 
 if __name__ == "__main__":
