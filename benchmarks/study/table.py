@@ -1,9 +1,9 @@
 """The table of a study: quality with intervals, size, and speed, from what `run.py` and `speed.py` have written.
 
-    python benchmarks/study/table.py benchmarks/study/tanaka.yaml --metric bleu
+    python benchmarks/study/table.py benchmarks/study/tanaka.yaml --metric bleu --reference vanilla6
 
 Scores are means over the seeds that are there, with the standard deviation where there are several. The difference is
-to the grid's reference system, over the seeds that both have; its interval and p come from a paired bootstrap over the
+to the reference system, over the seeds that both have; its interval and p come from a paired bootstrap over the
 sentences (Koehn 2004), in which each resample takes the same sentences from all seeds of both systems.
 """
 
@@ -110,7 +110,13 @@ def rows_of(study: Study, metric_name: str) -> list[list[Any]]:
 
 
 def main() -> None:
-    study, args = parse(metric=("bleu", ["bleu", "chrf"], "What the systems are ranked by."))
+    study, args = parse(
+        metric=("bleu", ["bleu", "chrf"], "What the systems are ranked by."),
+        reference=("", None, "The system that the others are compared to; default: the grid's."),
+    )
+    study.grid["reference"] = args.reference or study.grid["reference"]
+    if study.grid["reference"] not in study.grid["systems"]:
+        raise SystemExit(f"--reference: there is no system {args.reference!r} in the grid")
     first, *others = study.grid["tests"]
     metric = {"bleu": "BLEU", "chrf": "chrF"}[args.metric]
     header = ["system", "seeds", f"{metric} {first}", f"to {study.grid['reference']} (95%)", "p", *others]
