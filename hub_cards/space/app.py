@@ -26,6 +26,7 @@ from rs_transformer import RSMarianForConditionalGeneration, with_depth
 from rs_transformer.attention.collection import collect_attention
 from rs_transformer.attention.figures import draw_step
 from rs_transformer.checkpoints import load_translator
+from rs_transformer.layer_transfer import OWN_TO_STEPS
 from rs_transformer.pipeline_rs_marian import split_into_sentences
 from rs_transformer.utils.plotting import Lettering
 
@@ -266,8 +267,7 @@ except (OSError, ValueError) as error:
 else:
     shallowest = model.config.decoder_unique_layers
     deepest = max(model.config.decoder_layers, DEEPEST)
-    own = ("step_layer_norms", "step_biases", "step_adapter_rank")
-    if any(getattr(model.config, name) for name in own):
+    if any(getattr(model.config, name) for name in OWN_TO_STEPS):
         deepest = model.config.decoder_layers  # of which there are no more
     demo = build_page()
     for depth in range(shallowest, deepest + 1):

@@ -17,8 +17,10 @@ from transformers import MarianConfig, MarianMTModel, PretrainedConfig
 
 from .calibration import STACK_PARAMETER, calibrate
 from .configuration_rs_marian import SIDES, RSMarianConfig
-from .modeling_rs_marian import RSMarianForConditionalGeneration, keep_apart
+from .modeling_rs_marian import RSMarianForConditionalGeneration, keep_apart, step_projection_name
 
+# What each step of a configuration has of its own, so that there are no more steps than it says.
+OWN_TO_STEPS = ("step_layer_norms", "step_biases", "step_adapter_rank")
 METHODS = ("first", "last", "average", "stepwise", "calibrated")
 # A tensor that some step applies: of a stored layer, or the step's own LayerNorm or bias.
 LAYER_TENSOR = re.compile(
@@ -302,9 +304,7 @@ def depth_config(config: RSMarianConfig, encoder_layers: int | None, decoder_lay
     """
     depths = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     given = {name: depth for name, depth in depths.items() if depth is not None}
-    own = next(
-        (name for name in ("step_layer_norms", "step_biases", "step_adapter_rank") if getattr(config, name)), ""
-    )
+    own = next((name for name in OWN_TO_STEPS if getattr(config, name)), "")
     for name, depth in given.items():
         if own and depth > getattr(config, name):
             raise ValueError(
@@ -387,9 +387,7 @@ def _tensor_of_step(config: PretrainedConfig, side: str, step: int, tensor: str)
 
 def _adapter(side: str, step: int, tensor: str) -> str:
     """Where a step has what it adds to a projection of its layer."""
-    projection = tensor.rpartition(".")[0]
-    name = projection.replace(".", "_") if "." in projection else f"feed_forward_{projection}"
-    return f"model.{side}.step_projections.{step}.{name}"
+    return f"model.{side}.step_projections.{step}.{step_projection_name(tensor.rpartition('.')[0])}"
 
 
 def _applied(

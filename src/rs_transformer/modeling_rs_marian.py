@@ -236,6 +236,11 @@ class CheckedGenerationMixin(GenerationMixin):
 PAD_LOGIT_BIAS = -1e4
 
 
+def step_projection_name(projection: str) -> str:
+    """What a layer's projection, such as `self_attn.q_proj` or `fc1`, is called among those of a step."""
+    return projection.replace(".", "_") if "." in projection else f"feed_forward_{projection}"
+
+
 class StepProjection(nn.Module):
     """What a step adds to the output of a shared projection: a bias, a low-rank product with the input, or both.
 
@@ -389,7 +394,7 @@ class RSMarianLayerMixin:
     def projections(self) -> dict[str, nn.Linear]:
         """Those of attention and feed-forward, by the names that `StepModules` has for them."""
         return {
-            name.replace(".", "_") if "." in name else f"feed_forward_{name}": module
+            step_projection_name(name): module
             for name, module in self.named_modules()
             if isinstance(module, nn.Linear)
         }

@@ -27,6 +27,7 @@ from ..corpus import CorpusArguments, OptionalCorpusArguments, load_split, prepa
 from ..decoding import DecodingArguments
 from ..layer_transfer import (
     METHODS,
+    OWN_TO_STEPS,
     TransferPlan,
     collapse,
     collapsed_config,
@@ -118,8 +119,7 @@ class CollapseArguments:
     def sharing_options(self) -> dict[str, Any]:
         """What `collapse` takes of the layer maps and of what each step keeps."""
         sides = [f"{side}_{name}" for side in SIDES for name in ("unique_layers", "layer_sharing")]
-        own = ("step_layer_norms", "step_biases", "step_adapter_rank")
-        return {name: getattr(self, name) for name in (*sides, "layer_sharing", *own)}
+        return {name: getattr(self, name) for name in (*sides, "layer_sharing", *OWN_TO_STEPS)}
 
     def calibration_options(self) -> dict[str, Any]:
         """What `calibrate` takes."""
