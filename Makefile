@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-transformers test-versions lint benchmarks clean
+.PHONY: demo test test-gpu test-transformers test-versions lint benchmarks clean
 
 # Train a small recurrently stacked model on the shipped sentence pairs and translate with it.
 demo: $(VENV)/made
@@ -13,6 +13,10 @@ demo: $(VENV)/made
 test: $(VENV)/installed
 	tests/system_packages.sh
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# What a GPU alone can show; the machine's Python has a PyTorch for it, .venv may not.
+test-gpu:
+	$(PYTHON) -m pytest -m gpu -rP tests/test_gpu.py
 
 # transformers' own common model tests, from its source distribution.
 test-transformers: $(VENV)/installed

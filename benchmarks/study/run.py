@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ class Study:
         references = [str(target).lower() if settings.get("lowercase") else str(target) for _, target in rows]
         return [str(source) for source, _ in rows], references
 
+    def on_gpu(self, command: str) -> dict[str, Any]:
+        """The options that a command has beside its own where there is a GPU."""
+        return self.grid.get("gpu", {}).get(command, {}) if torch.cuda.is_available() else {}
+
     def commands(self, cell: Cell) -> Iterator[tuple[str, Path, list[str]]]:
         """Of each step the command, its folder, and its arguments."""
         steps = self.grid["systems"][cell.system]
@@ -126,7 +131,7 @@ class Study:
         folders |= {other.system: str(self.model(other)) for other in self.needs(cell)}
         for step, options in steps.items():
             command = step.split()[0]
-            options = {**self.grid["defaults"].get(command, {}), **options}
+            options = {**self.grid["defaults"].get(command, {}), **self.on_gpu(command), **options}
             options |= {"seed": cell.seed, "output_dir": folders[step]}
             recipe = options.pop("recipe", None)
             arguments = [] if recipe is None else [str(ROOT / recipe)]
@@ -215,19 +220,21 @@ class Runner:
         """Translate the test sets, and write translations and record."""
         model, scores = self.study.model(cell), {}
         self.study.results.mkdir(parents=True, exist_ok=True)
-        for test in self.study.grid["tests"]:
-            sources, references = self.study.pairs(test)
-            source, output = (self.study.work / cell.name / f"{test}.{end}" for end in ("src", "txt"))
-            source.write_text("".join(f"{line}\n" for line in sources), encoding="utf-8")
-            options = ["--input_file", str(source), "--output_file", str(output), "--overwrite", "true"]
-            decoding = self.study.grid["decoding"]
-            options += [part for name, value in decoding.items() for part in (f"--{name}", str(value))]
-            self._call("translate", ["--model_name_or_path", str(model), *options], log)
-            translations = output.read_text("utf-8").split("\n")[:-1]
+        pairs = {test: self.study.pairs(test) for test in self.study.grid["tests"]}
+        source, output = (self.study.work / cell.name / f"tests.{end}" for end in ("src", "txt"))
+        source.write_text("".join(f"{line}\n" for sources, _ in pairs.values() for line in sources), encoding="utf-8")
+        decoding = self.study.grid["decoding"]
+        options = {"input_file": source, "output_file": output, "overwrite": "true"}
+        options |= decoding | self.study.on_gpu("translate")
+        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        self._call("translate", ["--model_name_or_path", str(model), *arguments], log)
+        lines = iter(output.read_text("utf-8").split("\n")[:-1])
+        for test, (_, references) in pairs.items():
+            translations = list(islice(lines, len(references)))
             scores[test] = corpus_scores(translations, references, self.study.grid["target_lang"])
             scores[test] |= {"sentences": len(translations), **decoding}
             # Without a time in it, equal translations make equal files.
-            packed = gzip.compress(output.read_bytes(), mtime=0)
+            packed = gzip.compress("".join(f"{line}\n" for line in translations).encode(), mtime=0)
             self.study.translations(cell, test).write_bytes(packed)
         loaded, _ = load_translator(str(model))
         trained = read_mapping(model / "results.json")
