@@ -49,6 +49,13 @@ MODELS = {
         "step_layer_norms": True,
         "step_embeddings": True,
     },
+    "tied-sides": {"tie_encoder_decoder_layers": True, "encoder_unique_layers": 2, "decoder_unique_layers": 2},
+    "tied-sides-untied-output": {
+        "tie_encoder_decoder_layers": True,
+        "tie_word_embeddings": False,
+        "step_biases": True,
+        "step_adapter_rank": 2,
+    },
     "encoder4-decoder2": {"encoder_layers": 4, "decoder_layers": 2},
     "vanilla": {"encoder_unique_layers": 6, "decoder_unique_layers": 6},
     "separate-vocabularies": {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 48},
@@ -71,6 +78,8 @@ def summed_gradients(marian: MarianMTModel, model: RSMarianForConditionalGenerat
     for name, parameter in model.named_parameters():
         owner, _, part = name.rpartition(".")
         copies = names_by_step(f"{owner}.up" if part == "down" else name, model.config) or [name]
+        for tied, tie in model.all_tied_weights_keys.items():
+            copies += names_by_step(tied, model.config) if tie == name else []
         if copies[0] in gradients:
             sums[name] = sum(gradients[copy] for copy in copies)
             if part in ("down", "up"):  # by the chain rule of the matrix that the two make

@@ -13,6 +13,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -92,7 +93,7 @@ class Study:
     def needs(self, cell: Cell) -> list[Cell]:
         """The cells that one is made from."""
         text = json.dumps(self.grid["systems"][cell.system])
-        return [Cell(system, cell.seed) for system in self.grid["systems"] if f"{{{system}}}" in text]
+        return [Cell(system, cell.seed) for system in self.grid["systems"] if re.search(rf"\{{{system}[}}/]", text)]
 
     def model(self, cell: Cell) -> Path:
         """The folder of a cell's model, which its last command makes, or where the grid says that it is already."""
@@ -128,7 +129,10 @@ class Study:
         """Of each step the command, its folder, and its arguments."""
         steps = self.grid["systems"][cell.system]
         folders = {step: str(self._folder(cell, step)) for step in steps}
-        folders |= {other.system: str(self.model(other)) for other in self.needs(cell)}
+        for other in self.needs(cell):
+            folders[other.system] = str(self.model(other))
+            earlier = self.grid["systems"][other.system]
+            folders |= {f"{other.system}/{step}": str(self._folder(other, step)) for step in earlier}
         for step, options in steps.items():
             command = step.split()[0]
             options = {**self.grid["defaults"].get(command, {}), **self.on_gpu(command), **options}

@@ -141,6 +141,10 @@ class RSMarianConfig(MarianConfig):
         step_adapter_rank (`int`, *optional*, defaults to 0):
             Add a low-rank matrix of each step's own to each shared one, of this rank (relaxed sharing, Bae et al.
             2024, https://arxiv.org/abs/2410.20672); 0: none.
+        tie_encoder_decoder_layers (`bool`, *optional*, defaults to `False`):
+            Give the decoder the encoder's projections of self-attention and feed-forward (after Xia et al. 2019,
+            https://ojs.aaai.org/index.php/AAAI/article/view/4487); LayerNorms and cross-attention stay its own. Both
+            sides have as many unique layers, heads and feed-forward units.
         marian_positions (`bool`, *optional*, defaults to `False`):
             Sinusoidal positions with the frequencies of Marian's own engine, exp(-i ln 10000 / (d_model / 2 - 1)),
             and not 10000^(-2i / d_model), which transformers has: for models that come from that engine or go to it.
@@ -174,6 +178,7 @@ class RSMarianConfig(MarianConfig):
     step_layer_norms: bool = False
     step_biases: bool = False
     step_adapter_rank: int = 0
+    tie_encoder_decoder_layers: bool = False
     marian_positions: bool = False
 
     def __post_init__(self, **kwargs):
@@ -194,6 +199,13 @@ class RSMarianConfig(MarianConfig):
             raise ValueError(f"step_adapter_rank must lie in 0..{largest}, got {self.step_adapter_rank}")
         if self.marian_positions and self.d_model % 2:
             raise ValueError(f"marian_positions need an even d_model, got {self.d_model}")
+        for what in ("unique_layers", "attention_heads", "ffn_dim") if self.tie_encoder_decoder_layers else ():
+            ours, theirs = (getattr(self, f"{side}_{what}") for side in SIDES)
+            if ours != theirs:
+                raise ValueError(
+                    f"tie_encoder_decoder_layers needs encoder_{what} and decoder_{what} to be equal, got {ours} and "
+                    f"{theirs}"
+                )
         self.encoder_layer_map, self.decoder_layer_map  # noqa: B018 (raises on an impossible combination)
         for side in SIDES:
             heads = getattr(self, f"{side}_attention_heads")

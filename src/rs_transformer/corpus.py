@@ -8,7 +8,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import chain, islice, zip_longest
 from operator import getitem
@@ -17,7 +17,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -41,6 +49,8 @@ TRAINING_OPTIONS = (
     "max_target_length",
     "max_length_ratio",
     "preprocessing_num_workers",
+    "synthetic_file",
+    "synthetic_weight",
 )
 
 # How Unicode's names of letters begin, and the languages that are written in these and not in Latin ones.
@@ -103,6 +113,17 @@ class CorpusArguments:
         default=None, metadata={"help": "Likewise, for validation.", "nargs": "+"}
     )
     test_file: list[str] | None = field(default=None, metadata={"help": "Likewise, for the final test.", "nargs": "+"})
+    synthetic_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "More training pairs, as what `synthesize` makes of monolingual text; files as for train_file.",
+            "nargs": "+",
+        },
+    )
+    synthetic_weight: float = field(
+        default=1.0,
+        metadata={"help": "How often an epoch has each synthetic pair: 2 is twice, 0.5 is half of them, drawn once."},
+    )
     source_column: str | None = field(
         default=None, metadata={"help": "Text column of the source, if there is no `translation` column."}
     )
@@ -132,6 +153,9 @@ class CorpusArguments:
         sizes = ("max_source_length", "max_target_length", "max_length_ratio", "shuffle_buffer_size")
         numbers = ("max_train_samples", "max_eval_samples", "preprocessing_num_workers")
         check_range(self, *sizes, *numbers, least=1)
+        check_range(self, "synthetic_weight", above=0)
+        if self.synthetic_file and self.streaming:
+            raise ValueError("synthetic_file and streaming do not go together: a stream has no end to add pairs at")
         if self.source_lang is not None and self.source_lang == self.target_lang:
             raise ValueError(f"source_lang and target_lang are both {self.source_lang!r}; name two languages")
         if (self.source_column is None) != (self.target_column is None):
@@ -160,6 +184,7 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
 
     Files are read again whenever their content has changed; every value is the text that stands in the file, see
     `read_columns`. Of the train and validation splits it is the first pairs, where the arguments say how many.
+    Synthetic pairs follow those of the train split, each as often as its weight says.
 
     Args:
         args: where to look; `{split}_file` wins over `dataset_name`.
@@ -180,7 +205,7 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
     files = args.files(split) or _files_in_folder(args, split)
     try:
         if files:
-            _check_files(files, args, split)
+            _check_files(files, args, f"{split}_file")
             dataset = _read_files(files, args, streaming, limit)
         else:
             dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=streaming)
@@ -190,7 +215,21 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
     if limit is not None:
         dataset = dataset.take(limit)
     _check_pairs(dataset, args, split)
+    if split == "train" and args.synthetic_file:
+        synthetic = _load_synthetic(args.synthetic_file, args)
+        logger.info(f"Training pairs: {len(dataset)}, and {len(synthetic)} synthetic ones.")
+        dataset = concatenate_datasets([part.cast(PAIR) for part in (dataset, synthetic)])
     return dataset
+
+
+def _load_synthetic(files: list[str], args: CorpusArguments) -> Dataset:
+    _check_files(files, args, "synthetic_file")
+    # The columns that were named are those of the corpus.
+    pairs = _read_files(files, replace(args, source_column=None, target_column=None), streaming=False, limit=None)
+    _check_pairs(pairs, args, "synthetic")
+    times, share = divmod(args.synthetic_weight, 1)
+    drawn = pairs.shuffle(seed=0).take(round(share * len(pairs)))
+    return concatenate_datasets([*[pairs] * int(times), drawn])
 
 
 def _files_in_folder(args: CorpusArguments, split: str) -> list[str]:
@@ -207,17 +246,17 @@ def _files_in_folder(args: CorpusArguments, split: str) -> list[str]:
     return files if all(map(form_of, files)) and type(config)(**given, **usual) == config else []
 
 
-def _check_files(files: list[str], args: CorpusArguments, split: str) -> None:
+def _check_files(files: list[str], args: CorpusArguments, option: str) -> None:
     """Raise unless files are there, each once, of one type, and as many as it takes."""
     for number, file in enumerate(files):
         if not Path(file).is_file():
-            raise FileNotFoundError(f"{split}_file: there is no file {file!r}")
+            raise FileNotFoundError(f"{option}: there is no file {file!r}")
         if any(os.path.samefile(file, other) for other in files[:number]):
-            raise ValueError(f"{split}_file names {file!r} twice: {' '.join(files)}")
+            raise ValueError(f"{option} names {file!r} twice: {' '.join(files)}")
     forms = {form_of(file) for file in files}
     if len(forms) > 1 or (forms == {""} and len(files) != 2):
         raise ValueError(
-            f"{split}_file takes {', '.join(FORMS)} files of one type, or two plain-text files (source, target), all "
+            f"{option} takes {', '.join(FORMS)} files of one type, or two plain-text files (source, target), all "
             f"of them gzipped (.gz) or not; got {' '.join(files)}"
         )
     if forms == {""}:
@@ -226,7 +265,7 @@ def _check_files(files: list[str], args: CorpusArguments, split: str) -> None:
         named = [[lang for lang in languages if lang in Path(file).name.split(".")] for file in files]
         if named == [[args.target_lang], [args.source_lang]]:
             raise ValueError(
-                f"{split}_file takes the source first, which is {args.source_lang}: exchange {' and '.join(files)}"
+                f"{option} takes the source first, which is {args.source_lang}: exchange {' and '.join(files)}"
             )
         check_same_length(*files)
 
@@ -350,7 +389,7 @@ def _check_pairs(dataset: AnyDataset, args: CorpusArguments, split: str) -> None
     _check_scripts(sides, args, split)
     if isinstance(dataset, IterableDataset):
         return
-    kinds = ["has a line break in it"] if split == "train" else TESTS  # the filter counts the others
+    kinds = ["has a line break in it"] if split in ("train", "synthetic") else TESTS  # the filter counts the others
     for side in ("source", "target"):
         for kind in kinds:
             rows = _rows_where(dataset, side, TESTS[kind])
@@ -563,7 +602,7 @@ def _in_words(counts: Counter) -> str:
 def read_sentences(file: str, column: str) -> list[str]:
     """The lines of a plain-text file, or a text column of a jsonl, csv, tsv or parquet file; at least one.
 
-    A blank line is a sentence, too.
+    A blank line is a sentence, too. `translation.en` is a column within a column.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -575,9 +614,10 @@ def read_sentences(file: str, column: str) -> list[str]:
         sentences = list(read_lines(file))
     else:
         columns = columns_of(file)
-        if columns and column not in columns:
+        way = (column,) if column in columns else tuple(column.split("."))  # translation.en
+        if columns and way[0] not in columns:
             raise ValueError(f"{file} has no column {column!r}; its columns: {', '.join(columns)}")
-        sentences = [text for (text,) in read_columns(file, [(column,)])]
+        sentences = [text for (text,) in read_columns(file, [way])]
         if None in sentences:
             raise ValueError(
                 f"{file}: {column!r} is missing in record {sentences.index(None) + 1}; write an empty string for a "

@@ -28,6 +28,8 @@ LAYER_TENSOR = re.compile(
 )
 # In a layer: what a step may have a bias of its own for, and what it may add a low-rank matrix to.
 PROJECTION = re.compile(r"(.+_proj|fc[12])\.(weight|bias)")
+# In a layer: what the sides share, if they do.
+TIED_TENSOR = re.compile(r"(self_attn\..+_proj|fc[12])\.(weight|bias)")
 # What a residual branch ends in: scaling it scales the branch.
 BRANCH_OUTPUT = re.compile(r"(out_proj|fc2)\.(weight|bias)$")
 # Belongs to a saved checkpoint or to one model class, and is made anew.
@@ -112,9 +114,10 @@ def plan_collapse(model: MarianMTModel, config: RSMarianConfig, method: str | in
                     _tensor_of_step(model.config, side, step, tensor)
                 ]
             continue
-        for layer, layer_steps in enumerate(steps[side]):
+        sides = SIDES if config.tie_encoder_decoder_layers and TIED_TENSOR.fullmatch(tensor) else (side,)
+        for layer in range(len(steps[side])):
             sources[f"model.{side}.layers.{layer}.{tensor}"] = [
-                _tensor_of_step(model.config, side, step, tensor) for step in layer_steps
+                _tensor_of_step(model.config, each, step, tensor) for each in sides for step in steps[each][layer]
             ]
     used = {name for names in sources.values() for name in names} | {theirs for theirs, _ in adapters.values()}
     if missing := sorted(used - set(parent_names)):
@@ -138,6 +141,7 @@ def collapse(
     step_layer_norms: bool | None = None,
     step_biases: bool | None = None,
     step_adapter_rank: int | None = None,
+    tie_encoder_decoder_layers: bool | None = None,
     method: str | int = "average",
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     **calibration_options: Any,
@@ -160,6 +164,8 @@ def collapse(
         step_adapter_rank: each step adds a low-rank matrix to each shared one. It starts from the largest singular
             values of what the parent's matrix of that step has and the shared one has not (Bae et al. 2024), so that
             at full rank, with norms and biases of the steps' own, the result is the parent; default: as the parent.
+        tie_encoder_decoder_layers: the decoder's self-attention and feed-forward are the encoder's, and start from the
+            mean of both; default: as the parent has it.
         method: what a unique layer starts from. `"first"` or `"last"`: the first or last of the parent layers that
             are mapped onto it. A number: that parent layer, counted from 0, on both sides and for each unique layer
             (the paper's way). `"average"`: the mean of the parent layers that are mapped onto it. `"stepwise"`:
@@ -186,6 +192,7 @@ def collapse(
         step_layer_norms=step_layer_norms,
         step_biases=step_biases,
         step_adapter_rank=step_adapter_rank,
+        tie_encoder_decoder_layers=tie_encoder_decoder_layers,
     )
     model = fold_adapters(model)
     plan = plan_collapse(model, config, method)
@@ -209,16 +216,18 @@ def collapsed_config(
     step_layer_norms: bool | None = None,
     step_biases: bool | None = None,
     step_adapter_rank: int | None = None,
+    tie_encoder_decoder_layers: bool | None = None,
     **sharing: Any,
 ) -> RSMarianConfig:
     """The configuration of a Marian or RSMarian model with other unique layers and sharing.
 
     Args:
         config: of the parent.
-        step_layer_norms, step_biases, step_adapter_rank: default: as the parent has it.
+        step_layer_norms, step_biases, step_adapter_rank, tie_encoder_decoder_layers: default: as the parent has it.
         sharing: fields of `RSMarianConfig`.
     """
     own = {"step_layer_norms": step_layer_norms, "step_biases": step_biases, "step_adapter_rank": step_adapter_rank}
+    own["tie_encoder_decoder_layers"] = tie_encoder_decoder_layers
     sharing |= {name: value for name, value in own.items() if value is not None}
     return RSMarianConfig(**_fields(config) | sharing)
 
@@ -230,7 +239,9 @@ def fold_adapters(model: MarianMTModel) -> MarianMTModel:
         return model
     fields = {f"{side}_unique_layers": getattr(config, f"{side}_layers") for side in SIDES}
     sharing = {"layer_sharing": "cycle", "encoder_layer_sharing": None, "decoder_layer_sharing": None}
-    folded = RSMarianConfig(**_fields(config) | fields | sharing | {"step_adapter_rank": 0})
+    # What the sides share stays one where their steps add nothing of their own, and these do.
+    apart = {"step_adapter_rank": 0, "tie_encoder_decoder_layers": False}
+    folded = RSMarianConfig(**_fields(config) | fields | sharing | apart)
     with torch.device("meta"):
         wanted = RSMarianForConditionalGeneration(folded).state_dict().keys()
     stored, state = model.state_dict(), {}

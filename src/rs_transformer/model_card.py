@@ -42,6 +42,7 @@ OWN_FIELDS = (
     "step_layer_norms",
     "step_biases",
     "step_adapter_rank",
+    "tie_encoder_decoder_layers",
     "marian_positions",
 )
 

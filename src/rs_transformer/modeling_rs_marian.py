@@ -765,7 +765,24 @@ class RSMarianModel(RSMarianPreTrainedModel, MarianModel):
             }
         self.encoder = RSMarianEncoder(config)
         self.decoder = RSMarianDecoder(config)
+        if config.tie_encoder_decoder_layers:
+            self._tied_weights_keys = (self._tied_weights_keys or {}) | self._layer_ties()
         self.post_init()
+
+    def _layer_ties(self) -> dict[str, str]:
+        """The decoder's tensors that are the encoder's: the projections that both sides' layers have."""
+        names = [
+            f"{name}.{tensor}"
+            for name, module in self.encoder.layers.named_modules(prefix="layers")
+            if isinstance(module, nn.Linear)
+            for tensor, _ in module.named_parameters()
+        ]
+        return {f"decoder.{name}": f"encoder.{name}" for name in names}
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        tied = super().get_expanded_tied_weights_keys(all_submodels)
+        # Without tied embeddings transformers ties nothing.
+        return tied | {n: tie for n, tie in (self._tied_weights_keys or {}).items() if n.startswith("decoder.layers.")}
 
 
 class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTrainedModel, MarianMTModel):

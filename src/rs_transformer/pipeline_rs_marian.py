@@ -98,6 +98,12 @@ def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [*getattr(tokenizer, "lang_code_to_id", ()), *(token for token in added if not token.startswith("<"))]
 
 
+def target_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The codes by which a Marian model of several target languages is told which; of other models none."""
+    codes = getattr(tokenizer, "supported_language_codes", None) or ()
+    return [code for code in codes if code != BACK_TRANSLATED]
+
+
 def is_reversed(known: tuple[str | None, str | None], source: str | None, target: str | None) -> bool:
     """Whether languages that were asked for are the known source and target exchanged."""
     if None in (*known, source, target):
@@ -115,6 +121,8 @@ def is_written_without_blanks(code: str | None) -> bool:
 
 # What OPUS-MT models with several target languages have before a source.
 LANGUAGE_CODE = re.compile(r"\s*>>[^<>]*<<\s*")
+# Likewise before a source of the training that a model has made: no language, and in no text that people translate.
+BACK_TRANSLATED = ">>bt<<"
 # Beside controls, formats and blanks: joiners, fillers and variation selectors, which Unicode calls marks or letters.
 INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -365,7 +373,7 @@ class TranslationPipeline(ChunkPipeline):
 
     def _check_languages(self, source: str | None, target: str | None) -> None:
         known = (getattr(self.tokenizer, "source_lang", None), getattr(self.tokenizer, "target_lang", None))
-        if None in known or getattr(self.tokenizer, "supported_language_codes", None):
+        if None in known or target_codes(self.tokenizer):
             return
         source, target = source or known[0], target or known[1]
         if is_reversed(known, source, target):
@@ -461,7 +469,7 @@ class TranslationPipeline(ChunkPipeline):
 
     def _prefix(self, text: str, source: str | None, target: str | None) -> tuple[str, str]:
         """What a text has to begin with for the model to know its task, and the rest of the text."""
-        codes = getattr(self.tokenizer, "supported_language_codes", None)
+        codes = target_codes(self.tokenizer)
         if codes and target and not LANGUAGE_CODE.match(text):
             code = find_language(target, codes)
             if code is None and not same_language(target, getattr(self.tokenizer, "target_lang", None)):

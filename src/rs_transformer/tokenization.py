@@ -3,14 +3,14 @@
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
-from .pipeline_rs_marian import as_plain_code, is_reversed, live_tokens, without_ends
+from .pipeline_rs_marian import LANGUAGE_CODE, as_plain_code, is_reversed, live_tokens, without_ends
 from .utils.ranges import check_range
 
 MODEL_TYPES = ("unigram", "bpe")
@@ -102,7 +102,8 @@ def train_tokenizer(
     """Train SentencePiece models and write a `MarianTokenizer` folder.
 
     The vocabulary is laid out as OPUS-MT's: `</s>` 0, `<unk>` 1, the pieces, `<pad>` last; with
-    `vocabulary="separate"` both sides have the same number of entries, so that their padding ids agree.
+    `vocabulary="separate"` both sides have the same number of entries, so that their padding ids agree. Codes that
+    sources begin with, `>>deu<<` or `>>bt<<`, are entries before it.
 
     Args:
         sources, targets: sentences, read once each (twice for `"joint"`, where `targets` follow `sources`).
@@ -127,6 +128,8 @@ def train_tokenizer(
         "input_sentence_size": sample_size,
         "model_type": model_type,
     }
+    codes: set[str] = set()
+    sources = _without_codes(sources, codes)
     if vocabulary == "joint":
         source_model = target_model = _train_model(_chain(sources, targets), "joint corpus", options)
     else:
@@ -135,7 +138,7 @@ def train_tokenizer(
     (folder / "source.spm").write_bytes(source_model)
     (folder / "target.spm").write_bytes(target_model)
 
-    source_pieces, target_pieces = _pieces(source_model), _pieces(target_model)
+    source_pieces, target_pieces = _pieces(source_model) + sorted(codes), _pieces(target_model)
     files = {"source_spm": folder / "source.spm", "target_spm": folder / "target.spm", "vocab": folder / "vocab.json"}
     if vocabulary == "separate":
         _write_vocabulary(files["vocab"], source_pieces)
@@ -221,6 +224,15 @@ def convert_source_ids_to_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequen
         return tokenizer.convert_ids_to_tokens(ids)
     names = {index: token for token, index in entries_of(tokenizer, "source").items()}
     return [names[index] for index in ids]
+
+
+def _without_codes(sources: Iterable[str | None], codes: set[str]) -> Iterator[str | None]:
+    """The sources without the codes that they begin with, which are added to a set."""
+    for source in sources:
+        if source and (code := LANGUAGE_CODE.match(source)):
+            codes.add(code.group().strip())
+            source = source[code.end() :]
+        yield source
 
 
 def _chain(*sides: Iterable[str]) -> Iterable[str]:

@@ -46,6 +46,8 @@ from .evaluate import EvaluateArguments, evaluate_systems
 
 logger = logging.get_logger(__name__)
 
+TIED = "tie_encoder_decoder_layers"
+
 
 @dataclass
 class CollapseArguments:
@@ -80,6 +82,10 @@ class CollapseArguments:
             "help": "Add to each shared matrix, for each step, one of this rank: what comes closest to the parent's. "
             "Default: as the parent."
         },
+    )
+    tie_encoder_decoder_layers: bool | None = field(
+        default=None,
+        metadata={"help": "Give the decoder the encoder's self-attention and feed-forward. Default: as the parent."},
     )
     method: str = field(
         default="average",
@@ -119,7 +125,7 @@ class CollapseArguments:
     def sharing_options(self) -> dict[str, Any]:
         """What `collapse` takes of the layer maps and of what each step keeps."""
         sides = [f"{side}_{name}" for side in SIDES for name in ("unique_layers", "layer_sharing")]
-        return {name: getattr(self, name) for name in (*sides, "layer_sharing", *OWN_TO_STEPS)}
+        return {name: getattr(self, name) for name in (*sides, "layer_sharing", *OWN_TO_STEPS, TIED)}
 
     def calibration_options(self) -> dict[str, Any]:
         """What `calibrate` takes."""

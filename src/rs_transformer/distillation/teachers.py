@@ -19,7 +19,7 @@ from ..checkpoints import bar_padding, commit_of, load_config, load_translator, 
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments
 from ..ensemble import EnsembleForSeq2SeqLM
-from ..pipeline_rs_marian import find_language, known_languages
+from ..pipeline_rs_marian import find_language, known_languages, target_codes
 from ..tokenization import check_language_pair, same_vocabulary
 from ..utils.ranges import check_range
 
@@ -174,7 +174,7 @@ def set_languages(
         ValueError: a multilingual teacher without codes, with codes that it does not know, or codes for another.
     """
     codes = (args.teacher_source_code, args.teacher_target_code)
-    marian = list(getattr(tokenizer, "supported_language_codes", None) or [])
+    marian = target_codes(tokenizer)
     if marian:
         wanted = find_language(codes[1], marian)
         if wanted is None:

@@ -52,6 +52,9 @@ class ModelArguments:
     step_adapter_rank: int | None = field(
         default=None, metadata={"help": "Rank of a matrix of its own that each step adds to each shared one; 0: none."}
     )
+    tie_encoder_decoder_layers: bool | None = field(
+        default=None, metadata={"help": "The decoder's self-attention and feed-forward are the encoder's."}
+    )
     marian_positions: bool | None = field(
         default=None, metadata={"help": "Positions of Marian's own engine, for a model that is to run there."}
     )
@@ -113,7 +116,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
 
 
 def check_step_parameters(args: ModelArguments, config: PretrainedConfig) -> None:
-    """Raise `ValueError` if steps would need parameters of their own that the checkpoint does not have.
+    """Raise `ValueError` if steps, or sides, would need parameters of their own that the checkpoint does not have.
 
     New LayerNorms and biases spoil a model; new adapters start from zero, but two ranks are two models.
     """
@@ -129,6 +132,13 @@ def check_step_parameters(args: ModelArguments, config: PretrainedConfig) -> Non
                 f"{args.model_name_or_path} has {what} of the steps' own and none to share; training/collapse.py with "
                 f"--{name} false makes a model of it that shares them"
             )
+    tied, wanted = getattr(config, "tie_encoder_decoder_layers", False), args.tie_encoder_decoder_layers
+    if wanted not in (None, tied):
+        raise ValueError(
+            f"the decoder's layers of {args.model_name_or_path} are {'' if tied else 'not '}the encoder's; "
+            f"training/collapse.py with --tie_encoder_decoder_layers {str(wanted).lower()} makes a model of it whose "
+            f"are{' not' if tied else ''}"
+        )
     rank, wanted = getattr(config, "step_adapter_rank", 0), args.step_adapter_rank
     if rank and wanted not in (None, rank):
         raise ValueError(
