@@ -41,7 +41,6 @@ from rs_transformer.utils.text_files import read_columns
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "study"
 PACKAGES = ("rs-transformer", "torch", "transformers", "sacrebleu")
-RESUMED = ("train", "distill")
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Study:
         for step, options in steps.items():
             command = step.split()[0]
             options = {**self.grid["defaults"].get(command, {}), **self.on_gpu(command), **options}
-            options |= {"seed": cell.seed, "output_dir": folders[step]}
+            options |= {"output_dir": folders[step]} | ({} if command == "synthesize" else {"seed": cell.seed})
             recipe = options.pop("recipe", None)
             arguments = [] if recipe is None else [str(ROOT / recipe)]
             for name, value in options.items():
@@ -210,7 +209,7 @@ class Runner:
             commands.append([command, *arguments])
             if self.study.is_given(cell):
                 continue
-            if is_finished(folder) if command in RESUMED else folder.is_dir():
+            if is_made(command, folder):
                 continue
             if command == "train" and complete_checkpoints(folder):
                 arguments += ["--resume_from_checkpoint", "true"]
@@ -291,6 +290,13 @@ class Runner:
                 self.children.discard(child)
         if code:
             raise RuntimeError(f"{command} ended with {code}, see {log}")
+
+
+def is_made(command: str, folder: Path) -> bool:
+    """Whether a command has done all in its folder."""
+    if command in ("train", "distill"):
+        return is_finished(folder)
+    return (folder / "synthesis.json").is_file() if command == "synthesize" else folder.is_dir()
 
 
 def say(line: str) -> None:
