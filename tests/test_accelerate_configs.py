@@ -52,8 +52,10 @@ def test_two_machines_train_as_one_process_does(task, tmp_path):
     assert "bleu" in json.loads((tmp_path / "two" / "results.json").read_text())["test"]
 
 
-@pytest.mark.parametrize("state_dict_type", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
-def test_sharded_by_fsdp2_it_trains_averages_and_saves_as_one_process_does(task, tmp_path, state_dict_type):
+@pytest.mark.parametrize(
+    ("state_dict_type", "tied"), [("FULL_STATE_DICT", "false"), ("SHARDED_STATE_DICT", "true")], ids=["full", "tied"]
+)
+def test_sharded_by_fsdp2_it_trains_averages_and_saves_as_one_process_does(task, tmp_path, state_dict_type, tied):
     launched = launch_command_parser().parse_args(
         ["--config_file", str(CONFIGS / "fsdp2.yaml"), "--fsdp_state_dict_type", state_dict_type, "train.py"]
     )
@@ -61,6 +63,7 @@ def test_sharded_by_fsdp2_it_trains_averages_and_saves_as_one_process_does(task,
     sharding = {name: value for name, value in prepare_multi_gpu_env(launched).items() if "FSDP" in name}
     options = [RECIPE, *task_options(task), *OPTIONS[:-2], "--max_new_tokens", 16, "--average_checkpoints", 2]
     options += ["--save_strategy", "steps", "--save_steps", 6, "--warmup_steps", 6]
+    options += ["--tie_encoder_decoder_layers", tied]
     script("train")(*options, "--max_tokens", 512, "--output_dir", tmp_path / "one")
     environment = {**sharding, "ACCELERATE_USE_CPU": "true"}
     fork("tests/fsdp_train.py", *options, "--output_dir", tmp_path / "two", processes=2, environment=environment)

@@ -194,6 +194,7 @@ def commands(models, output, task):
     lines = output.with_suffix(".txt")
     lines.write_text("a b c\n")
     export = [models, "--output_dir", output, "--verify", "a b"]
+    backwards = ["--source_lang", "bw", "--target_lang", "fw"]
     return {
         "translate": ["--model_name_or_path", models, "--input_file", lines, "--output_file", output],
         "evaluate": ["--systems", models, *test, "--output_file", output],
@@ -202,6 +203,7 @@ def commands(models, output, task):
         "collapse": ["--model_name_or_path", models, "--output_dir", output],
         "train": ["--model_name_or_path", models, *training],
         "distill": ["--teachers", models, *training, *student],
+        "synthesize": ["--teachers", models, "--monolingual_file", lines, *backwards, "--output_dir", output],
         "publish": [models, "--repo", "org/name", "--output_dir", output],
         **{f"export-{engine}": [*export, "--to", engine] for engine in ("ctranslate2", "onnx", "marian")},
         "export-transformers": [*export, "--to", "transformers"],

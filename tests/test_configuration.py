@@ -51,6 +51,10 @@ def test_defaults_are_the_papers_model_at_opus_mt_size():
         ({"step_embeddings": True, "decoder_layerdrop": 0.1}, "step_embeddings need every step"),
         ({"step_adapter_rank": -1}, r"step_adapter_rank must lie in 0\.\.32, got -1"),
         ({"step_adapter_rank": 33, "d_model": 32}, r"step_adapter_rank must lie in 0\.\.32, got 33"),
+        (
+            {"tie_encoder_decoder_layers": True, "decoder_unique_layers": 2},
+            "needs encoder_unique_layers and decoder_unique_layers to be equal, got 1 and 2",
+        ),
         ({"marian_positions": True, "d_model": 33}, "marian_positions need an even d_model, got 33"),
         ({"decoder_attention_heads": 5}, r"decoder_attention_heads must .* divide d_model \(32\), got 5"),
     ],

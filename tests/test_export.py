@@ -57,8 +57,9 @@ def test_ctranslate2_gives_the_translations_of_pytorch(trained, tmp_path, decode
         {"step_embeddings": True, "step_layer_norms": True, "step_biases": True, "decoder_unique_layers": 2},
         {"step_adapter_rank": 2, "decoder_unique_layers": 2},
         {"encoder_unique_layers": 2, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"},
+        {"tie_encoder_decoder_layers": True, "step_biases": True},
     ],
-    ids=["deepnorm", "steps-told-apart", "adapters", "several-layers"],
+    ids=["deepnorm", "steps-told-apart", "adapters", "several-layers", "tied-sides"],
 )
 def test_ctranslate2_takes_every_kind_of_model(tokenizer, tmp_path, fields):
     sizes = {"encoder_layers": 3, "decoder_layers": 4, "max_position_embeddings": 64}

@@ -39,6 +39,7 @@ MODELS = {
     "step-norms": {"step_layer_norms": True, "encoder_unique_layers": 2, "decoder_layers": 3},
     "step-biases": {"step_biases": True, "encoder_layers": 4, "decoder_unique_layers": 2},
     "step-adapters": {"step_adapter_rank": 2, "decoder_unique_layers": 2, "decoder_layers": 3},
+    "tied-sides": {"tie_encoder_decoder_layers": True, "encoder_unique_layers": 2, "decoder_unique_layers": 2},
     "depths": {"encoder_layers": 5, "decoder_layers": 2, "encoder_unique_layers": 2, "activation_function": "relu"},
     "gelu": {"activation_function": "gelu", "scale_embedding": False},
     "separate": SEPARATE,
@@ -146,7 +147,8 @@ def test_weights_that_only_the_configuration_calls_tied_stay_apart(tmp_path, nam
 def sharing(config) -> dict:
     """What `collapse` needs to share layers as a model does."""
     sides = [f"{side}_{name}" for side in ("encoder", "decoder") for name in ("unique_layers", "layer_sharing")]
-    return {name: getattr(config, name) for name in (*sides, "layer_sharing", "step_layer_norms", "step_biases")}
+    own = ("step_layer_norms", "step_biases", "tie_encoder_decoder_layers")
+    return {name: getattr(config, name) for name in (*sides, "layer_sharing", *own)}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"step-embeddings", "step-adapters"}))

@@ -129,8 +129,8 @@ def test_what_is_loaded_at_a_revision_is_saved_with_the_source_of_that_revision(
 
 def test_every_option_of_depth_computes_the_same_where_the_package_cannot_be_imported(tmp_path):
     options = {"encoder_unique_layers": 3, "encoder_layer_sharing": "sandwich", "decoder_layer_sharing": "cycle_rev"}
-    steps = {"step_embeddings": True, "step_layer_norms": True, "deepnorm": True, "decoder_unique_layers": 2}
-    steps |= {"step_biases": True, "step_adapter_rank": 2}
+    steps = {"step_embeddings": True, "step_layer_norms": True, "deepnorm": True, "decoder_unique_layers": 3}
+    steps |= {"step_biases": True, "step_adapter_rank": 2, "tie_encoder_decoder_layers": True}
     model = rs_model(**options, **steps, marian_positions=True)
     model.save_pretrained(tmp_path / "model")
     inputs = batch()

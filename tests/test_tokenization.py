@@ -234,3 +234,9 @@ def test_a_field_that_the_checkpoint_lacks_is_refused(tmp_path, tokenizer):
     arguments = ModelArguments(model_name_or_path=str(tmp_path), layer_sharing="cycle")
     with pytest.raises(ValueError, match="is a marian model, which has no layer_sharing"):
         build_model(arguments, tokenizer)
+
+
+def test_sides_that_share_their_layers_are_made_by_a_collapse_alone(trained, tokenizer):
+    arguments = ModelArguments(model_name_or_path=str(trained), tie_encoder_decoder_layers=True)
+    with pytest.raises(ValueError, match=r"are not the encoder's; training/collapse\.py with --tie_encoder_decoder"):
+        build_model(arguments, tokenizer)

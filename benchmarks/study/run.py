@@ -135,7 +135,8 @@ class Study:
         for step, options in steps.items():
             command = step.split()[0]
             options = {**self.grid["defaults"].get(command, {}), **self.on_gpu(command), **options}
-            options |= {"output_dir": folders[step]} | ({} if command == "synthesize" else {"seed": cell.seed})
+            options |= {} if command == "synthesize" else {"seed": cell.seed}
+            options["output_dir"] = folders[step]
             recipe = options.pop("recipe", None)
             arguments = [] if recipe is None else [str(ROOT / recipe)]
             for name, value in options.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
@@ -17,17 +18,21 @@ EMBEDDINGS = ("get_input_embeddings", "get_output_embeddings")
 
 
 @contextmanager
-def embeddings_in_one_group(model: PreTrainedModel) -> Iterator[None]:
-    """Have accelerate shard the embeddings with what is outside of the layers.
+def shared_weights_in_one_group(model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> Iterator[None]:
+    """Have accelerate shard the embeddings with what is outside of the layers; layers too, where the sides share them.
 
-    It would make groups of the input embedding and of the output projection; Marian's share their matrix with more
-    modules, and one group must have all of a matrix's modules.
+    It would make groups of the input embedding, of the output projection and of each layer; one group must have all
+    the modules of a matrix, and Marian's embeddings share theirs with more.
     """
+    policy = plugin.auto_wrap_policy
+    if getattr(model.config, "tie_encoder_decoder_layers", False):
+        plugin.auto_wrap_policy = None
     for name in EMBEDDINGS:
         setattr(model, name, lambda: None)
     try:
         yield
     finally:
+        plugin.auto_wrap_policy = policy
         for name in EMBEDDINGS:
             delattr(model, name)
 

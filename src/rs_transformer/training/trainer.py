@@ -44,7 +44,7 @@ from ..tokenization import encode
 from .arguments import TranslationTrainingArguments
 from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, check_texts
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
-from .fsdp import embeddings_in_one_group, load_whole_state, whole_model
+from .fsdp import load_whole_state, shared_weights_in_one_group, whole_model
 from .losses import (
     divergence_from,
     label_smoothed_cross_entropy,
@@ -198,7 +198,10 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._started, self._seconds_before, self._first_loss = time.time(), 0.0, None
-        with embeddings_in_one_group(self.model) if self.accelerator.is_fsdp2 else nullcontext():
+        accelerator, one_group = self.accelerator, nullcontext()
+        if accelerator.is_fsdp2:
+            one_group = shared_weights_in_one_group(self.model, accelerator.state.fsdp_plugin)
+        with one_group:
             return super()._prepare_for_training(*args, **kwargs)
 
     # Loss
