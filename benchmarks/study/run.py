@@ -103,6 +103,18 @@ class Study:
     def _folder(self, cell: Cell, step: str) -> Path:
         return self.work / cell.name / step.replace(" ", "_")
 
+    def int8(self, cell: Cell) -> Path:
+        """The folder of a cell's model for CTranslate2, in int8."""
+        return self.work / cell.name / "int8"
+
+    def convert(self, cell: Cell) -> None:
+        """Make it, unless it is there."""
+        if not (self.int8(cell) / "model.bin").is_file():
+            from rs_transformer.export import ctranslate2
+
+            self.int8(cell).parent.mkdir(parents=True, exist_ok=True)
+            ctranslate2.convert(str(self.model(cell)), self.int8(cell), "int8")
+
     def is_given(self, cell: Cell) -> bool:
         return cell.name in self.grid.get("given", {})
 
@@ -247,7 +259,7 @@ class Runner:
             "seed": cell.seed,
             "scores": scores,
             "parameters": count_parameters(loaded),
-            "int8_bytes": self._int8_bytes(cell, model, log),
+            "int8_bytes": self._int8_bytes(cell),
             "training": trained.get("training"),
             "weights": trained.get("weights"),
             "commands": self._plain(commands),
@@ -266,15 +278,12 @@ class Runner:
             told = [command.replace(place, name) for command in told]
         return told
 
-    def _int8_bytes(self, cell: Cell, model: Path, log: Path) -> int | None:
+    def _int8_bytes(self, cell: Cell) -> int | None:
         """The size of a model's file in CTranslate2's int8; None where that is not installed."""
         if importlib.util.find_spec("ctranslate2") is None:
             return None
-        folder = self.study.work / cell.name / "int8"
-        if not folder.is_dir():
-            options = ["--output_dir", str(folder), "--quantization", "int8", "--verification", "false"]
-            self._call("export", [str(model), "--to", "ctranslate2", *options], log)
-        return (folder / "model.bin").stat().st_size
+        self.study.convert(cell)
+        return (self.study.int8(cell) / "model.bin").stat().st_size
 
     def _call(self, command: str, arguments: Sequence[str], log: Path) -> None:
         if self.stopped.is_set():

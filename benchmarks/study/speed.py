@@ -3,8 +3,8 @@
     python benchmarks/study/speed.py benchmarks/study/tanaka.yaml --sentences 200 --rounds 5
 
 Single sentences and batches of 16; the systems take turns, and a figure is the median of the rounds. Sentences per
-second depend on how long the translations are, so tokens per second are recorded, too. Of each system it is the model
-of the first seed that is in the work folder, with its int8 files, as `run.py` has left it.
+second depend on how long the translations are, so tokens per second are recorded, too, and the size of the file. Of
+each system it is the model of the first seed that is there.
 """
 
 import statistics
@@ -26,19 +26,24 @@ from common import interleave
 BATCH = 16
 
 
-def load(study: Study, sentences: int) -> dict[str, tuple[ctranslate2.Translator, list[list[str]]]]:
-    """A translator for each system, and the tokens that it reads."""
+def load(study: Study, sentences: int) -> dict[str, tuple[ctranslate2.Translator, list[list[str]], int]]:
+    """A translator for each system, the tokens that it reads, and the bytes of its file."""
     texts = study.pairs(next(iter(study.grid["tests"])))[0][:sentences]
     loaded = {}
     for system in study.grid["systems"]:
         cells = [Cell(system, seed) for seed in study.grid["seeds"]]
-        cell = next((each for each in cells if (study.work / each.name / "int8" / "model.bin").is_file()), None)
+        cell = next((each for each in cells if (study.model(each) / "model.safetensors").is_file()), None)
         if cell is None:
             continue
+        study.convert(cell)
         tokenizer = AutoTokenizer.from_pretrained(study.model(cell))
         tokens = [convert_source_ids_to_tokens(tokenizer, ids) for ids in encode(tokenizer, texts)]
-        folder = str(study.work / cell.name / "int8")
-        loaded[system] = (ctranslate2.Translator(folder, compute_type="int8", intra_threads=1), tokens)
+        folder = str(study.int8(cell))
+        loaded[system] = (
+            ctranslate2.Translator(folder, compute_type="int8", intra_threads=1),
+            tokens,
+            Path(folder, "model.bin").stat().st_size,
+        )
     return loaded
 
 
@@ -57,9 +62,9 @@ def main() -> None:
         sentences=(200, None, "Of the first test set, from its beginning."), rounds=(5, None, "Measured rounds.")
     )
     loaded = load(study, args.sentences)
-    figures: dict[str, dict[str, float]] = {system: {} for system in loaded}
+    figures: dict[str, dict[str, float]] = {system: {"int8_bytes": size} for system, (*_, size) in loaded.items()}
     for name, batch in (("single", 1), ("batch", BATCH)):
-        calls = {system: partial(translate, *each, batch) for system, each in loaded.items()}
+        calls = {system: partial(translate, *each[:2], batch) for system, each in loaded.items()}
         seconds = interleave(calls, args.rounds, warm_up=1)
         for system, times in seconds.items():
             median = statistics.median(times)

@@ -92,9 +92,10 @@ def rows_of(study: Study, metric_name: str) -> list[list[Any]]:
             observed, low, high, value = bootstrap.difference(system, reference, shared)
             difference, p = f"{observed:+.2f} ({low:+.2f} to {high:+.2f})", f"{value:.3f}"
         parameters = records[system][0]["parameters"]
-        # A seed that was scored where CTranslate2 is not has none.
-        size = next((record["int8_bytes"] for record in records[system] if record["int8_bytes"]), None)
         speed = speeds.get(system, {})
+        # A seed that was scored where CTranslate2 is not has none.
+        sizes = [*(record["int8_bytes"] for record in records[system]), speed.get("int8_bytes")]
+        size = next(filter(None, sizes), None)
         rows.append(
             [
                 system,
