@@ -5,13 +5,14 @@ import itertools
 import json
 import re
 import runpy
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
-from transformers import AutoModelForSeq2SeqLM, MarianMTModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
 from rs_transformer import expand
 from rs_transformer.utils.recipes import RecipeParser
@@ -134,6 +135,7 @@ LIMITS = {
     "training/collapse.py": ["--calibration_updates", "2"],
     "training/translate.py": ["--max_new_tokens", "8"],
     "training/evaluate.py": ["--max_new_tokens", "8"],
+    "training/synthesize.py": ["--max_target_length", "8", "--max_repetitions", "0"],
     "training/attention.py": ["--max_new_tokens", "8", "--pictured", "1"],
     # An untrained student: CTranslate2 and PyTorch break its ties otherwise.
     "training/export.py": ["--max_new_tokens", "8", "--min_same", "0"],
@@ -149,11 +151,12 @@ def test_the_commands_of_the_readme_run_one_after_the_other(workspace, monkeypat
     ran = []
     for script, options in map(script_and_options, found):
         options = [option.replace("Helsinki-NLP/opus-mt-ja-en", "hub_cards/marian-ja-en") for option in options]
-        if "training/recipes/tanaka_rs6.yaml" in options:  # the corpus is too small for a tokenizer
+        options = [option.replace("Helsinki-NLP/opus-mt-en-jap", "en_ja") for option in options]
+        if "training/recipes/tanaka_rs6_own.yaml" in options:  # the corpus is too small for a tokenizer
             options += ["--tokenizer_name_or_path", "hub_cards/marian-ja-en"]
         runpy.run_path(script)["main"]([*options, *LIMITS.get(script, [])])
         ran.append(Path(script).stem)
-    expected = "train translate evaluate collapse train distill export publish attention"
+    expected = "train translate evaluate collapse train synthesize distill export publish attention"
     assert ran == expected.split()
     assert (workspace / "student-ct2" / "model.bin").is_file()
     assert (workspace / "attention" / "attention.html").is_file()
@@ -168,6 +171,12 @@ def write_corpus(folder: Path) -> None:
         for language in ("ja", "en"):
             texts = [json.loads(line)["translation"][language] for line in lines]
             (folder / f"{name}.{language}").write_text("".join(f"{text}\n" for text in texts))
+    shutil.copyfile(folder / "dev.en", folder / "news.en")
+    # A model of the other direction, of no use.
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "hub_cards" / "marian-ja-en")
+    tokenizer.source_lang, tokenizer.target_lang = tokenizer.target_lang, tokenizer.source_lang
+    for part in (AutoModelForSeq2SeqLM.from_pretrained(ROOT / "hub_cards" / "marian-ja-en"), tokenizer):
+        part.save_pretrained(folder / "en_ja")
 
 
 def test_the_first_example_of_the_readme_translates_as_it_says(monkeypatch):
