@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, pipeline
 
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.tokenization import encode, train_tokenizer
+from rs_transformer.training.model import ModelArguments, build_model
 
 TEACHER = ["--teacher_num_beams", 1, "--max_source_length", 16, "--max_target_length", 16, "--shard_size", 20]
 
@@ -105,6 +106,7 @@ def test_a_new_tokenizer_has_the_codes_that_sources_begin_with(tmp_path, vocabul
     assert len({codes[0][0], codes[1][0], tokenizer.unk_token_id}) == 3
     assert len(codes[2]) > len(bare) + 1, "one that it has not is text"
     assert len(bare) == len(encode(plain, ["a b c"])[0])
+    build_model(ModelArguments(d_model=16, encoder_attention_heads=2, decoder_attention_heads=2), tokenizer)
 
 
 def test_the_tag_is_no_language_of_a_trained_model(task, text, tmp_path):

@@ -138,7 +138,7 @@ def train_tokenizer(
     (folder / "source.spm").write_bytes(source_model)
     (folder / "target.spm").write_bytes(target_model)
 
-    source_pieces, target_pieces = _pieces(source_model) + sorted(codes), _pieces(target_model)
+    source_pieces, target_pieces = (_pieces(model) + sorted(codes) for model in (source_model, target_model))
     files = {"source_spm": folder / "source.spm", "target_spm": folder / "target.spm", "vocab": folder / "vocab.json"}
     if vocabulary == "separate":
         _write_vocabulary(files["vocab"], source_pieces)
