@@ -146,6 +146,19 @@ def test_every_piece_of_a_bpe_model_can_still_be_reached(tokenizer_of, kind):
     assert len(trimmed) < len(parent) - 300
 
 
+def test_unknown_characters_cost_a_unigram_model_what_they_did(tokenizer_of):
+    """It reckons that, and what a user's piece costs, from its lowest and its highest score."""
+    parent = tokenizer_of("unigram-user")
+    _, trimmed = trim_vocabulary(model_of(parent), parent, ["彼"], ["he"], characters="text")
+    for side in ("spm_source", "spm_target"):
+        scores = []
+        for model in (getattr(parent, side), getattr(trimmed, side)):
+            indices = [i for i in range(model.get_piece_size()) if model.get_score(i) < 0]
+            scores.append({end(map(model.get_score, indices)) for end in (min, max)})
+        assert scores[0] == scores[1]
+    assert len(trimmed) < 30
+
+
 def test_the_surface_of_an_unknown_piece_keeps_the_entry_that_it_has(tmp_path):
     """`MarianTokenizer` looks a character that the source's model does not know up in the whole vocabulary."""
     sides = [["a b c d e f"] * 4, ["u v w x y z"] * 4]
