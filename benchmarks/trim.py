@@ -52,6 +52,7 @@ def main() -> None:
         vocab_size=(int, 32000, "Pieces of each side's SentencePiece model."),
         character_coverage=(float, 0.9995, "Share of the characters that get a piece."),
         max_vocabulary=(int, [8000], "Further rows with so many entries at most."),
+        rounds=1,  # sizes of files
     )
     corpus = OptionalCorpusArguments("ja", "en")
     rows = []

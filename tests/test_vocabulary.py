@@ -156,6 +156,7 @@ def test_unknown_characters_cost_a_unigram_model_what_they_did(tokenizer_of):
             indices = [i for i in range(model.get_piece_size()) if model.get_score(i) < 0]
             scores.append({end(map(model.get_score, indices)) for end in (min, max)})
         assert scores[0] == scores[1]
+    assert {"て", "ing"} <= trimmed.get_vocab().keys()  # the user's
     assert len(trimmed) < 30
 
 
@@ -397,6 +398,21 @@ def test_added_tokens_codes_and_padding_amid_the_vocabulary_stay(tmp_path, vocab
     old, new = (model_.model.get_decoder().embed_tokens.weight for model_ in (model, trimmed))
     for token, index in entries_of(tokenizer, "target").items():
         assert torch.equal(new[index], old[entries_of(parent, "target")[token]]), token
+
+
+@pytest.mark.parametrize("vocabulary", ["merged", "separate"])
+def test_codes_of_languages_stay_whether_the_text_has_them_or_not(tmp_path, vocabulary):
+    sides = [[">>deu<< a b c", ">>fra<< a b d", "a b e"] * 4, ["u v w x y z"] * 4]
+    options = {"vocab_size": 10, "vocabulary": vocabulary, "source_lang": "aa", "target_lang": "zz"}
+    parent = train_tokenizer(*sides, tmp_path, **options)
+    fields = {"decoder_vocab_size": len(parent.target_encoder), **SEPARATE} if vocabulary == "separate" else {}
+    model = model_of(parent, **fields)
+    text = [">>deu<< a b", "b"]
+    _, tokenizer = trim_vocabulary(model, parent, text, ["u v"], characters="text")
+    assert tokens(tokenizer, text, "source") == tokens(parent, text, "source")
+    assert tokens(tokenizer, [">>fra<< a"], "source")[0][0] == ">>fra<<"
+    assert tokenizer.supported_language_codes == parent.supported_language_codes
+    assert "d" not in tokenizer.get_vocab()
 
 
 def saved(part, folder):
