@@ -35,7 +35,7 @@ def test_a_command_runs_what_its_script_runs(trained, task, tmp_path):
 
 def test_an_unknown_command_is_named_with_the_nearest(capsys):
     assert rs_transformer_cli.main(["trian"]) == 2
-    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
+    assert "there is no command 'trian'; did you mean train or trim?" in capsys.readouterr().err
     assert rs_transformer_cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
 

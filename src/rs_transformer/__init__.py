@@ -10,6 +10,7 @@ from .layer_transfer import collapse, expand, with_depth
 from .modeling_rs_marian import RSMarianForConditionalGeneration, RSMarianModel
 from .pipeline_rs_marian import NAMED_TASK, TranslationPipeline
 from .utils.moved import MovedModules
+from .vocabulary import trim_vocabulary
 
 __version__ = "0.1.0"
 
@@ -76,5 +77,6 @@ __all__ = [
     "__version__",
     "collapse",
     "expand",
+    "trim_vocabulary",
     "with_depth",
 ]

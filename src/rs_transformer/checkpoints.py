@@ -38,7 +38,7 @@ from transformers.utils.hub import extract_commit_hash, has_file
 
 from .configuration_rs_marian import SIDES
 from .modeling_rs_marian import PAD_LOGIT_BIAS, keep_apart
-from .tokenization import entries_of, vocabulary_size
+from .tokenization import check_tokenizer, entries_of
 
 Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 MODEL_TYPES = ("marian", "rs_marian")
@@ -318,25 +318,6 @@ def bar_entries_without_token(model: PreTrainedModel, tokenizer: PreTrainedToken
         without = torch.ones(bias.shape[-1], dtype=torch.bool)
         without[list(entries_of(tokenizer, "target").values())] = False
         bias[:, without] = PAD_LOGIT_BIAS
-
-
-def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `ValueError` if a tokenizer has ids that a model has not, or another padding token."""
-    sides = [("source", "entries", "vocabulary", model.get_input_embeddings())]
-    if hasattr(tokenizer, "separate_vocabs"):
-        sides.append(("target", "target entries", "decoder vocabulary", model.get_decoder().embed_tokens))
-    for side, entries, what, embeddings in sides:
-        needed, rows = vocabulary_size(tokenizer, side), embeddings.weight.shape[0]
-        if needed > rows:
-            raise ValueError(
-                f"the tokenizer has {needed} {entries}, the model's {what} {rows}: they do not belong together"
-            )
-    padding = getattr(model.config, "pad_token_id", None)
-    if padding is not None and tokenizer.pad_token_id != padding:
-        raise ValueError(
-            f"the tokenizer's padding token is {tokenizer.pad_token_id}, the model's {padding}: they do not belong "
-            "together"
-        )
 
 
 def check_start_embedding(model: MarianMTModel, engine: str) -> None:

@@ -222,11 +222,27 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
     return dataset
 
 
+def load_pairs(files: list[str], args: CorpusArguments, what: str, option: str) -> Dataset:
+    """The pairs of files that are no split, as text columns `source` and `target`; a text may be None, as in `train`.
+
+    Args:
+        files: as for `train_file`.
+        what: the pairs are, in messages.
+        option: that names the files, likewise.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_split`.
+    """
+    _check_files(files, args, option)
+    pairs = _read_files(files, args, streaming=False, limit=None)
+    _check_pairs(pairs, args, what)
+    return pairs
+
+
 def _load_synthetic(files: list[str], args: CorpusArguments) -> Dataset:
-    _check_files(files, args, "synthetic_file")
     # The columns that were named are those of the corpus.
-    pairs = _read_files(files, replace(args, source_column=None, target_column=None), streaming=False, limit=None)
-    _check_pairs(pairs, args, "synthetic")
+    args = replace(args, source_column=None, target_column=None)
+    pairs = load_pairs(files, args, "synthetic", "synthetic_file")
     times, share = divmod(args.synthetic_weight, 1)
     drawn = pairs.shuffle(seed=0).take(round(share * len(pairs)))
     return concatenate_datasets([*[pairs] * int(times), drawn])
@@ -389,7 +405,7 @@ def _check_pairs(dataset: AnyDataset, args: CorpusArguments, split: str) -> None
     _check_scripts(sides, args, split)
     if isinstance(dataset, IterableDataset):
         return
-    kinds = ["has a line break in it"] if split in ("train", "synthetic") else TESTS  # the filter counts the others
+    kinds = TESTS if split in ("validation", "test") else ["has a line break in it"]  # the filter counts the others
     for side in ("source", "target"):
         for kind in kinds:
             rows = _rows_where(dataset, side, TESTS[kind])
@@ -599,7 +615,7 @@ def _in_words(counts: Counter) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def read_sentences(file: str, column: str) -> list[str]:
+def read_sentences(file: str, column: str, option: str = "input_file") -> list[str]:
     """The lines of a plain-text file, or a text column of a jsonl, csv, tsv or parquet file; at least one.
 
     A blank line is a sentence, too. `translation.en` is a column within a column.
@@ -609,7 +625,7 @@ def read_sentences(file: str, column: str) -> list[str]:
         ValueError: there is no such column, a text is missing or is none; says in which line.
     """
     if not Path(file).is_file():
-        raise FileNotFoundError(f"input_file: there is no file {file!r}")
+        raise FileNotFoundError(f"{option}: there is no file {file!r}")
     if not form_of(file):
         sentences = list(read_lines(file))
     else:

@@ -179,7 +179,7 @@ def collapse(
         TypeError: not a Marian model.
         ValueError: an impossible number of layers, an unknown method or sharing, or a method without what it needs.
     """
-    _check_marian(model)
+    check_marian(model)
     if (method == "calibrated") != (calibration is not None):
         raise ValueError("method 'calibrated' and calibration batches go together; give both or neither")
     config = collapsed_config(
@@ -202,7 +202,7 @@ def collapse(
         difference = parent_state[theirs].float() - state[shared].float()
         factors = _low_rank(difference, config.step_adapter_rank, config.init_std)
         state |= {f"{adapter}.{part}": each.to(model.dtype) for part, each in factors.items()}
-    child = _build(RSMarianForConditionalGeneration, config, state, like=model)
+    child = build_like(RSMarianForConditionalGeneration, config, state, like=model)
     if calibration is not None:
         # In half precision Adam would lose most updates.
         parent = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
@@ -249,7 +249,7 @@ def fold_adapters(model: MarianMTModel) -> MarianMTModel:
         match = LAYER_TENSOR.fullmatch(name)
         of_layer = match is not None and match[2] == "layers"
         state[name] = _applied(stored, config, match[1], int(match[3]), match[4]) if of_layer else stored[name]
-    return _build(RSMarianForConditionalGeneration, folded, state, like=model)
+    return build_like(RSMarianForConditionalGeneration, folded, state, like=model)
 
 
 def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
@@ -278,7 +278,7 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
             elif rest == "final_layer_norm.bias":
                 copy_of = copy_of + stored.get(f"model.{side}.step_embeddings.{step}.weight", 0)
             state[f"model.{side}.layers.{step}.{rest}"] = copy_of
-    return _build(MarianMTModel, MarianConfig(**fields), state, like=model)
+    return build_like(MarianMTModel, MarianConfig(**fields), state, like=model)
 
 
 def with_depth(
@@ -304,7 +304,7 @@ def with_depth(
         wanted = RSMarianForConditionalGeneration(config).state_dict()
     stored = model.state_dict()
     state = {name: stored[name] if name in stored else torch.zeros(like.shape) for name, like in wanted.items()}
-    return _build(RSMarianForConditionalGeneration, config, state, like=model)
+    return build_like(RSMarianForConditionalGeneration, config, state, like=model)
 
 
 def depth_config(config: RSMarianConfig, encoder_layers: int | None, decoder_layers: int | None) -> RSMarianConfig:
@@ -331,7 +331,7 @@ def count_parameters(model: MarianMTModel) -> dict[str, int]:
     return {"total": model.num_parameters(only_trainable=True), "layers": layers}
 
 
-def _build(
+def build_like(
     model_class: type[MarianMTModel], config: MarianConfig, state: Mapping[str, torch.Tensor], like: MarianMTModel
 ) -> Any:
     """A model with a copy of every tensor of `state`, with the type, device, mode and generation of `like`."""
@@ -430,14 +430,15 @@ def _fields(config: PretrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in CLASS_FIELDS}
 
 
-def _check_marian(model: Any) -> None:
+def check_marian(model: Any) -> None:
+    """Raise `TypeError` unless a model is Marian's, recurrently stacked or not."""
     if not isinstance(model, MarianMTModel):
         raise TypeError(f"expected a MarianMTModel or an RSMarian, got a {type(model).__name__}")
 
 
 def check_rs_marian(model: Any) -> None:
     """Raise `TypeError` unless a model is recurrently stacked."""
-    _check_marian(model)
+    check_marian(model)
     if getattr(model.config, "encoder_layer_map", None) is None:
         raise TypeError(
             f"{type(model).__name__} is not recurrently stacked; collapse(model, …) makes an RSMarian of it first"

@@ -3,12 +3,13 @@
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
-from transformers import MarianTokenizer, PreTrainedTokenizerBase
+from transformers import MarianTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .pipeline_rs_marian import LANGUAGE_CODE, as_plain_code, is_reversed, live_tokens, without_ends
 from .utils.ranges import check_range
@@ -83,6 +84,21 @@ def encode(
             found = tokenizer(**side, split_special_tokens=split, verbose=False, **options)["input_ids"]
             encoded |= zip(rows, found, strict=True)
     return [without_ends(tokenizer, encoded[row]) for row in range(len(texts))]
+
+
+def count_tokens(tokenizer: MarianTokenizer, texts: Iterable[str], *, target: bool = False) -> Counter[str]:
+    """How often each token comes out of texts, as `encode` has them: also those that have no id of their own."""
+    counts: Counter[str] = Counter()
+    live = live_tokens(tokenizer)
+    texts = (as_plain_code(tokenizer, text, target) for text in texts)
+    if target:
+        tokenizer._switch_to_target_mode()
+    try:
+        for text in texts:
+            counts.update(tokenizer.tokenize(text, split_special_tokens=bool(live.search(text))))
+    finally:
+        tokenizer._switch_to_input_mode()
+    return counts
 
 
 def train_tokenizer(
@@ -204,6 +220,25 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, side: str) -> dict[str, int]:
     entries = entries_of(tokenizer, side)
     padding = tokenizer.pad_token
     return {token: entries[token] for token in sorted(entries, key=entries.get) if token != padding}
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` if a tokenizer has ids that a model has not, or another padding token."""
+    sides = [("source", "entries", "vocabulary", model.get_input_embeddings())]
+    if hasattr(tokenizer, "separate_vocabs"):
+        sides.append(("target", "target entries", "decoder vocabulary", model.get_decoder().embed_tokens))
+    for side, entries, what, embeddings in sides:
+        needed, rows = vocabulary_size(tokenizer, side), embeddings.weight.shape[0]
+        if needed > rows:
+            raise ValueError(
+                f"the tokenizer has {needed} {entries}, the model's {what} {rows}: they do not belong together"
+            )
+    padding = getattr(model.config, "pad_token_id", None)
+    if padding is not None and tokenizer.pad_token_id != padding:
+        raise ValueError(
+            f"the tokenizer's padding token is {tokenizer.pad_token_id}, the model's {padding}: they do not belong "
+            "together"
+        )
 
 
 def check_vocabulary(

@@ -6,7 +6,8 @@
         --evaluate --test_file data/tanaka/test.jsonl
 
 The output folder holds model, tokenizer, generation config, remote code and `collapse.json`, which says where each
-layer comes from. Fine-tune it by `rs-transformer train --model_name_or_path runs/collapsed …`.
+layer comes from. Fine-tune it by `rs-transformer train --model_name_or_path runs/collapsed …`. With
+`--vocabulary_files` the parent's vocabulary is trimmed first, as `rs-transformer trim` does.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ from ..utils.files import check_output, staged_folder, write_json
 from ..utils.processes import PatientGroup, run
 from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
+from ..vocabulary import apply_trim
 from .evaluate import EvaluateArguments, evaluate_systems
+from .trim import Texts, VocabularyArguments, plan_texts, read_texts, trim_record
 
 logger = logging.get_logger(__name__)
 
@@ -134,7 +137,10 @@ class CollapseArguments:
 
 
 def collapse_checkpoint(
-    args: CollapseArguments, corpus_args: CorpusArguments, decoding: DecodingArguments
+    args: CollapseArguments,
+    corpus_args: CorpusArguments,
+    decoding: DecodingArguments,
+    vocabulary_args: VocabularyArguments,
 ) -> dict[str, Any]:
     """Collapse a checkpoint into a folder with model, tokenizer, generation config, remote code and `collapse.json`.
 
@@ -150,9 +156,11 @@ def collapse_checkpoint(
     output = Path(args.output_dir).resolve()  # a link is followed, not replaced
     check_output(output)
     splits = load_needed_splits(args, corpus_args)
-    parent, tokenizer = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
-    if splits:
-        check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+    texts = read_texts(vocabulary_args, corpus_args)
+    whole = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
+    if splits or vocabulary_args.files:
+        check_language_pair(whole[1], corpus_args.source_lang, corpus_args.target_lang)
+    parent, tokenizer, trimmed = trim_parent(*whole, texts, vocabulary_args)
     config = collapsed_config(parent.config, **args.sharing_options())
     plan = plan_collapse(fold_adapters(parent), config, args.method_or_layer)
     batches = None
@@ -171,7 +179,7 @@ def collapse_checkpoint(
             method=args.method_or_layer,
             **({} if batches is None else {"calibration": batches, **args.calibration_options()}),
         )
-        record = collapse_record(args, parent, child, plan)
+        record = collapse_record(args, whole[0], child, plan) | trimmed
         with staged_folder(output) as staging:
             child.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
@@ -185,11 +193,22 @@ def collapse_checkpoint(
     group.wait()  # the calibration is the main process's alone
     if args.evaluate:
         systems = EvaluateArguments(systems=[args.model_name_or_path, args.output_dir])
-        loaded = {args.model_name_or_path: (parent, tokenizer)}
+        loaded = {args.model_name_or_path: (whole[0].to(state.device).eval(), whole[1])}
         record["evaluation"] = evaluate_systems(systems, corpus_args, decoding, loaded)
         if state.is_main_process:
             write_json(record, output / "collapse.json")
     return record
+
+
+def trim_parent(
+    parent: MarianMTModel, tokenizer: PreTrainedTokenizerBase, texts: Texts, args: VocabularyArguments
+) -> tuple[MarianMTModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The parent as it is to be collapsed, trimmed if there is text for that, and what to record of it."""
+    if not args.files:
+        return parent, tokenizer, {}
+    plan = plan_texts(parent, tokenizer, texts, args)
+    record = trim_record(parent, tokenizer, plan, args)
+    return *apply_trim(parent, tokenizer, plan), {"trimmed": record}
 
 
 def load_needed_splits(args: CollapseArguments, corpus_args: CorpusArguments) -> dict[str, Dataset]:
@@ -213,7 +232,7 @@ def collapse_record(
     `copied` tensors have the parent's name and value, those under `made_from` are (or start from, if calibrated) the
     mean of the parent's tensors beside them, `adapters` start from the difference of the parent's matrix and the
     shared one beside them, `dropped` are the parent's that nothing is made from. A parent with adapters is named as if
-    they were folded into a layer for each step.
+    they were folded into a layer for each step. With `trimmed` its embeddings were trimmed before.
     """
     calibrated = args.method == "calibrated"
     made_from = {
@@ -263,7 +282,7 @@ def calibration_batches(
 
 
 UNUSED = ("streaming", "shuffle_buffer_size", "max_eval_samples")
-GROUPS = (CollapseArguments, OptionalCorpusArguments, DecodingArguments)
+GROUPS = (CollapseArguments, OptionalCorpusArguments, DecodingArguments, VocabularyArguments)
 
 
 def main(argv: list[str] | None = None) -> None:

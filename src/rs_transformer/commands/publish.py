@@ -39,6 +39,7 @@ RECORDS = (
     "run.json",
     "results.json",
     "collapse.json",
+    "trim.json",
     "distillation.json",
     "depth_sweep.json",
     "card.yaml",

@@ -97,7 +97,7 @@ def synthesize(args: SynthesisArguments, teacher_args: TeacherArguments, filters
         OSError: the disk is full; what is translated stays.
     """
     folder, group, corpus = Path(args.output_dir), PatientGroup(), args.translated()
-    texts = read_sentences(args.monolingual_file, args.text_column)
+    texts = read_sentences(args.monolingual_file, args.text_column, "monolingual_file")
     if args.lowercase:
         texts = [text.lower() for text in texts]
     texts = [text for text in dict.fromkeys(texts) if text.strip()]

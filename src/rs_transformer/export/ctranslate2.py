@@ -21,11 +21,11 @@ from ctranslate2.converters import transformers as converters
 from ctranslate2.specs import TransformerSpec
 from transformers import MarianMTModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_start_embedding, check_tokenizer, load_checkpoint, load_parent
+from ..checkpoints import check_start_embedding, load_checkpoint, load_parent
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
-from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary
+from ..tokenization import check_tokenizer, check_vocabulary, convert_source_ids_to_tokens, vocabulary
 
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float16", "int8_bfloat16", "int8_float32")
 

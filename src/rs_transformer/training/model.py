@@ -7,11 +7,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from ..checkpoints import bar_padding, check_tokenizer, load_checkpoint, load_config
+from ..checkpoints import bar_padding, load_checkpoint, load_config
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig
 from ..layer_transfer import depth_config
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
-from ..tokenization import vocabulary_size
+from ..tokenization import check_tokenizer, vocabulary_size
 from ..utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
