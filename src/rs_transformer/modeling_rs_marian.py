@@ -1190,7 +1190,7 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         )
 
     def _check_draft_search(self, generation_config: GenerationConfig, cache: Cache | None) -> None:
-        """Raise `ValueError` if a search is not to be had with a draft."""
+        """Raise `ValueError` if a search cannot be had with a draft."""
         if generation_config.num_beams > 1:
             raise ValueError(
                 "draft_decoder_depth is for greedy search and sampling: give num_beams=1, got "
@@ -1202,9 +1202,8 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         sides = [cache.self_attention_cache, cache.cross_attention_cache] if cache is not None else []
         if not sides or any(type(side) is not DynamicCache or side.offloading for side in sides):
             raise ValueError("draft_decoder_depth needs a dynamic cache: leave use_cache and cache_implementation out")
-        for side in sides:
-            if len(side.layers) < self.config.decoder_layers:
-                raise ValueError("draft_decoder_depth needs a cache that is made from the configuration of this model")
+        if len(sides[0].layers) < self.config.decoder_layers or cache.get_seq_length():
+            raise ValueError("draft_decoder_depth needs an empty cache, made from the configuration of this model")
 
     def _get_candidate_generator(self, *args, model_kwargs: dict[str, Any], **kwargs) -> CandidateGenerator:
         # transformers hands everything to the draft model, whose depth is its own and which may be of another kind.
