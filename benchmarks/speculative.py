@@ -20,7 +20,7 @@ from common import print_table
 from transformers import BatchEncoding, PreTrainedModel
 
 from rs_transformer.checkpoints import load_translator
-from rs_transformer.corpus import read_sentences
+from rs_transformer.corpus import CorpusArguments, load_split
 
 ROUNDS = 10
 
@@ -31,11 +31,10 @@ SENTENCES_TO_WARM_UP = 10
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="An RSMarian that decodes at several depths.")
-    parser.add_argument("--test_file", required=True, help="Sources, as the commands read them.")
-    parser.add_argument("--source_column", default="source", help="Their column.")
+    parser.add_argument("--test_file", required=True, help="Sentence pairs, as the commands read them.")
     parser.add_argument("--sentences", type=int, default=2000, help="How many of them, from the first.")
     parser.add_argument("--draft_depths", type=int, nargs="+", default=[1, 2, 3, 4], help="Steps that draft.")
-    parser.add_argument("--num_assistant_tokens", type=int, default=20, help="Most tokens of a draft.")
+    parser.add_argument("--num_assistant_tokens", type=int, default=5, help="Most tokens of a draft.")
     parser.add_argument("--confidence", type=float, default=0.4, help="assistant_confidence_threshold.")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="Longest translation.")
     parser.add_argument("--batch_size", type=int, default=16, help="Sentences of a padded batch.")
@@ -103,7 +102,9 @@ def main() -> None:
     }
     systems = {"greedy": plain}
     systems |= {f"draft {depth}": {**plain, **draft, "draft_decoder_depth": depth} for depth in args.draft_depths}
-    sentences = read_sentences(args.test_file, args.source_column)[: args.sentences]
+    languages = {"source_lang": tokenizer.source_lang, "target_lang": tokenizer.target_lang}
+    dataset = load_split(CorpusArguments(test_file=[args.test_file], **languages), "test")
+    sentences = dataset["source"][: args.sentences]
     inputs = [tokenizer([sentence], return_tensors="pt") for sentence in sentences]
     batches = [
         tokenizer(sentences[start : start + args.batch_size], padding=True, return_tensors="pt")

@@ -6,9 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import script
 from oracle import PAD, batch, rs_model, unrolled_marian
 from peft import PrefixTuningConfig, get_peft_model
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessor, MaxLengthCriteria, pipeline
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    pipeline,
+)
 
 from rs_transformer.decoding import DecodingArguments, DraftedDecodingArguments, translate
 from rs_transformer.modeling_rs_marian import CACHE
@@ -119,11 +127,15 @@ class Dictated(LogitsProcessor):
 def test_a_draft_that_agrees_needs_few_passes_at_full_depth(overrides):
     model = rs_model(**overrides)
     calls = decoder_calls(model)
-    options = {"max_new_tokens": 20, "draft_decoder_depth": 3, "num_assistant_tokens": 5}
+    options = {"max_new_tokens": 20, "draft_decoder_depth": 3}
     output = model.generate(**sources(), logits_processor=[Dictated()], **options)
     assert output[:, 1:].tolist() == [[*range(1, 21)]] * 3
     assert passes(calls, 6) == (20, 4)
     assert sum(call["first_step"] for call in calls if "first_step" in call) == (0 if overrides else 4 * 3)
+    calls.clear()
+    config = GenerationConfig(max_new_tokens=20, num_assistant_tokens=10)
+    model.generate(**sources(), logits_processor=[Dictated()], generation_config=config, draft_decoder_depth=3)
+    assert passes(calls, 6) == (20, 2)
     calls.clear()
     options |= {"num_assistant_tokens": 1, "num_assistant_tokens_schedule": "heuristic_transient"}
     model.generate(**sources(), logits_processor=[Dictated()], **options)
@@ -327,3 +339,17 @@ def test_lists_are_translated_with_a_draft(trained):
         DraftedDecodingArguments(num_beams=1, draft_decoder_depth=0)
     with pytest.raises(ValueError, match="draft_decoder_depth is for RSMarian models, got a MarianMTModel"):
         translate(unrolled_marian(model), tokenizer, SENTENCES, drafted)
+
+
+def test_commands_translate_with_a_draft(trained, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("\n".join(SENTENCES) + "\n")
+    (tmp_path / "pairs.jsonl").write_text('{"translation": {"fw": "a b c", "bw": "c b a"}}\n')
+    outputs = []
+    for number, draft in enumerate(([], ["--draft_decoder_depth", 1])):
+        options = ["--num_beams", 1, "--max_new_tokens", 12, *draft]
+        files = ["--input_file", tmp_path / "in.txt", "--output_file", tmp_path / f"{number}.txt"]
+        script("translate")("--model_name_or_path", trained, *files, *options)
+        pairs = ["--test_file", tmp_path / "pairs.jsonl", "--source_lang", "fw", "--target_lang", "bw"]
+        script("evaluate")("--systems", trained, *pairs, *options)
+        outputs.append(((tmp_path / f"{number}.txt").read_text(), capsys.readouterr().out.count("BLEU 100.00")))
+    assert outputs[0] == outputs[1]

@@ -814,6 +814,10 @@ def cache_of_steps(cache: EncoderDecoderCache, first: int, last: int) -> Encoder
     return EncoderDecoderCache(*sides)
 
 
+# Of a draft, where nobody says; transformers' own 20 are for longer texts, and a draft that is wrong costs them all.
+DRAFTED_TOKENS = 5
+
+
 @dataclass
 class Draft:
     """What the first steps propose.
@@ -841,11 +845,11 @@ class SelfSpeculation:
     Args:
         model: an `RSMarianForConditionalGeneration`.
         draft_depth, depth: steps that draft, and steps that verify.
+        draft_tokens: most tokens of a draft; it may change as `num_assistant_tokens_schedule` says.
         cache: a dynamic one, as deep as the model.
         encoder_outputs, attention_mask, decoder_attention_mask: as `generate` hands them to the model.
-        generation_config: has the library's options of drafts, `num_assistant_tokens`,
-            `num_assistant_tokens_schedule` (either heuristic one holds for one call) and
-            `assistant_confidence_threshold`.
+        generation_config: of the search, with transformers' `num_assistant_tokens_schedule` (either heuristic one
+            holds for one call) and `assistant_confidence_threshold`.
         logits_processor: of the search; the draft's too.
 
     Raises:
@@ -856,6 +860,7 @@ class SelfSpeculation:
         self,
         model: "RSMarianForConditionalGeneration",
         draft_depth: int,
+        draft_tokens: int,
         depth: int,
         cache: EncoderDecoderCache,
         encoder_outputs: BaseModelOutput,
@@ -868,9 +873,9 @@ class SelfSpeculation:
         self.draft_depth, self.depth = draft_depth, depth
         self.source = {"encoder_hidden_states": encoder_outputs[0], "encoder_attention_mask": attention_mask}
         self.target_mask = decoder_attention_mask
-        self.tokens_of_draft = generation_config.num_assistant_tokens
-        if self.tokens_of_draft < 1:
-            raise ValueError(f"num_assistant_tokens must be at least 1, got {self.tokens_of_draft}")
+        if draft_tokens < 1:
+            raise ValueError(f"num_assistant_tokens must be at least 1, got {draft_tokens}")
+        self.tokens_of_draft = draft_tokens
         layer_maps = [model.config.layer_map("decoder", steps) for steps in (draft_depth, depth)]
         self.goes_on = layer_maps[1][:draft_depth] == layer_maps[0]
         if self.goes_on:
@@ -1080,7 +1085,14 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         loss = ForMaskedLMLoss(outputs.logits, labels, vocab_size, num_items_in_batch=num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, **outputs)
 
-    def generate(self, *args, draft_decoder_depth: int | None = None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args,
+        draft_decoder_depth: int | None = None,
+        **kwargs,
+    ):
         """See `GenerationMixin.generate`.
 
         Args:
@@ -1088,7 +1100,7 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
                 Self-speculative decoding: the decoder at this depth drafts tokens, which all of its steps (those of
                 `decoder_depth`, if that is given) verify in one pass. Greedy search gives what it gives without, to
                 rounding, and sampling draws from the same distribution. At least the unique layers, and less than the
-                depth. Of transformers' options of assisted generation it heeds `num_assistant_tokens`,
+                depth. Of transformers' options of assisted generation it heeds `num_assistant_tokens` (default: 5),
                 `num_assistant_tokens_schedule` and `assistant_confidence_threshold`.
 
         Raises:
@@ -1096,7 +1108,7 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
                 is not dynamic, a compiled model, and options that choose or need another decoding loop.
         """
         if draft_decoder_depth is None:
-            return super().generate(*args, **kwargs)
+            return super().generate(inputs, generation_config, *args, **kwargs)
         self._check_draft_depth(draft_decoder_depth, kwargs.get("decoder_depth"))
         for name in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "stop_strings", "synced_gpus"):
             if kwargs.get(name):
@@ -1106,12 +1118,16 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         if self._is_prefixed():
             raise ValueError("draft_decoder_depth and PEFT's prefixes exclude each other")
         if self._cache_is_right():
-            # transformers hands no streamer to a loop that is not its own.
-            loop = partial(
-                type(self)._speculative_decoding, draft_depth=draft_decoder_depth, streamer=kwargs.get("streamer")
+            said = [kwargs.get("num_assistant_tokens")]
+            said += [getattr(of, "num_assistant_tokens", None) for of in (generation_config, self.generation_config)]
+            tokens = next((number for number in said if number is not None), DRAFTED_TOKENS)
+            kwargs["custom_generate"] = partial(
+                type(self)._speculative_decoding,
+                draft_depth=draft_decoder_depth,
+                draft_tokens=tokens,
+                streamer=kwargs.get("streamer"),  # which transformers hands to no loop but its own
             )
-            kwargs["custom_generate"] = loop
-        return super().generate(*args, **kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)
 
     def _check_draft_depth(self, draft_depth: int, decoder_depth: int | None) -> None:
         least, depth = self.config.decoder_unique_layers, decoder_depth or self.config.decoder_layers
@@ -1133,6 +1149,7 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         draft_depth: int,
+        draft_tokens: int,
         streamer: BaseStreamer | None = None,
         **model_kwargs,
     ) -> torch.Tensor | GenerateEncoderDecoderOutput:
@@ -1148,6 +1165,7 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         speculation = SelfSpeculation(
             self,
             draft_depth,
+            draft_tokens,
             depth,
             cache,
             **inputs,
