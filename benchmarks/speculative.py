@@ -3,8 +3,8 @@
     python training/train.py training/recipes/tanaka_elastic.yaml
     python benchmarks/speculative.py --model runs/tanaka_elastic --test_file data/tatoeba/test.jsonl
 
-Plain search and each draft depth take turns at every sentence. Then all sentences are translated once more in padded
-batches, by several threads at once; there, as everywhere, a time beside other work is only rough.
+Plain search and each draft depth take turns at every sentence of the first ones. Then all sentences are translated in
+padded batches, by several threads at once, which one search does after another: their times are rough.
 """
 
 import argparse
@@ -32,7 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="An RSMarian that decodes at several depths.")
     parser.add_argument("--test_file", required=True, help="Sentence pairs, as the commands read them.")
-    parser.add_argument("--sentences", type=int, default=2000, help="How many of them, from the first.")
+    parser.add_argument("--sentences", type=int, default=2000, help="How many of them, in batches.")
+    parser.add_argument("--timed", type=int, default=300, help="How many of these one by one.")
     parser.add_argument("--draft_depths", type=int, nargs="+", default=[1, 2, 3, 4], help="Steps that draft.")
     parser.add_argument("--num_assistant_tokens", type=int, default=5, help="Most tokens of a draft.")
     parser.add_argument("--confidence", type=float, default=0.4, help="assistant_confidence_threshold.")
@@ -111,7 +112,7 @@ def main() -> None:
         for start in range(0, len(sentences), args.batch_size)
     ]
     one_by_one(model, inputs[:SENTENCES_TO_WARM_UP], systems)
-    alone = one_by_one(model, inputs, systems)
+    alone = one_by_one(model, inputs[: args.timed], systems)
     together = {name: in_batches(model, batches, options, args.workers) for name, options in systems.items()}
     tokens = sum(map(len, alone["greedy"][0]))
     rows = []
@@ -119,14 +120,14 @@ def main() -> None:
         batched, batched_seconds = together[name]
         row = {"search": name, "the same": same(found, alone["greedy"][0])}
         row |= {"tokens a pass at full depth": f"{tokens / passes:.2f}"}
-        row |= {"ms a sentence": f"{1000 * seconds / len(inputs):.1f}"}
+        row |= {"ms a sentence": f"{1000 * seconds / len(found):.1f}"}
         row |= {"times as fast": f"{alone['greedy'][1] / seconds:.2f}"}
         row |= {"the same in batches": same(batched, together["greedy"][0])}
         rows.append(row | {"times as fast in batches": f"{together['greedy'][1] / batched_seconds:.2f}"})
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} thread(s); depth "
-        f"{model.config.decoder_layers}, {len(inputs)} sentences, {tokens} tokens; batches of {args.batch_size} by "
-        f"{args.workers} threads at once"
+        f"{model.config.decoder_layers}; {len(inputs)} sentences in batches of {args.batch_size} by {args.workers} "
+        f"threads at once, the first {args.timed} ({tokens} tokens) one by one"
     )
     print_table(rows)
 
