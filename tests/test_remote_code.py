@@ -143,6 +143,7 @@ inputs = torch.load(sys.argv[1] + "/inputs.pt")
 outputs = [model(**inputs).logits, model(**inputs, encoder_depth=4, decoder_depth=3).logits]
 del inputs["labels"]
 outputs += [model.generate(**inputs, max_new_tokens=12, decoder_depth=depth) for depth in (None, 3)]
+outputs += [model.generate(**inputs, max_new_tokens=12, draft_decoder_depth=4)]
 torch.save([output.detach() for output in outputs], sys.argv[1] + "/outputs.pt")
 """
     run(sys.executable, "-c", WITHOUT_PACKAGE + snippet, tmp_path, cwd=tmp_path)
@@ -150,5 +151,6 @@ torch.save([output.detach() for output in outputs], sys.argv[1] + "/outputs.pt")
         expected_outputs = [model(**inputs).logits, model(**inputs, encoder_depth=4, decoder_depth=3).logits]
     del inputs["labels"]
     expected_outputs += [model.generate(**inputs, max_new_tokens=12, decoder_depth=depth) for depth in (None, 3)]
+    expected_outputs += [expected_outputs[2]]
     for output, wanted in zip(torch.load(tmp_path / "outputs.pt"), expected_outputs, strict=True):
         torch.testing.assert_close(output, wanted, rtol=0, atol=1e-6)

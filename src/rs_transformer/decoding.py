@@ -60,6 +60,33 @@ class DecodingArguments:
         return {**self.search_kwargs(), "max_length": min(max_length, positions), "max_new_tokens": None}
 
 
+@dataclass
+class DraftedDecodingArguments(DecodingArguments):
+    """How to decode."""
+
+    draft_decoder_depth: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps of the decoder of an RSMarian that draft tokens for all of its steps to verify: the same "
+            "translations, sooner (num_beams 1)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "draft_decoder_depth", least=1)
+        if self.draft_decoder_depth is not None and self.num_beams > 1:
+            raise ValueError(f"draft_decoder_depth needs num_beams 1, got {self.num_beams}")
+
+    def generate_kwargs(self, model: PreTrainedModel) -> dict:
+        kwargs = super().generate_kwargs(model)
+        if self.draft_decoder_depth is None:
+            return kwargs
+        if model.config.model_type != "rs_marian":
+            raise ValueError(f"draft_decoder_depth is for RSMarian models, got a {type(model).__name__}")
+        return {**kwargs, "draft_decoder_depth": self.draft_decoder_depth}
+
+
 def source_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The longest source that a model takes, in tokens."""
     return min(

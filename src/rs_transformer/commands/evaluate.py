@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from ..checkpoints import Translator, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read_sentences
-from ..decoding import DecodingArguments, timed_translate
+from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
 from ..tokenization import check_language_pair
 from ..utils.files import check_output_file, write_json
@@ -135,7 +135,7 @@ def print_scores(rows: Sequence[dict[str, Any]]) -> None:
     print(f"{shown['bleu_signature']}\n{shown['chrf_signature']}", flush=True)
 
 
-GROUPS = (EvaluateArguments, CorpusArguments, DecodingArguments)
+GROUPS = (EvaluateArguments, CorpusArguments, DraftedDecodingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..checkpoints import load_translator, model_digest
 from ..corpus import read_sentences
-from ..decoding import DecodingArguments, timed_translate
+from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..utils.files import check_output_file, claimed, read_mapping, write_json
 from ..utils.processes import run
 from ..utils.ranges import check_range
@@ -133,7 +133,7 @@ class _Partial:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = RecipeParser((TranslateArguments, DecodingArguments), description=__doc__)
+    parser = RecipeParser((TranslateArguments, DraftedDecodingArguments), description=__doc__)
     args, decoding_args = parser.parse_recipe(argv)
     speed = translate_file(args, decoding_args)
     PartialState().print(f"{args.output_file}: {speed:.1f} sentences per second")
