@@ -1085,14 +1085,9 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         loss = ForMaskedLMLoss(outputs.logits, labels, vocab_size, num_items_in_batch=num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, **outputs)
 
-    def generate(
-        self,
-        inputs: torch.Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        *args,
-        draft_decoder_depth: int | None = None,
-        **kwargs,
-    ):
+    @partial(takes_old_name, until="6.0.0")
+    @wraps(GenerationMixin.generate, assigned=())
+    def generate(self, *args, **kwargs):
         """See `GenerationMixin.generate`.
 
         Args:
@@ -1107,8 +1102,9 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
             ValueError: a draft of an impossible depth, or with what it does not go together with: beams, a cache that
                 is not dynamic, a compiled model, and options that choose or need another decoding loop.
         """
+        draft_decoder_depth = kwargs.pop("draft_decoder_depth", None)
         if draft_decoder_depth is None:
-            return super().generate(inputs, generation_config, *args, **kwargs)
+            return super().generate(*args, **kwargs)
         self._check_draft_depth(draft_decoder_depth, kwargs.get("decoder_depth"))
         for name in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "stop_strings", "synced_gpus"):
             if kwargs.get(name):
@@ -1118,8 +1114,10 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
         if self._is_prefixed():
             raise ValueError("draft_decoder_depth and PEFT's prefixes exclude each other")
         if self._cache_is_right():
+            given = inspect.signature(GenerationMixin.generate).bind(self, *args, **kwargs).arguments
+            configs = (given.get("generation_config"), self.generation_config)
             said = [kwargs.get("num_assistant_tokens")]
-            said += [getattr(of, "num_assistant_tokens", None) for of in (generation_config, self.generation_config)]
+            said += [getattr(config, "num_assistant_tokens", None) for config in configs]
             tokens = next((number for number in said if number is not None), DRAFTED_TOKENS)
             kwargs["custom_generate"] = partial(
                 type(self)._speculative_decoding,
@@ -1127,7 +1125,7 @@ class RSMarianForConditionalGeneration(CheckedGenerationMixin, RSMarianPreTraine
                 draft_tokens=tokens,
                 streamer=kwargs.get("streamer"),  # which transformers hands to no loop but its own
             )
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        return super().generate(*args, **kwargs)
 
     def _check_draft_depth(self, draft_depth: int, decoder_depth: int | None) -> None:
         least, depth = self.config.decoder_unique_layers, decoder_depth or self.config.decoder_layers
