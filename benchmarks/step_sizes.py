@@ -21,6 +21,7 @@ SYSTEMS = {
     "RS 1x6": {},
     "own LayerNorms": {"step_layer_norms": True},
     "own LayerNorms, biases": {"step_layer_norms": True, "step_biases": True},
+    "one layer for both sides": {"tie_encoder_decoder_layers": True},
     "adapters of rank 4": {"step_adapter_rank": 4},
     "adapters of rank 16": {"step_adapter_rank": 16},
 }
