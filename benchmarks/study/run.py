@@ -164,6 +164,7 @@ class Runner:
         self.study, self.jobs, self.deadline = study, jobs, deadline
         self.stopped = threading.Event()
         self.children: set[subprocess.Popen] = set()
+        self.loading = threading.Lock()  # transformers loads in one thread of a process at a time
         threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
 
@@ -252,14 +253,16 @@ class Runner:
             # Without a time in it, equal translations make equal files.
             packed = gzip.compress("".join(f"{line}\n" for line in translations).encode(), mtime=0)
             self.study.translations(cell, test).write_bytes(packed)
-        loaded, _ = load_translator(str(model))
+        with self.loading:
+            loaded, _ = load_translator(str(model))
+            int8_bytes = self._int8_bytes(cell)
         trained = read_mapping(model / "results.json")
         record = {
             "system": cell.system,
             "seed": cell.seed,
             "scores": scores,
             "parameters": count_parameters(loaded),
-            "int8_bytes": self._int8_bytes(cell),
+            "int8_bytes": int8_bytes,
             "training": trained.get("training"),
             "weights": trained.get("weights"),
             "commands": self._plain(commands),
