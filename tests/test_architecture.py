@@ -29,7 +29,7 @@ FLOORS = (
         "calibration",
     ),
     ("modeling_rs_marian",),
-    ("layer_transfer", "checkpoints", "ensemble", "vocabulary"),
+    ("layer_transfer", "checkpoints", "ensemble", "shortlist", "vocabulary"),
     ("attention", "export", "model_card", "training"),
     ("distillation",),
     ("commands",),

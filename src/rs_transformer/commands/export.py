@@ -3,23 +3,31 @@
     rs-transformer export runs/tanaka_rs6 --to ctranslate2 --quantization int8 --output_dir rs6-ct2 \\
         --test_file data/tanaka/test.jsonl --source_lang ja --target_lang en
     rs-transformer export runs/tanaka_rs6 --to transformers --output_dir rs6-marian --verify sentences.ja
+    rs-transformer export runs/tanaka_rs6 --to ctranslate2 --output_dir rs6-ct2 --shortlist \\
+        --train_file data/tanaka/train.jsonl --test_file data/tanaka/test.jsonl --source_lang ja --target_lang en
 
+With a shortlist, which is made of training pairs, an engine looks only at target pieces that the source can become.
 The folder is there only if the translations are PyTorch's; `export.json` in it says how many are.
 """
 
 import importlib.util
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..checkpoints import MODEL_TYPES, load_config, load_translator
+from ..attention.alignment import count_links
+from ..checkpoints import MODEL_TYPES, Translator, load_config, load_tokenizer, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
-from ..decoding import DecodingArguments, TransformersEngine, decode_all, encode_sources
+from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources, source_limit
 from ..metrics import corpus_scores
+from ..shortlist import Shortlist, ShortlistEngine, coverage, make_shortlist
+from ..tokenization import check_language_pair, encode, entries_of
 from ..utils.files import check_output, staged_folder, write_json
 from ..utils.processes import run
 from ..utils.ranges import check_range
@@ -61,9 +69,23 @@ class ExportArguments:
         metadata={"help": "Share of translations that must be PyTorch's; default: 1, and 0.5 where it is quantised."},
     )
     split: str = field(default="test", metadata={"help": "What to translate of a dataset.", "choices": list(SPLITS)})
+    shortlist: bool = field(
+        default=False,
+        metadata={"help": "Write a lexical shortlist (ctranslate2, marian) that is made of the train split."},
+    )
+    shortlist_candidates: int = field(
+        default=100, metadata={"help": "Target pieces of a source piece in the shortlist, at most."}
+    )
+    shortlist_frequent: int = field(
+        default=100, metadata={"help": "The most frequent target pieces, which every sentence has, so many."}
+    )
+    shortlist_min_probability: float = field(
+        default=0.0, metadata={"help": "Least probability of a target piece given the source piece."}
+    )
 
     def __post_init__(self) -> None:
-        check_range(self, "min_same", least=0, most=1)
+        check_range(self, "min_same", "shortlist_min_probability", least=0, most=1)
+        check_range(self, "shortlist_candidates", "shortlist_frequent", least=0)
 
 
 def export_checkpoint(
@@ -74,7 +96,9 @@ def export_checkpoint(
     Returns:
         What is also in `export.json` of the folder: `arguments`, `megabytes`, `versions`, and `verification`: for each
         search `num_beams`, `sentences`, `same` (share of translations that are PyTorch's), `bleu_to_pytorch` (with
-        PyTorch's translations as references), with references `bleu` and `pytorch_bleu`, and `bleu_signature`.
+        PyTorch's translations as references), with references `bleu` and `pytorch_bleu`, and `bleu_signature`. With a
+        shortlist both sides use it, and `without_shortlist` of each search has what `compare_without` returns;
+        `shortlist` has `pairs` (of which it was made), and where it is verified what `coverage` returns.
 
     Raises:
         ValueError: a target, quantization or model that do not fit, nothing to verify with, or translations that
@@ -91,9 +115,16 @@ def export_checkpoint(
         raise ValueError(
             f"{args.model_name_or_path} is a {config.model_type} model, which is not exported to {args.to}"
         )
+    if args.shortlist and not hasattr(engine, "write_shortlist"):
+        raise ValueError(f"there is no shortlist for to={args.to}, only for ctranslate2 and marian")
     sources, references = _verification_data(args, corpus_args)
+    shortlist = None
+    if args.shortlist:
+        shortlist, pairs = corpus_shortlist(args, corpus_args)
     with staged_folder(output) as folder:
         engine.convert(args.model_name_or_path, folder, args.quantization, args.revision)
+        if shortlist is not None:
+            engine.write_shortlist(shortlist, folder, load_tokenizer(args.model_name_or_path, args.revision))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         packages = dict.fromkeys(("rs-transformer", "transformers", TARGETS[args.to]))
         found = [name for name in packages if importlib.util.find_spec(name.replace("-", "_")) is not None]
@@ -103,8 +134,13 @@ def export_checkpoint(
             "versions": {name: version(name) for name in found},
             "verification": [],
         }
+        if shortlist is not None:
+            record["shortlist"] = {"pairs": pairs}
         if args.verification:
-            record["verification"] = verify(args, engine, folder, sources, references, decoding)
+            translator = load_translator(args.model_name_or_path, args.revision)
+            if shortlist is not None:
+                record["shortlist"] |= _coverage(translator, shortlist, sources, references)
+            record["verification"] = verify(args, engine, folder, sources, references, decoding, translator, shortlist)
         write_json(record, folder / "export.json")
     print_export(record)
     return record
@@ -150,6 +186,57 @@ def _verification_data(
     return args.verify, None
 
 
+def corpus_shortlist(args: ExportArguments, corpus_args: OptionalCorpusArguments) -> tuple[Shortlist, int]:
+    """A shortlist from the train split, aligned by the model's own attention, and of how many pairs it is made.
+
+    Pairs with a blank side, or one that is longer than the model takes, are left out.
+
+    Raises:
+        ValueError: there is no train split or no pair in it, or it is of other languages than the model's.
+    """
+    if not corpus_args.has_split("train") or None in (corpus_args.source_lang, corpus_args.target_lang):
+        raise ValueError(
+            "a shortlist is made of a corpus: give train_file or dataset_name, source_lang and target_lang"
+        )
+    pairs = load_split(corpus_args, "train")
+    model, tokenizer = load_translator(args.model_name_or_path, args.revision)
+    check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+    texts = [pair for pair in zip(pairs["source"], pairs["target"], strict=True) if all(t and t.strip() for t in pair)]
+    sides = [encode(tokenizer, column, target=bool(side)) for side, column in enumerate(zip(*texts, strict=True))]
+    limit = source_limit(model, tokenizer)
+    kept = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) <= limit]
+    if not kept:
+        raise ValueError(f"the train split has no pair for a shortlist: all of its {len(pairs)} are blank or too long")
+    source_ids, target_ids = zip(*kept, strict=True)
+    for side, rows in (("source", source_ids), ("target", target_ids)):
+        unknown = entries_of(tokenizer, side).get(tokenizer.unk_token)
+        counts = Counter(chain.from_iterable(rows))
+        if 2 * counts[unknown] > counts.total() - len(rows):
+            raise ValueError(
+                f"most of the train split's {side} is unknown to the model: is it of the model's language, "
+                f"{getattr(tokenizer, f'{side}_lang', None)}?"
+            )
+    links = count_links(model, tokenizer, source_ids, target_ids)
+    frequencies = Counter(chain.from_iterable(target_ids))
+    shortlist = make_shortlist(
+        tokenizer,
+        links,
+        frequencies,
+        candidates=args.shortlist_candidates,
+        frequent=args.shortlist_frequent,
+        min_probability=args.shortlist_min_probability,
+    )
+    return shortlist, len(kept)
+
+
+def _coverage(
+    translator: Translator, shortlist: Shortlist, sources: Sequence[str], references: Sequence[str] | None
+) -> dict[str, float]:
+    model, tokenizer = translator
+    target_ids = None if references is None else encode(tokenizer, references, target=True)
+    return coverage(tokenizer, shortlist, encode_sources(model, tokenizer, sources), target_ids)
+
+
 def verify(
     args: ExportArguments,
     engine: ModuleType,
@@ -157,13 +244,15 @@ def verify(
     sources: Sequence[str],
     references: Sequence[str] | None,
     decoding: DecodingArguments,
+    translator: Translator,
+    shortlist: Shortlist | None = None,
 ) -> list[dict[str, Any]]:
-    """Translate on both sides, greedily and with a beam, and compare.
+    """Translate on both sides, greedily and with a beam, and compare; with a shortlist both sides use it.
 
     Raises:
         ValueError: more translations differ than `min_same` allows; shows the first.
     """
-    model, tokenizer = load_translator(args.model_name_or_path, args.revision)
+    model, tokenizer = translator
     model.float()
     input_ids = encode_sources(model, tokenizer, sources)
     exact = args.quantization == engine.QUANTIZATIONS[0]
@@ -172,7 +261,12 @@ def verify(
     rows = []
     for search in SEARCHES:
         its_decoding = replace(decoding, **search, max_new_tokens=longest)
-        engines = (TransformersEngine(model, tokenizer, its_decoding), engine.load(folder, tokenizer, its_decoding))
+        if shortlist is None:
+            pytorch = TransformersEngine(model, tokenizer, its_decoding)
+            engines = (pytorch, engine.load(folder, tokenizer, its_decoding))
+        else:
+            pytorch = ShortlistEngine(model, tokenizer, its_decoding, shortlist=shortlist)
+            engines = (pytorch, engine.load(folder, tokenizer, its_decoding, use_shortlist=True))
         ours, theirs = (
             [texts[0] for texts in decode_all(each, input_ids, its_decoding.batch_tokens)] for each in engines
         )
@@ -192,14 +286,43 @@ def verify(
         if references is not None:
             row["bleu"] = corpus_scores(theirs, references, language)["bleu"]
             row["pytorch_bleu"] = corpus_scores(ours, references, language)["bleu"]
+        if shortlist is not None:
+            whole = engine.load(folder, tokenizer, its_decoding)
+            row["without_shortlist"] = compare_without(whole, engines[1], input_ids, references)
         rows.append(row)
     return rows
+
+
+def compare_without(
+    whole: Engine, restricted: Engine, input_ids: Sequence[list[int]], references: Sequence[str] | None
+) -> dict[str, float]:
+    """Translations of an engine with and without a shortlist, each sentence by itself.
+
+    In a batch the sentences share what each of them has, so that more translations stay the same.
+
+    Returns:
+        `same`, the share of translations that are so without it; with references `bleu` with and `whole_bleu` without.
+    """
+    with_it, without = ([texts[0] for texts in decode_all(each, input_ids, 1)] for each in (restricted, whole))
+    found = {"same": sum(map(str.__eq__, with_it, without)) / len(without)}
+    if references is not None:
+        language = getattr(whole.tokenizer, "target_lang", None)
+        found["bleu"], found["whole_bleu"] = (
+            corpus_scores(texts, references, language)["bleu"] for texts in (with_it, without)
+        )
+    return found
 
 
 def print_export(record: dict[str, Any]) -> None:
     """Print size and verification."""
     args = record["arguments"]
     print(f"{args['output_dir']}: {args['to']} {args['quantization']}, {record['megabytes']:.1f} MB")
+    if "entries" in record.get("shortlist", {}):
+        found = record["shortlist"]
+        line = f"shortlist of {found['pairs']:,} pairs: {found['entries']:.0f} target pieces a sentence"
+        if "coverage" in found:
+            line += f", {found['coverage']:.1%} of the references' pieces among them"
+        print(line)
     for row in record["verification"]:
         line = (
             f"beam {row['num_beams']}: {row['same']:.1%} of {row['sentences']} translations are PyTorch's, BLEU of "
@@ -208,6 +331,12 @@ def print_export(record: dict[str, Any]) -> None:
         if "bleu" in row:
             line += f"; to the references {row['bleu']:.2f}, PyTorch {row['pytorch_bleu']:.2f}"
         print(line)
+        if "without_shortlist" in row:
+            found = row["without_shortlist"]
+            line = f"beam {row['num_beams']}: {found['same']:.1%} of the translations are the same without shortlist"
+            if "bleu" in found:
+                line += f"; BLEU {found['bleu']:.2f} with it, {found['whole_bleu']:.2f} without"
+            print(line)
     if record["verification"]:
         print(record["verification"][0]["bleu_signature"], flush=True)
 

@@ -25,8 +25,10 @@ from ..checkpoints import check_start_embedding, load_checkpoint, load_parent
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
+from ..shortlist import Shortlist
 from ..tokenization import check_tokenizer, check_vocabulary, convert_source_ids_to_tokens, vocabulary
 
+VMAP_FILE = "vmap.txt"  # the engine's name for it
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float16", "int8_bfloat16", "int8_float32")
 
 
@@ -96,6 +98,11 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
     tokenizer.save_pretrained(output_dir)
 
 
+def write_shortlist(shortlist: Shortlist, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a shortlist into a converted model's folder, for `use_vmap=True`."""
+    shortlist.write_vmap(Path(folder, VMAP_FILE), tokenizer)
+
+
 class CTranslate2Decoder:
     """Decoding by CTranslate2 on this process's device, from a folder that a converter has made.
 
@@ -106,9 +113,10 @@ class CTranslate2Decoder:
             choose another hypothesis.
         max_length: of a translation, in tokens, without the end of sentence.
         n_best: hypotheses a sentence.
+        use_shortlist: only the target tokens that the folder's shortlist has for a batch are looked at.
 
     Raises:
-        ValueError: the folder holds no model, or one of another vocabulary.
+        ValueError: the folder holds no model, or one of another vocabulary; or no shortlist, where it is to be used.
     """
 
     def __init__(
@@ -118,13 +126,17 @@ class CTranslate2Decoder:
         decoding: DecodingArguments,
         max_length: int,
         n_best: int = 1,
+        use_shortlist: bool = False,
     ):
         found = []
         for side in ("source", "target"):
             files = [Path(folder, f"{name}_vocabulary.json") for name in ("shared", side)]
             found.append(next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), None))
         check_vocabulary(folder, tokenizer, *found)
+        if use_shortlist and not Path(folder, VMAP_FILE).is_file():
+            raise ValueError(f"{folder} has no shortlist ({VMAP_FILE}): export its model again with shortlist=true")
         self.tokenizer, self.decoding, self.max_length, self.n_best = tokenizer, decoding, max_length, n_best
+        self.use_shortlist = use_shortlist
         self.entries = vocabulary(tokenizer, "target")
         device = PartialState().device
         place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
@@ -142,14 +154,18 @@ class CTranslate2Decoder:
             min_decoding_length=0,  # as in `generate`; by default the engine says at least one token
             max_decoding_length=self.max_length,
             max_input_length=0,
+            use_vmap=self.use_shortlist,
         )
         ids = [[[self.entries[token] for token in tokens] for tokens in output.hypotheses] for output in outputs]
         return [self.tokenizer.batch_decode(hypotheses, skip_special_tokens=True) for hypotheses in ids]
 
 
-def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> CTranslate2Decoder:
+def load(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments, use_shortlist: bool = False
+) -> CTranslate2Decoder:
     """A decoder whose translations are at most as long as those of `generate`, whose last token is the end."""
-    return CTranslate2Decoder(folder, tokenizer, decoding, decoding.max_new_tokens - 1)
+    length = decoding.max_new_tokens - 1
+    return CTranslate2Decoder(folder, tokenizer, decoding, length, use_shortlist=use_shortlist)
 
 
 if __name__ == "__main__":
