@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from reverse_task import reverse_pairs
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipeline
 
 from rs_transformer.checkpoints import load_translator
-from rs_transformer.decoding import DecodingArguments, TransformersEngine
+from rs_transformer.decoding import DecodingArguments, TransformersEngine, generate_texts
+from rs_transformer.shortlist import make_shortlist, restricted
 from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.tokenization import vocabulary as side_of
 from rs_transformer.training.model import config_from_tokenizer
 
 pytest.importorskip("pymarian", reason="there are wheels of pymarian for Linux on x86-64 and Python < 3.13 alone")
@@ -278,6 +281,39 @@ def test_marian_takes_each_token_by_its_id(tmp_path, vocabulary):
     engine = marian_export.load(tmp_path / "marian", tokenizer, decoding)
     ours = translations(TransformersEngine(model, tokenizer, decoding), tokenizer, sentences)
     assert translations(engine, tokenizer, sentences) == ours
+
+
+@pytest.mark.parametrize("vocabulary", ["merged", "separate"])
+def test_marian_says_what_the_shortlist_has(tmp_path, vocabulary):
+    """And what fills it up to a multiple of eight: as if that were in the shortlist."""
+    languages = {"source_lang": "fw", "target_lang": "bw"}
+    letters = [[" ".join(chr(first + i) for i in range(20))] * 9 for first in (ord("a"), ord("α"))]
+    tokenizer = train_tokenizer(*letters, tmp_path / "model", vocab_size=44, vocabulary=vocabulary, **languages)
+    model = rs_model(**config_from_tokenizer(tokenizer), marian_positions=True)
+    save(tmp_path / "model", model, tokenizer)
+    sources, targets = (list(side_of(tokenizer, side).values()) for side in ("source", "target"))
+    links = {source: Counter({targets[-1 - source % 9]: 3, targets[-1 - source % 7]: 1}) for source in sources[2:]}
+    shortlist = make_shortlist(tokenizer, links, Counter(targets[-3:]))
+    marian_export.convert(str(tmp_path / "model"), tmp_path / "marian")
+    with pytest.raises(ValueError, match=r"there is no shortlist .*lex.s2t"):
+        marian_export.load(tmp_path / "marian", tokenizer, DecodingArguments(), use_shortlist=True)
+    marian_export.write_shortlist(shortlist, tmp_path / "marian", tokenizer)
+    settings = yaml.safe_load((tmp_path / "marian" / "decoder.yml").read_text())
+    assert settings["shortlist"][0] == "lex.s2t"
+    decoding = DecodingArguments(num_beams=2, length_penalty=0.0, max_new_tokens=9)
+    engine = marian_export.load(tmp_path / "marian", tokenizer, decoding, use_shortlist=True)
+    whole = marian_export.load(tmp_path / "marian", tokenizer, decoding)
+    differ = 0
+    for sentence in ("a b", "c", "d e f"):
+        ids = tokenizer(sentence)["input_ids"]
+        kept = set(shortlist.entries(ids))
+        fill = iter(targets[1:])
+        while len(kept) % 8:
+            kept.add(next(fill))
+        ours = generate_texts(restricted(model, sorted(kept)), tokenizer, [ids], decoding)
+        assert engine.translate_batch([ids]) == ours
+        differ += whole.translate_batch([ids]) != ours
+    assert differ
 
 
 def test_embeddings_of_their_own_are_written_and_an_output_of_its_own_is_named(tokenizer, tmp_path):

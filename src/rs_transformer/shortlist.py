@@ -60,10 +60,12 @@ class Shortlist:
         """Read what `save` has written with a tokenizer of the same vocabulary.
 
         Raises:
-            ValueError: a line is no such pair, or the tokenizer has not its tokens.
+            ValueError: there is no such file, a line is no such pair, or the tokenizer has not its tokens.
         """
         sources, targets = (vocabulary(tokenizer, side) for side in ("source", "target"))
         candidates: dict[int, dict[int, float]] = {}
+        if not Path(file).is_file():
+            raise ValueError(f"there is no shortlist {file}: export the model with shortlist=true")
         with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
@@ -138,8 +140,8 @@ def make_shortlist(
             rows[source] = row
     end, total = sources[tokenizer.eos_token], max(1, frequencies.total())
     rows[end] = {targets[token]: 1.0 for token in (tokenizer.eos_token, tokenizer.unk_token) if token in targets}
-    for target, count in frequencies.most_common(frequent):
-        rows[end].setdefault(target, count / total)
+    others = Counter({target: count for target, count in frequencies.items() if target not in rows[end]})
+    rows[end] |= {target: count / total for target, count in others.most_common(frequent)}
     return Shortlist(rows, end)
 
 

@@ -43,6 +43,7 @@ TARGETS = {
 # Without a length penalty, since engines count lengths differently.
 SEARCHES = ({"num_beams": 1, "length_penalty": 0.0}, {"num_beams": 4, "length_penalty": 0.0})
 MIN_SAME_QUANTIZED = 0.5
+MOST_UNKNOWN = 0.25  # share of a corpus's pieces from which on it is of another language: blanks are known to all
 
 
 @dataclass
@@ -211,10 +212,11 @@ def corpus_shortlist(args: ExportArguments, corpus_args: OptionalCorpusArguments
     for side, rows in (("source", source_ids), ("target", target_ids)):
         unknown = entries_of(tokenizer, side).get(tokenizer.unk_token)
         counts = Counter(chain.from_iterable(rows))
-        if 2 * counts[unknown] > counts.total() - len(rows):
+        share = counts[unknown] / (counts.total() - len(rows))  # of all but the ends
+        if share > MOST_UNKNOWN:
             raise ValueError(
-                f"most of the train split's {side} is unknown to the model: is it of the model's language, "
-                f"{getattr(tokenizer, f'{side}_lang', None)}?"
+                f"{share:.0%} of the pieces of the train split's {side} are unknown to the model: are they of its "
+                f"language, {getattr(tokenizer, f'{side}_lang', None)}?"
             )
     links = count_links(model, tokenizer, source_ids, target_ids)
     frequencies = Counter(chain.from_iterable(target_ids))

@@ -26,12 +26,16 @@ from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, lay
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
+from ..shortlist import LEX_FILE, Shortlist
 from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary, vocabulary_size
 
 logger = logging.get_logger(__name__)
 
 QUANTIZATIONS = ("float32",)
 CONFIG_KEY = "special:model.yml"
+# The engine has the first of its vocabulary for every sentence, here the end of sentence, and so many candidates of a
+# piece: all that the file has, and those that are less probable than nothing.
+SHORTLIST_LIMITS = (1, 1_000_000, 0)
 LONGEST_SOURCE = 1_000_000  # in tokens: what is too long is cut before
 # Marian's "gelu" is x · sigmoid(1.702 x), transformers' "quick_gelu".
 ACTIVATIONS = {"swish": "swish", "silu": "swish", "relu": "relu", "quick_gelu": "gelu"}
@@ -425,6 +429,14 @@ def _vocabulary_files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} has no decoder.yml that can be read: convert its model again") from error
 
 
+def write_shortlist(shortlist: Shortlist, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a shortlist into a converted model's folder; its `decoder.yml` uses it from then on."""
+    shortlist.save(Path(folder, LEX_FILE), tokenizer)
+    settings = yaml.safe_load(Path(folder, "decoder.yml").read_text("utf-8"))
+    settings["shortlist"] = [LEX_FILE, *SHORTLIST_LIMITS]
+    Path(folder, "decoder.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
 class MarianDecoder:
     """Decoding by Marian's engine on one CPU thread, from a folder that `convert` has written.
 
@@ -434,13 +446,22 @@ class MarianDecoder:
         folder: with `model.npz` and vocabularies.
         tokenizer: of the model that it was made from.
         decoding: how to decode. An empty source has an empty translation.
+        use_shortlist: only the target tokens that the folder's shortlist has for a batch are looked at, filled up to
+            a multiple of eight.
 
     Raises:
         ImportError: there is no pymarian.
-        ValueError: the folder holds no model, or one of another vocabulary; or its path has a space.
+        ValueError: the folder holds no model, or one of another vocabulary; or its path has a space; or its shortlist
+            is to be used, and there is none.
     """
 
-    def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments):
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: DecodingArguments,
+        use_shortlist: bool = False,
+    ):
         folder = Path(folder).resolve()
         # The engine cuts its options at spaces, and would end this process.
         if re.search(r"\s", str(folder)):
@@ -453,6 +474,10 @@ class MarianDecoder:
         _check_tensors(folder / "model.npz", tensors, options, entries)
         self.tokenizer, self.decoding = tokenizer, decoding
         self.entries = vocabulary(tokenizer, "target")
+        options = {}
+        if use_shortlist:
+            Shortlist.load(folder / LEX_FILE, tokenizer)  # for what is wrong with it
+            options["shortlist"] = [str(folder / LEX_FILE), *map(str, SHORTLIST_LIMITS)]
         self.engine = _pymarian().Translator(
             models=str(folder / "model.npz"),
             vocabs=[str(file) for file in files],
@@ -463,6 +488,7 @@ class MarianDecoder:
             cpu_threads=1,
             quiet=True,
             quiet_translation=True,
+            **options,
         )
 
     def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
@@ -491,6 +517,8 @@ def _pymarian() -> ModuleType:
     return pymarian
 
 
-def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> MarianDecoder:
+def load(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments, use_shortlist: bool = False
+) -> MarianDecoder:
     """The written model in Marian's engine."""
-    return MarianDecoder(folder, tokenizer, decoding)
+    return MarianDecoder(folder, tokenizer, decoding, use_shortlist)
