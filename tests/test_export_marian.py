@@ -288,7 +288,7 @@ def test_marian_says_what_the_shortlist_has(tmp_path, vocabulary):
     """And what fills it up to a multiple of eight: as if that were in the shortlist."""
     languages = {"source_lang": "fw", "target_lang": "bw"}
     letters = [[" ".join(chr(first + i) for i in range(20))] * 9 for first in (ord("a"), ord("α"))]
-    tokenizer = train_tokenizer(*letters, tmp_path / "model", vocab_size=44, vocabulary=vocabulary, **languages)
+    tokenizer = train_tokenizer(*letters, tmp_path / "model", vocab_size=25, vocabulary=vocabulary, **languages)
     model = rs_model(**config_from_tokenizer(tokenizer), marian_positions=True)
     save(tmp_path / "model", model, tokenizer)
     sources, targets = (list(side_of(tokenizer, side).values()) for side in ("source", "target"))
