@@ -168,10 +168,16 @@ def test_links_go_to_pieces_and_not_to_special_tokens_or_codes(tmp_path):
     tokenizer = odd_tokenizer(tmp_path, "joint")
     model = rs_model(**config_from_tokenizer(tokenizer))
     sides = [encode(tokenizer, [">>eng<< a f b", "c"]), encode(tokenizer, ["z v u", "w"], target=True)]
-    links = count_links(model, tokenizer, *sides)
+    links = count_links(model, tokenizer, *sides, predicted=3)
     silent = {entries_of(tokenizer, "source")[token] for token in (">>eng<<", "</s>", "<unk>", "<pad>")}
     assert links.keys() <= set(chain(*sides[0])) - silent
-    assert sum(links.values(), Counter()) == Counter(index for index in chain(*sides[1]) if index not in silent)
+    expected = Counter(index for index in chain(*sides[1]) if index not in silent)
+    for source, target in zip(*sides, strict=True):  # and what the model itself would say at each place
+        logits = model(torch.tensor([source]), labels=torch.tensor([target])).logits[0]
+        for row in logits.softmax(-1):
+            expected.update({index: row[index].item() for index in row.topk(3).indices.tolist() if index not in silent})
+    counted = sum(links.values(), Counter())
+    assert counted == {index: pytest.approx(count, rel=1e-4) for index, count in expected.items()}
     assert model.config._attn_implementation == "sdpa"
 
 

@@ -14,6 +14,7 @@ from ..tokenization import entries_of
 from .collection import eager_attention, twin
 
 BATCH_TOKENS = 2048
+PREDICTED = 8
 
 
 def count_links(
@@ -21,15 +22,18 @@ def count_links(
     tokenizer: PreTrainedTokenizerBase,
     source_ids: Sequence[Sequence[int]],
     target_ids: Sequence[Sequence[int]],
+    predicted: int = PREDICTED,
 ) -> dict[int, Counter[int]]:
     """For source ids, how often a target id is aligned with them.
 
-    A target piece is aligned with the source piece that it attends to most, by the mean over steps and heads in a
-    forced pass. Special tokens and what begins a source as `>>deu<<` are aligned with nothing.
+    A target piece is aligned with the source piece that its position attends to most, by the mean over steps and heads
+    in a forced pass; and so is, by its probability, each of the pieces that the model thinks most probable there, for
+    these are what it will say. Special tokens and what begins a source as `>>deu<<` are aligned with nothing.
 
     Args:
         model: any that gives cross-attention; other threads may use it meanwhile.
         source_ids, target_ids: of sentence pairs, each with its end of sentence.
+        predicted: how many of the model's own pieces count at each position.
     """
     links: dict[int, Counter[int]] = defaultdict(Counter)
     forced = twin(model)
@@ -48,10 +52,15 @@ def count_links(
         # Much attends to the end of sentence, which says nothing of what becomes what.
         weights = weights.masked_fill(torch.isin(inputs["input_ids"], silent)[:, None], -1)
         most, positions = weights.max(-1)
-        aligned = (most >= 0) & ~torch.isin(labels, silent_targets)
-        sources = inputs["input_ids"].gather(1, positions)[aligned].tolist()
-        for source, target in zip(sources, labels[aligned].tolist(), strict=True):
-            links[source][target] += 1
+        sources = inputs["input_ids"].gather(1, positions)
+        probabilities, pieces = outputs.logits.softmax(-1).topk(min(predicted, outputs.logits.shape[-1]))
+        said = torch.cat([labels[..., None], pieces], -1)
+        counts = torch.cat([torch.ones_like(probabilities[..., :1]), probabilities], -1)
+        there = (most >= 0) & (labels != tokenizer.pad_token_id)
+        aligned = there[..., None] & ~torch.isin(said, silent_targets)
+        sources = sources[..., None].expand_as(said)[aligned].tolist()
+        for source, target, count in zip(sources, said[aligned].tolist(), counts[aligned].tolist(), strict=True):
+            links[source][target] += count
         return [None] * len(batch)
 
     lengths = [max(map(len, pair)) for pair in zip(source_ids, target_ids, strict=True)]
