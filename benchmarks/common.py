@@ -48,7 +48,14 @@ def parse_args(description: str, **options: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(system: str, d_model: int, seed: int, depth: int = 6, vocab_size: int = VOCABULARY) -> PreTrainedModel:
+def build(
+    system: str,
+    d_model: int,
+    seed: int,
+    depth: int = 6,
+    vocab_size: int = VOCABULARY,
+    decoder_depth: int | None = None,
+) -> PreTrainedModel:
     """A random model: recurrently stacked ("RS …"), or stock Marian with as many layers as the other has steps."""
     fields = {
         "vocab_size": vocab_size,
@@ -60,7 +67,7 @@ def build(system: str, d_model: int, seed: int, depth: int = 6, vocab_size: int 
         "encoder_attention_heads": 8,
         "decoder_attention_heads": 8,
         "encoder_layers": depth,
-        "decoder_layers": depth,
+        "decoder_layers": decoder_depth or depth,
         "max_position_embeddings": 512,
         "activation_function": "swish",
         "scale_embedding": True,

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -342,6 +343,7 @@ def main() -> None:
         deadline=(1e6, None, "Stop after so many minutes."),
     )
     study.work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))  # and its children with it
     deadline = time.monotonic() + 60 * args.deadline
     with claimed(study.work / "study", True):
         Runner(study, args.jobs, deadline).run(study.cells(args.only.split(",")))
