@@ -175,7 +175,9 @@ def test_links_go_to_pieces_and_not_to_special_tokens_or_codes(tmp_path):
     for source, target in zip(*sides, strict=True):  # and what the model itself would say at each place
         logits = model(torch.tensor([source]), labels=torch.tensor([target])).logits[0]
         for row in logits.softmax(-1):
-            expected.update({index: row[index].item() for index in row.topk(3).indices.tolist() if index not in silent})
+            expected.update(
+                {index: row[index].item() for index in row.topk(3).indices.tolist() if index not in silent}
+            )
     counted = sum(links.values(), Counter())
     assert counted == {index: pytest.approx(count, rel=1e-4) for index, count in expected.items()}
     assert model.config._attn_implementation == "sdpa"
