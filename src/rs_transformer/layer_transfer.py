@@ -252,6 +252,12 @@ def fold_adapters(model: MarianMTModel) -> MarianMTModel:
     return build_like(RSMarianForConditionalGeneration, folded, state, like=model)
 
 
+def stock_config(config: RSMarianConfig) -> MarianConfig:
+    """The configuration of a stock `MarianMTModel` as deep as an RSMarian."""
+    rs_only = {f.name for f in dataclasses.fields(RSMarianConfig)} - {f.name for f in dataclasses.fields(MarianConfig)}
+    return MarianConfig(**{name: value for name, value in _fields(config).items() if name not in rs_only})
+
+
 def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
     """Make a stock `MarianMTModel` with a copy of the shared layer for each step, equal to the model.
 
@@ -265,8 +271,6 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
         TypeError: not an RSMarian.
     """
     check_rs_marian(model)
-    rs_only = {f.name for f in dataclasses.fields(RSMarianConfig)} - {f.name for f in dataclasses.fields(MarianConfig)}
-    fields = {name: value for name, value in _fields(model.config).items() if name not in rs_only}
     stored = model.state_dict()
     state = {name: tensor for name, tensor in stored.items() if not STACK_PARAMETER.match(name)}
     for found in filter(None, map(_of_first_layer, stored)):
@@ -278,7 +282,7 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
             elif rest == "final_layer_norm.bias":
                 copy_of = copy_of + stored.get(f"model.{side}.step_embeddings.{step}.weight", 0)
             state[f"model.{side}.layers.{step}.{rest}"] = copy_of
-    return build_like(MarianMTModel, MarianConfig(**fields), state, like=model)
+    return build_like(MarianMTModel, stock_config(model.config), state, like=model)
 
 
 def with_depth(

@@ -234,18 +234,16 @@ class _Subwords:
     def __init__(self, model: bytes):
         self.scores: dict[str, float] = {}
         self.fixed: set[str] = set()
-        self.type, normal = UNIGRAM, {}
-        for number, value, _ in _fields(model):
+        self.type, normal = model_type(model), {}
+        for number, value, _ in read_fields(model):
             if number == PIECES:
-                text, score, kind = _read_piece(value)
+                text, score, kind = read_piece(value)
                 if kind in (NORMAL, USER_DEFINED, UNUSED):
                     self.scores[text] = score
                 if kind == NORMAL:
                     normal[text] = score
                 else:
                     self.fixed.add(text)
-            elif number == TRAINER:
-                self.type = {number: part for number, part, _ in _fields(value)}.get(MODEL_TYPE, UNIGRAM)
         self.pieces = self.scores.keys() | self.fixed
         if self.type == UNIGRAM and normal:
             self.fixed |= {min(normal, key=normal.get), max(normal, key=normal.get)}
@@ -379,18 +377,24 @@ def _trimmed_tokenizer(
 
 def _without_pieces(model: bytes, kept: Collection[str]) -> bytes:
     """A SentencePiece model with those of its pieces that are kept; the rest as it is, byte for byte."""
-    fields = _fields(model)
-    return b"".join(whole for number, value, whole in fields if number != PIECES or _read_piece(value)[0] in kept)
+    fields = read_fields(model)
+    return b"".join(whole for number, value, whole in fields if number != PIECES or read_piece(value)[0] in kept)
 
 
-def _read_piece(message: bytes) -> tuple[str, float, int]:
+def model_type(model: bytes) -> int:
+    """What a SentencePiece model was trained as."""
+    trainers = [value for number, value, _ in read_fields(model) if number == TRAINER]
+    return {number: part for number, part, _ in read_fields(b"".join(trainers))}.get(MODEL_TYPE, UNIGRAM)
+
+
+def read_piece(message: bytes) -> tuple[str, float, int]:
     """Text, score and kind of a piece."""
-    fields = {number: value for number, value, _ in _fields(message)}
+    fields = {number: value for number, value, _ in read_fields(message)}
     (score,) = struct.unpack("<f", fields.get(SCORE, bytes(4)))
     return str(fields[TEXT], "utf-8"), score, fields.get(KIND, NORMAL)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any, bytes]]:
+def read_fields(message: bytes) -> Iterator[tuple[int, Any, bytes]]:
     """The fields of a protocol buffer: number, value (an integer, or bytes), and the bytes of the whole field."""
     place = 0
     while place < len(message):

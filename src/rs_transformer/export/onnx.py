@@ -1,14 +1,16 @@
-"""ONNX: an encoder and a decoder with a cache, for ONNX Runtime in applications and browsers.
+"""ONNX in the layout of optimum-onnx and transformers.js, for ONNX Runtime in applications and browsers.
 
 Both graphs call the shared layers as often as the model is deep, and hold the weights of each once. What the decoder
-attends to in the source is computed once for each stored layer, in the encoder's graph. `docs/export.md` has the loop
+attends to in the source is computed once for each stored layer, with the first token. `docs/export.md` has the loop
 that decodes greedily with onnxruntime alone.
 """
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 from onnx_ir.passes.common import (
@@ -17,6 +19,7 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxscript.optimizer import fold_constants
 from torch import nn
 from transformers import (
@@ -29,52 +32,67 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from ..checkpoints import load_parent
 from ..decoding import DecodingArguments, TransformersEngine
-from ..layer_transfer import collapse
+from ..layer_transfer import collapse, stock_config
 from ..modeling_rs_marian import CACHE, RSMarianForConditionalGeneration, strict_forward
 
-QUANTIZATIONS = ("float32", "int8")
-GRAPHS = ("encoder", "decoder")
+# Of each the suffix that transformers.js gives its files.
+SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
+QUANTIZATIONS = tuple(SUFFIXES)
+GRAPHS = ("encoder_model", "decoder_model_merged")
 OPSET = 20
 LARGEST_CONSTANT = 2**30
-# Of each input the axes of any length: the batch, and source or past.
-DYNAMIC_AXES = {"input_ids": (0, 1), "attention_mask": (0, 1), "source_states": (0, 1), "past": (0, 2)}
+BATCH, SOURCE = "batch_size", "encoder_sequence_length"
+
+
+def cache_names(depth: int) -> list[str]:
+    """What the decoder's cache consists of, in the order of its inputs: `{step}.{side}.{key or value}`."""
+    sides = ("decoder", "encoder")
+    return [f"{step}.{side}.{part}" for step in range(depth) for side in sides for part in ("key", "value")]
 
 
 class EncoderGraph(nn.Module):
-    """`input_ids`, `attention_mask` (batch, source) to `source_states` (batch, source, 2 · unique layers · d_model).
-
-    Keys and values of the cross-attention of every stored decoder layer, one after another; of every step instead
-    where the steps have biases or adapters of their own.
-    """
+    """`input_ids`, `attention_mask` (batch, source) to `last_hidden_state` (batch, source, d_model)."""
 
     def __init__(self, model: RSMarianForConditionalGeneration):
         super().__init__()
-        self.model = model
+        self.encoder = model.model.encoder
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.model.model.encoder(input_ids, attention_mask).last_hidden_state
-        decoder = self.model.model.decoder
-        steps = decoder.steps("decoder", None)
-        states = [
-            own.of("encoder_attn").project(layer.encoder_attn, name, hidden_states)
-            for layer, own in (steps[step] for step in _distinct_sources(self.model))
-            for name in ("k_proj", "v_proj")
-        ]
-        return torch.cat(states, dim=-1)
+        return self.encoder(input_ids, attention_mask).last_hidden_state
+
+
+class PastLayer(DynamicLayer):
+    """Given keys and values in the cache; `DynamicLayer` asks whether there are any, which no graph can."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
+        self.keys = torch.cat([self.keys, key_states], dim=-2)
+        self.values = torch.cat([self.values, value_states], dim=-2)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[-2]
 
 
 class DecoderGraph(nn.Module):
-    """One token further.
+    """Some tokens further.
 
-    Inputs: `input_ids` (batch, 1), the last token, at first the start token; `attention_mask` (batch, source);
-    `source_states` of the encoder's graph; `past` (batch, 2 · depth · heads, length, head width), at first of length
-    0. Outputs: `logits` (batch, vocabulary) and `present`, the `past` of the next call.
+    Inputs: `encoder_attention_mask` (batch, source); `input_ids` (batch, length), the tokens since the last call, at
+    first the start token; `encoder_hidden_states` (batch, source, d_model); `past_key_values`, the tensors of
+    `cache_names`, (batch, heads, past or source, head width); `use_cache_branch` (1,), false at the first call, where
+    the pasts say nothing and may have any length. Outputs: `logits` (batch, length, vocabulary) and the next pasts.
+
+    Steps that apply one layer see the same source by the same keys and values: those of the first such step.
     """
 
     def __init__(self, model: RSMarianForConditionalGeneration):
@@ -83,125 +101,218 @@ class DecoderGraph(nn.Module):
 
     def forward(
         self,
+        encoder_attention_mask: torch.Tensor,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        source_states: torch.Tensor,
-        past: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        decoder, config = self.model.model.decoder, self.model.config
-        heads = config.decoder_attention_heads
+        encoder_hidden_states: torch.Tensor,
+        past_key_values: list[torch.Tensor],
+        use_cache_branch: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        pasts = [past_key_values[start : start + 4] for start in range(0, len(past_key_values), 4)]
+        sources = self._sources(encoder_attention_mask, encoder_hidden_states, pasts, use_cache_branch)
+        limit = pasts[0][0].shape[2]
+        past_length = (use_cache_branch.long() * limit).item()
+        torch._check(past_length >= 0)
+        torch._check(past_length <= limit)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        pasts = past.split(heads, dim=1)
-        sources = [
-            states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in source_states.split(config.d_model, dim=-1)
+        cache.self_attention_cache.layers = [
+            PastLayer(*(states.narrow(2, 0, past_length) for states in past[:2])) for past in pasts
         ]
-        distinct = len(_distinct_sources(self.model)) == config.decoder_layers
-        for step, layer in enumerate(decoder.layer_map):
-            source = step if distinct else layer
-            cache.self_attention_cache.update(*pasts[2 * step : 2 * step + 2], step)
-            cache.cross_attention_cache.update(*sources[2 * source : 2 * source + 2], step)
-            cache.is_updated[step] = True
-        hidden_states = decoder(
+        cache.cross_attention_cache.layers = [PastLayer(*states) for states in sources]
+        cache.is_updated = dict.fromkeys(range(len(pasts)), True)
+
+        lowest = torch.finfo(encoder_hidden_states.dtype).min
+        positions = torch.arange(input_ids.shape[1]) + past_length
+        later = torch.arange(past_length + input_ids.shape[1])[None] > positions[:, None]
+        hidden_states = self.model.model.decoder(
             input_ids,
-            encoder_hidden_states=source_states[..., : config.d_model],  # of the right length; its keys are cached
-            encoder_attention_mask=attention_mask,
+            attention_mask=torch.where(later, lowest, 0.0)[None, None],
+            encoder_hidden_states=encoder_hidden_states,  # of the right length; its keys are cached
+            encoder_attention_mask=torch.tensor([lowest, 0.0])[encoder_attention_mask[:, None, None]],
             use_cache=True,
             **{CACHE: cache},
         ).last_hidden_state
-        logits = self.model.lm_head(hidden_states[:, -1]) + self.model.final_logits_bias
-        layers = cache.self_attention_cache.layers
-        return logits, torch.cat([states for layer in layers for states in (layer.keys, layer.values)], dim=1)
+        logits = self.model.lm_head(hidden_states) + self.model.final_logits_bias
+        layers = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
+        return logits, *(states for pair in layers for layer in pair for states in (layer.keys, layer.values))
 
+    def _sources(
+        self,
+        encoder_attention_mask: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pasts: list[list[torch.Tensor]],
+        use_cache_branch: torch.Tensor,
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each step the keys and values of the source: at the first call computed, then those of the cache."""
+        decoder = self.model.model.decoder
+        steps = decoder.steps("decoder", None)
+        if decoder.step_projections is None:
+            first = [decoder.layer_map.index(layer) for layer in decoder.layer_map]
+        else:
+            first = list(range(len(steps)))
+        distinct = sorted(set(first))
 
-def _distinct_sources(model: RSMarianForConditionalGeneration) -> list[int]:
-    """The decoder's steps whose keys and values of the source are all that there are: the first of each layer."""
-    decoder = model.model.decoder
-    if decoder.step_projections is not None:
-        return list(range(len(decoder.layer_map)))
-    return [decoder.layer_map.index(layer) for layer in range(len(decoder.layers))]
+        def compute(hidden_states: torch.Tensor, *cached: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            shape = (*hidden_states.shape[:2], self.model.config.decoder_attention_heads, -1)
+            return tuple(
+                own.of("encoder_attn")
+                .project(layer.encoder_attn, name, hidden_states)
+                .view(shape)
+                .transpose(1, 2)
+                # The result of a branch has to be a tensor of its own, of the same strides as the other's.
+                .contiguous()
+                for layer, own in (steps[step] for step in distinct)
+                for name in ("k_proj", "v_proj")
+            )
+
+        def take(hidden_states: torch.Tensor, *cached: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(states.clone() for states in cached)
+
+        cached = [states for step in distinct for states in pasts[step][2:]]
+        found = torch.cond(use_cache_branch, take, compute, (encoder_hidden_states, *cached))
+        for states in found:
+            torch._check(states.shape[0] == encoder_attention_mask.shape[0])
+            torch._check(states.shape[2] == encoder_attention_mask.shape[1])
+        pairs = {step: found[2 * place : 2 * place + 2] for place, step in enumerate(distinct)}
+        return [pairs[step] for step in first]
 
 
 def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
-    """Write `encoder.onnx` and `decoder.onnx` of an RSMarian or Marian checkpoint, configuration and tokenizer beside.
+    """Write the graphs of an RSMarian or Marian checkpoint into `onnx`, and a stock Marian's configuration beside.
 
     Args:
         model: on the Hub or in a folder.
-        output_dir: written to.
-        quantization: `"float32"`, or `"int8"`: ONNX Runtime's dynamic quantisation.
+        output_dir: written to; the tokenizer too.
+        quantization: `"float32"`; `"float16"`; or `"int8"`, ONNX Runtime's dynamic quantisation. Inputs and outputs
+            are float32.
         revision: branch, tag or commit of the model.
 
     Raises:
         ValueError: as `load_parent`.
     """
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "onnx").mkdir(parents=True, exist_ok=True)
     loaded, tokenizer = load_parent(model, revision, dtype=torch.float32, attn_implementation="eager")
-    loaded.eval()
-    config = json.loads(loaded.config.to_json_string())
     if not isinstance(loaded, RSMarianForConditionalGeneration):
         # A Marian is an RSMarian that stores every layer.
         sides = {f"{side}_unique_layers": getattr(loaded.config, f"{side}_layers") for side in ("encoder", "decoder")}
-        loaded = collapse(loaded, method="first", **sides).eval()
+        loaded = collapse(loaded, method="first", **sides)
         loaded.set_attn_implementation("eager")
-    inputs = _example_inputs(loaded)
-    for name, graph in zip(GRAPHS, (EncoderGraph(loaded), DecoderGraph(loaded)), strict=True):
-        _export(graph.eval(), inputs[name], folder / f"{name}.onnx")
-        if quantization == "int8":
-            exact = (folder / f"{name}.onnx").rename(folder / f"{name}.float32.onnx")
-            quantize_dynamic(exact, folder / f"{name}.onnx", weight_type=QuantType.QInt8)
-            exact.unlink()
-    for name in ("auto_map", "custom_pipelines"):
-        config.pop(name, None)  # they tell of source code, which is not here
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    loaded.eval()
+    for name, export in zip(GRAPHS, (_export_encoder, _export_decoder), strict=True):
+        _write(export(loaded), folder / "onnx" / f"{name}{SUFFIXES[quantization]}.onnx", quantization)
+    stock_config(loaded.config).save_pretrained(folder)
     loaded.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _example_inputs(model: RSMarianForConditionalGeneration) -> dict[str, dict[str, torch.Tensor]]:
-    """Inputs of the graphs that show each axis at a length of its own, and padding."""
+def _export_encoder(model: RSMarianForConditionalGeneration) -> ir.Model:
+    input_ids, attention_mask = _example_source()
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    axes = {name: {0: BATCH, 1: SOURCE} for name in inputs}
+    return _export(EncoderGraph(model), inputs, axes, list(inputs), ["last_hidden_state"])
+
+
+def _export_decoder(model: RSMarianForConditionalGeneration) -> ir.Model:
     config = model.config
-    batch, source, length = 3, 7, 5
-    input_ids = torch.ones(batch, source, dtype=torch.long)
+    input_ids, attention_mask = _example_source()
+    batch, source = input_ids.shape
+    heads, past = config.decoder_attention_heads, 5
+    names = cache_names(config.decoder_layers)
+    lengths = [past if "decoder" in name else source for name in names]
+    inputs = {
+        "encoder_attention_mask": attention_mask,
+        "input_ids": input_ids[:, :2],
+        "encoder_hidden_states": torch.randn(batch, source, config.d_model),
+        "past_key_values": [torch.randn(batch, heads, length, config.d_model // heads) for length in lengths],
+        "use_cache_branch": torch.tensor([True]),
+    }
+    # The source of the cache need not have the mask's length, while the pasts say nothing.
+    past_axes = ["past_decoder_sequence_length" if "decoder" in name else f"{SOURCE}_out" for name in names]
+    axes = {
+        "encoder_attention_mask": {0: BATCH, 1: SOURCE},
+        "input_ids": {0: BATCH, 1: "decoder_sequence_length"},
+        "encoder_hidden_states": {0: BATCH, 1: SOURCE},
+        "past_key_values": [{0: BATCH, 2: axis} for axis in past_axes],
+        "use_cache_branch": None,
+    }
+    input_names = [*list(inputs)[:3], *(f"past_key_values.{name}" for name in names), "use_cache_branch"]
+    output_names = ["logits", *(f"present.{name}" for name in names)]
+    return _export(DecoderGraph(model), inputs, axes, input_names, output_names)
+
+
+def _example_source() -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask that show each axis at a length of its own, and padding."""
+    input_ids = torch.ones(3, 7, dtype=torch.long)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, 4:] = 0
-    heads = config.decoder_attention_heads
-    past_shape = (batch, 2 * config.decoder_layers * heads, length, config.d_model // heads)
-    return {
-        "encoder": {"input_ids": input_ids, "attention_mask": attention_mask},
-        "decoder": {
-            "input_ids": input_ids[:, :1],
-            "attention_mask": attention_mask,
-            "source_states": torch.randn(batch, source, 2 * len(_distinct_sources(model)) * config.d_model),
-            "past": torch.randn(past_shape),
-        },
-    }
+    return input_ids, attention_mask
 
 
-def _export(graph: nn.Module, inputs: dict[str, torch.Tensor], file: Path) -> None:
-    decoder = "past" in inputs
-    axes = {name: DYNAMIC_AXES[name] for name in inputs}
-    if decoder:
-        axes["input_ids"] = (0,)  # one token
-    program = torch.onnx.export(
-        graph,
-        kwargs=inputs,
-        input_names=list(inputs),
-        output_names=["logits", "present"] if decoder else ["source_states"],
-        dynamic_shapes={name: dict.fromkeys(its, torch.export.Dim.DYNAMIC) for name, its in axes.items()},
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+def _export(
+    graph: nn.Module, inputs: dict[str, Any], axes: dict[str, Any], input_names: list[str], output_names: list[str]
+) -> ir.Model:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*axis name", category=UserWarning)  # one name for equal axes
+        program = torch.onnx.export(
+            graph.eval(),
+            kwargs=inputs,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=axes,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    return program.model
+
+
+def _write(model: ir.Model, file: Path, quantization: str) -> None:
+    """Save a graph with each weight once."""
+    # The output projection is often the embedding, transposed.
+    tied = [node for node in model.graph if node.op_type == "Transpose" and _has_other_use(node.inputs[0])]
+    pairs = [(node.inputs[0].name, node.outputs[0].name) for node in tied]
     # The transposes of the weights are done here: a weight behind one would not be quantised. Then a shared layer may
     # stand there once for each step, and the metadata hold paths of this machine.
-    fold_constants(program.model, input_size_limit=LARGEST_CONSTANT, output_size_limit=LARGEST_CONSTANT)
+    fold_constants(
+        model,
+        input_size_limit=LARGEST_CONSTANT,
+        output_size_limit=LARGEST_CONSTANT,
+        should_fold=lambda node: False if node in tied and quantization != "int8" else None,
+    )
     for clean in (
         RemoveUnusedNodesPass(),
         DeduplicateInitializersPass(LARGEST_CONSTANT),
         ClearMetadataAndDocStringPass(),
     ):
-        clean(program.model)
-    program.save(file)
+        clean(model)
+    if quantization == "float32":
+        ir.save(model, file)
+        return
+    proto = ir.to_proto(model)
+    if quantization == "float16":
+        onnx.save(convert_float_to_float16(proto, keep_io_types=True), file)
+        return
+    quantize_dynamic(proto, file, weight_type=QuantType.QInt8, extra_options={"EnableSubgraph": True})
+    proto = onnx.load(file)
+    for weight, transposed in pairs:
+        _store_once(proto.graph, weight, transposed)
+    onnx.save(proto, file)
+
+
+def _has_other_use(value: ir.Value) -> bool:
+    """Whether a weight is used otherwise than transposed."""
+    return value.is_initializer() and any(node.op_type != "Transpose" for node, _ in value.uses())
+
+
+def _store_once(graph: onnx.GraphProto, weight: str, transposed: str) -> None:
+    """Have the quantised weight transposed when a session starts, instead of stored in both forms."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for part in ("quantized", "scale", "zero_point"):
+        array = onnx.numpy_helper.to_array(tensors[f"{transposed}_{part}"])
+        tensors[f"{weight}_{part}"].CopyFrom(onnx.numpy_helper.from_array(array.T, f"{weight}_{part}"))
+    graph.initializer.remove(tensors[f"{transposed}_quantized"])
+    names = ([f"{weight}_quantized"], [f"{transposed}_quantized"])
+    graph.node.insert(0, onnx.helper.make_node("Transpose", *names, perm=[1, 0]))
 
 
 class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
@@ -209,22 +320,29 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
 
     Args:
         folder: written by `convert`.
+        quantization: of the files; default: the first of `QUANTIZATIONS` that is there.
+
+    Raises:
+        ValueError: there are no such files.
     """
 
     main_input_name = "input_ids"
     config_class = PretrainedConfig
     _supports_sdpa = True
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, quantization: str | None = None):
         super().__init__(AutoConfig.from_pretrained(folder))
         self.generation_config = GenerationConfig.from_pretrained(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.sessions = {
-            name: onnxruntime.InferenceSession(Path(folder, f"{name}.onnx"), options, ["CPUExecutionProvider"])
-            for name in GRAPHS
-        }
-        self.encoder = _OnnxEncoder(self.sessions["encoder"])
+        encoder, self.decoder = (
+            onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
+            for file in graph_files(folder, quantization)
+        )
+        self.encoder = _OnnxEncoder(encoder)
+        names = cache_names(self.config.decoder_layers)
+        self.past_names = [f"past_key_values.{name}" for name in names]
+        self.present_names = [f"present.{name}" for name in names]
 
     @property
     def device(self) -> torch.device:
@@ -244,28 +362,39 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
-        """Logits after each token, (batch, length, vocabulary). The cache has one layer; its keys are the `past`."""
+        """Logits after each token, (batch, length, vocabulary)."""
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
         if cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        if cache.get_seq_length() == 0:
-            # `generate` has made a cache with a layer for each step.
-            cache.self_attention_cache, cache.cross_attention_cache = DynamicCache(), DynamicCache()
-            past = self._empty_past(len(decoder_input_ids))
-            cache.self_attention_cache.update(past, past[:, :0], 0)
-        (layer,) = cache.self_attention_cache.layers
-        inputs = {"attention_mask": attention_mask, "source_states": encoder_outputs[0]}
-        logits = []
-        for token in decoder_input_ids.split(1, dim=1):  # several where a translation has to begin with them
-            found, present = _run(self.sessions["decoder"], {**inputs, "input_ids": token, "past": layer.keys})
-            layer.keys, layer.values = present, present[:, :0]
-            logits.append(found)
-        return Seq2SeqLMOutput(logits=torch.stack(logits, dim=1), **{CACHE: cache})
-
-    def _empty_past(self, batch: int) -> torch.Tensor:
-        heads = self.config.decoder_attention_heads
-        return torch.zeros(batch, 2 * self.config.decoder_layers * heads, 0, self.config.d_model // heads)
+        sides = (cache.self_attention_cache, cache.cross_attention_cache)
+        cached = cache.get_seq_length() > 0
+        if cached:
+            layers = [side.layers[step] for step in range(self.config.decoder_layers) for side in sides]
+            pasts = [states for layer in layers for states in (layer.keys, layer.values)]
+        else:
+            heads = self.config.decoder_attention_heads
+            pasts = [torch.zeros(len(decoder_input_ids), heads, 0, self.config.d_model // heads)] * len(
+                self.past_names
+            )
+        inputs = {
+            "encoder_attention_mask": attention_mask,
+            "input_ids": decoder_input_ids,
+            "encoder_hidden_states": encoder_outputs[0],
+            "use_cache_branch": torch.tensor([cached]),
+            **dict(zip(self.past_names, pasts, strict=True)),
+        }
+        # The source's keys and values stay what they are.
+        new = [name for name in self.present_names if not cached or "decoder" in name]
+        logits, *presents = _run(self.decoder, inputs, ["logits", *new])
+        for name, keys, values in zip(new[::2], presents[::2], presents[1::2], strict=True):
+            _, step, side, _ = name.split(".")
+            layers = sides["encoder" in side]
+            if cached:
+                layers.layers[int(step)].keys, layers.layers[int(step)].values = keys, values
+            else:
+                layers.update(keys, values, int(step))
+        return Seq2SeqLMOutput(logits=logits, **{CACHE: cache})
 
 
 class _OnnxEncoder(nn.Module):
@@ -279,13 +408,34 @@ class _OnnxEncoder(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutput:
-        (states,) = _run(self.session, {"input_ids": input_ids, "attention_mask": attention_mask})
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        (states,) = _run(self.session, inputs, ["last_hidden_state"])
         return BaseModelOutput(last_hidden_state=states)
 
 
-def _run(session: onnxruntime.InferenceSession, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    outputs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+def _run(
+    session: onnxruntime.InferenceSession, inputs: dict[str, torch.Tensor], output_names: list[str]
+) -> list[torch.Tensor]:
+    outputs = session.run(output_names, {name: tensor.numpy() for name, tensor in inputs.items()})
     return [torch.from_numpy(output) for output in outputs]
+
+
+def graph_files(folder: str | Path, quantization: str | None = None) -> list[Path]:
+    """The files of encoder and decoder in a folder that `convert` has written.
+
+    Args:
+        folder: the exported folder.
+        quantization: one of `QUANTIZATIONS`; default: the first of them that is there.
+
+    Raises:
+        ValueError: there are no such files.
+    """
+    suffixes = SUFFIXES.values() if quantization is None else [SUFFIXES[quantization]]
+    for suffix in suffixes:
+        files = [Path(folder, "onnx", f"{name}{suffix}.onnx") for name in GRAPHS]
+        if all(file.is_file() for file in files):
+            return files
+    raise ValueError(f"{folder} has no onnx/{GRAPHS[0]}.onnx and {GRAPHS[1]}.onnx, {quantization or 'of any type'}")
 
 
 def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> TransformersEngine:

@@ -1,0 +1,355 @@
+"""`tokenizer.json` of a `MarianTokenizer`: for transformers.js and the tokenizers library, which read no SentencePiece.
+
+Their `Precompiled` normalizer, two re-implementations, is not SentencePiece's. So the normalization is written out
+here: by NFKC, and by replacements where SentencePiece's rules say otherwise.
+"""
+
+import json
+import struct
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from transformers import MarianTokenizer
+
+from ..tokenization import entries_of
+from ..vocabulary import BPE, NORMAL, PIECES, TRAINER, UNIGRAM, model_type, read_fields, read_piece
+
+NORMALIZER = 3  # a field of a SentencePiece model
+CHARSMAP, DUMMY_PREFIX, EXTRA_BLANKS, ESCAPED = 2, 3, 4, 5  # fields of a normalizer
+UNKNOWN_PIECE, CONTROL = 2, 3  # kinds of pieces beside the normal ones
+SPACE = "▁"
+# No text has them: noncharacters, which in a text are taken for UNKNOWN.
+UNKNOWN = "\ufdd0"  # a run of characters without an id
+MARK = "\ufdd1"  # before an entry that is looked up, not segmented: a run of unknown characters, a language's code
+NEVER = MARK * 2  # before an entry that no text becomes, of the other side's pieces
+BEGIN = "\ufdd2"  # of what SentencePiece has to segment: of the text, or behind a language's code
+BLOCK = "\ufdd3"  # between characters that NFKC must not compose or reorder
+KEPT = [chr(code) for code in range(0xFDD4, 0xFDF0)]  # for characters that NFKC would change
+
+
+def write_tokenizer_json(tokenizer: MarianTokenizer, folder: str | Path) -> list[Path]:
+    """Write a tokenizer as `tokenizer.json` and `tokenizer_config.json`; returns the files.
+
+    It encodes as the source side of the `MarianTokenizer` and decodes as it does. With separate vocabularies one file
+    cannot have two strings for an id: `tokenizer.json` is of the sources, and `target_tokenizer.json` decodes the
+    translations (and encodes as `text_target=`). The class that `tokenizer_config.json` names is
+    `PreTrainedTokenizerFast`, so the folder is to be another than the `MarianTokenizer`'s.
+
+    One difference stays. A run of unknown characters that normalization makes to the text of a special token
+    (`＜/s＞`, if `<`, `/`, `s` and `>` are unknown) is unknown here, and the special token there.
+
+    Raises:
+        ValueError: a tokenizer that the format cannot copy: not a `MarianTokenizer`, a SentencePiece model that is
+            neither unigram nor BPE or has byte or user-defined pieces or another treatment of blanks, a piece without
+            an id, or a character that only longer pieces have.
+    """
+    if not isinstance(tokenizer, MarianTokenizer):
+        raise ValueError(f"tokenizer.json is made from a MarianTokenizer, got a {type(tokenizer).__name__}")
+    folder = Path(folder)
+    files = {folder / "tokenizer.json": tokenizer_json(tokenizer, "source")}
+    if tokenizer.separate_vocabs:
+        files[folder / "target_tokenizer.json"] = tokenizer_json(tokenizer, "target")
+    files[folder / "tokenizer_config.json"] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": tokenizer.model_max_length,
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+        **{f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("eos", "pad", "unk")},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        file.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    return list(files)
+
+
+def tokenizer_json(tokenizer: MarianTokenizer, side: str) -> dict:
+    """What the file says of `"source"` or `"target"`.
+
+    Raises:
+        ValueError: as `write_tokenizer_json`.
+    """
+    entries = entries_of(tokenizer, side)
+    model = getattr(tokenizer, f"spm_{side}").serialized_model_proto()
+    kind, scores = _read_pieces(model, f"{side}.spm", entries)
+    known = {piece for piece in scores if len(piece) == 1}
+    added = dict(sorted(tokenizer.added_tokens_decoder.items()))
+    plain = {*scores, *(str(token) for token in added.values())}
+    letters = set().union(*entries)
+    runs = [token for token in entries if token not in plain and known.isdisjoint(token)]
+    codes = [token for token in entries if token.startswith(">>") and token.find("<<") == len(token) - 2]
+    marks = dict.fromkeys(plain, "") | dict.fromkeys([*runs, *codes], MARK)
+    names = {index: marks.get(token, NEVER) + token for token, index in entries.items()}
+    names = [names.get(index, f"{NEVER}{MARK}{index}") for index in range(1 + max(names))]
+    unknown, *characters = _character_steps(_normalization_rules(model, f"{side}.spm"), letters)
+    normalizers = [
+        unknown,
+        *_code_steps(codes),
+        *characters,
+        *_blank_steps(),
+        *_run_steps(known, runs),
+    ]
+    # Unknown runs that have an id, and codes, stand alone: no merges lead to them.
+    alone = [] if kind == UNIGRAM else [_split(f"{MARK}[^{_members({*known, BEGIN})}]+", "Isolated")]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": index,
+                "content": str(token),
+                **{name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "special")},
+                "normalized": False,
+            }
+            for index, token in added.items()
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_split(BEGIN, "Removed"), *alone]},
+        "post_processor": _ending(tokenizer.eos_token, tokenizer.eos_token_id),
+        "decoder": {"type": "Sequence", "decoders": _decoders(tokenizer.all_special_tokens)},
+        "model": (_unigram if kind == UNIGRAM else _bpe)(names, scores, tokenizer.unk_token),
+    }
+
+
+# SentencePiece's models
+
+
+def _read_pieces(model: bytes, name: str, entries: Mapping[str, int]) -> tuple[int, dict[str, float]]:
+    """The type of a model and the scores of its pieces, if a tokenizer.json can have them."""
+    kind, scores = model_type(model), {}
+    if kind not in (UNIGRAM, BPE):
+        raise ValueError(f"{name} is neither a unigram nor a BPE model: no tokenizer.json can be made from it")
+    for number, value, _ in read_fields(model):
+        if number == PIECES:
+            piece, score, what = read_piece(value)
+            if what == NORMAL:
+                scores[piece] = score
+            elif what not in (UNKNOWN_PIECE, CONTROL):
+                raise ValueError(f"{name} has {piece!r}, a byte or a piece of the user's: tokenizer.json cannot")
+    missing = [piece for piece in scores if piece not in entries]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} pieces of {name} have no id ({missing[0]!r} is one): tokenizer.json needs one of each"
+        )
+    open_ended = next((char for piece in scores for char in piece if char not in scores), None)
+    if open_ended is not None:
+        raise ValueError(f"{name} has {open_ended!r} in longer pieces, but not alone: tokenizer.json cannot")
+    return kind, scores
+
+
+def _normalization_rules(model: bytes, name: str) -> dict[str, str]:
+    """What a model replaces before it segments a text: at each place the longest that it knows."""
+    spec = {}
+    for number, value, _ in read_fields(model):
+        if number == NORMALIZER:
+            spec = {field: content for field, content, _ in read_fields(value)}
+    if not all(spec.get(field, 1) for field in (DUMMY_PREFIX, EXTRA_BLANKS, ESCAPED)):
+        raise ValueError(f"{name} keeps blanks as they are, or begins texts without one: tokenizer.json cannot")
+    charsmap = spec.get(CHARSMAP, b"")
+    return dict(_read_charsmap(charsmap)) if charsmap else {}
+
+
+def _read_charsmap(charsmap: bytes) -> Iterator[tuple[str, str]]:
+    """The rules of a charsmap: a trie as a double array (Darts), and the texts that it points to, ended by zeros."""
+    (size,) = struct.unpack_from("<I", charsmap)
+    units = struct.unpack_from(f"<{size // 4}I", charsmap, 4)
+    texts = charsmap[4 + size :]
+
+    def children(unit: int) -> int:
+        return unit >> 10 << (unit >> 6 & 8)
+
+    nodes = [(children(units[0]), b"")]
+    while nodes:
+        base, prefix = nodes.pop()
+        for byte in range(1, 256):
+            place = base ^ byte
+            if place >= len(units) or units[place] & 0x800000FF != byte:
+                continue
+            child, text = place ^ children(units[place]), prefix + bytes([byte])
+            if units[place] >> 8 & 1:
+                start = units[child] & 0x7FFFFFFF
+                yield text.decode(), texts[start : texts.index(0, start)].decode()
+            nodes.append((child, text))
+
+
+# Normalization
+
+
+def _character_steps(rules: Mapping[str, str], letters: Collection[str]) -> list[dict]:
+    """The rules as far as they bear upon letters, those of the vocabulary; all else becomes unknown."""
+
+    def shows(text: str) -> bool:
+        return not text or any(char == " " or char in letters for char in text)
+
+    def visible(text: str) -> str:
+        return "".join(char if char == " " or char in letters else UNKNOWN for char in text)
+
+    needed = {
+        key: value
+        for key, value in rules.items()
+        if shows(value) or (len(key) > 1 and any(shows(rules.get(char, char)) for char in key))
+    }
+    alphabet = set("<> ").union(letters, *needed)
+    # Composed by rules, the longest first; Hangul, which has most of them, by NFKC.
+    composed: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for key, value in needed.items():
+        if len(key) > 1 and not "가" <= value <= "힣":
+            composed[-len(key), visible(value)].append(key)
+    # What NFKC does not do, does otherwise, or did not do yet in the Unicode of an old browser.
+    changed: dict[str, list[str]] = defaultdict(list)
+    kept = []
+    for char in sorted(alphabet):
+        wanted = rules.get(char, char)
+        if wanted == unicodedata.normalize("NFKC", char) and (
+            wanted == char or unicodedata.ucd_3_2_0.category(char) != "Cn"
+        ):
+            continue
+        if wanted == char and char in letters:
+            kept.append(char)
+        else:
+            changed[visible(wanted) or BLOCK].append(char)
+    if len(kept) > len(KEPT):
+        raise ValueError(
+            f"the vocabulary has {len(kept)} characters that NFKC changes, tokenizer.json at most {len(KEPT)}"
+        )
+    joining = _joining(alphabet.union(*needed.values()))
+    return [
+        _replace(f"[^{_members(alphabet)}]", UNKNOWN),
+        *(_replace(_alternatives(keys), value) for (_, value), keys in sorted(composed.items())),
+        *(_replace(f"[{_members(chars)}]", value) for value, chars in changed.items()),
+        *map(_replace, kept, KEPT),
+        *([_replace(f"(?=[{_members(joining)}])", BLOCK)] if joining else []),
+        {"type": "NFKC"},
+        _replace(BLOCK, ""),
+        *(_replace(mark, char) for char, mark in zip(kept, KEPT, strict=False)),
+    ]
+
+
+def _joining(characters: Iterable[str]) -> list[str]:
+    """Those that NFKC composes with a character before them, or reorders; of Hangul none."""
+    decomposed = (unicodedata.decomposition(chr(code)).split() for code in range(0x30000))
+    marks = {chr(int(part, 16)) for parts in decomposed if parts and parts[0][0] != "<" for part in parts[1:]}
+    firsts = ((char, unicodedata.normalize("NFKD", char)[0]) for char in characters)
+    return [char for char, first in firsts if first in marks or unicodedata.combining(first)]
+
+
+def _code_steps(codes: Collection[str]) -> list[dict]:
+    """A code that a text begins with is an entry, or unknown; what follows is a text like any."""
+    # tokenizers loses count of a text before the first character of which something is inserted: hence BEGIN is there.
+    steps = [{"type": "Prepend", "prepend": BEGIN}]
+    if codes:
+        marked = "|".join(MARK + _escaped(code) for code in codes)
+        steps.append(_replace(f"{BEGIN}(?={'|'.join(map(_escaped, codes))})", MARK))
+        steps.append(_replace(f"(?<={marked})", BEGIN))
+    return [*steps, _replace(rf"{BEGIN}>>[\s\S]*?<<", UNKNOWN + BEGIN)]
+
+
+def _blank_steps() -> list[dict]:
+    """One blank between words, none at the ends, then SentencePiece's sign for it, also before the first word."""
+    return [
+        _replace(" +", " "),
+        _replace(rf"(?<={BEGIN}) |[ {SPACE}]+\z", ""),
+        _replace(rf"{BEGIN}(?=[\s\S])", BEGIN + SPACE),
+        _replace(" ", SPACE),
+    ]
+
+
+def _run_steps(known: Collection[str], runs: Collection[str]) -> list[dict]:
+    """A whole run of characters that are no pieces has the id of the entry that is called so, or is unknown."""
+    char, before = f"[^{_members({*known, MARK, BEGIN})}]", f"(?<![^{_members({*known, BEGIN})}])"
+    in_code = f"(?![^{BEGIN}]*{BEGIN})"
+    steps = [_replace(f"{before}{char}+{in_code}", UNKNOWN)]
+    if runs:
+        entries = "|".join(map(_escaped, sorted(runs)))
+        steps.insert(0, _replace(f"{before}(?=(?:{entries})(?!{char}){in_code})", MARK))
+    return steps
+
+
+# Parts of the file
+
+
+def _unigram(names: list[str], scores: Mapping[str, float], unk_token: str) -> dict:
+    # Special and added tokens stand in the vocabulary, lower than any way to spell them: a text has them from the
+    # splitting at added tokens alone. An unknown character is 10 lower still, which alters nothing: no piece has one.
+    lowest = 2 * max(map(len, names)) * min(-1, *scores.values())
+    vocab = [[name, 0 if name[0] == MARK else scores.get(name, lowest)] for name in names]
+    return {"type": "Unigram", "unk_id": names.index(unk_token), "vocab": vocab, "byte_fallback": False}
+
+
+def _bpe(names: list[str], scores: Mapping[str, float], unk_token: str) -> dict:
+    splits = {
+        piece: [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in scores and piece[i:] in scores]
+        for piece in sorted(scores, key=scores.get, reverse=True)
+    }
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unk_token,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": True,
+        "vocab": {name: index for index, name in enumerate(names)},
+        "merges": [list(pair) for pairs in splits.values() for pair in pairs],
+    }
+
+
+def _decoders(special: Iterable[str]) -> list[dict]:
+    return [
+        {"type": "Fuse"},
+        # After a special token a blank; the piece that follows has none, if the SentencePiece model has it.
+        _replace(f"(?<={'|'.join(map(_escaped, special))}){SPACE}*", " "),
+        _replace(MARK, ""),
+        _replace(SPACE, " "),
+        _replace(r"\A\s+|\s+\z", ""),
+    ]
+
+
+def _ending(token: str, index: int) -> dict:
+    eos = {"SpecialToken": {"id": token, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, eos],
+        "pair": [first, second, eos],
+        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}},
+    }
+
+
+def _replace(pattern: str, content: str) -> dict:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _split(pattern: str, behavior: str) -> dict:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+# Regular expressions that Oniguruma and JavaScript read alike
+
+
+def _escaped(text: str) -> str:
+    return "".join(char if char.isalnum() or ord(char) > 127 else rf"\x{{{ord(char):x}}}" for char in text)
+
+
+def _members(chars: Iterable[str]) -> str:
+    """What stands in brackets for characters: ranges, where they follow each other."""
+    codes = sorted(map(ord, chars))
+    parts = []
+    for _, group in groupby(enumerate(codes), lambda pair: pair[1] - pair[0]):
+        run = [_escaped(chr(code)) for _, code in group]
+        parts.append(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return "".join(parts)
+
+
+def _alternatives(keys: Iterable[str]) -> str:
+    """Any of some texts of two characters or more, of one length; those that end alike share it."""
+    firsts: dict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        firsts[key[1:]].add(key[0])
+    tails: dict[str, list[str]] = defaultdict(list)
+    for tail, chars in firsts.items():
+        tails[f"[{_members(chars)}]"].append(_escaped(tail))
+    return "|".join(f"{chars}(?:{'|'.join(sorted(rest))})" for chars, rest in sorted(tails.items()))
