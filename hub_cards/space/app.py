@@ -27,7 +27,8 @@ from rs_transformer.attention.collection import collect_attention
 from rs_transformer.attention.figures import draw_step
 from rs_transformer.checkpoints import load_translator
 from rs_transformer.layer_transfer import OWN_TO_STEPS
-from rs_transformer.pipeline_rs_marian import split_into_sentences
+from rs_transformer.pipeline_rs_marian import split_code, split_into_sentences
+from rs_transformer.utils.examples import EXAMPLES
 from rs_transformer.utils.plotting import Lettering
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ if TYPE_CHECKING:
 
 TITLE = "Recurrently stacked translation"
 MODEL = os.environ.get("MODEL", str(Path(__file__).resolve().parents[1] / "rs-marian-ja-en"))
-# By what the tokenizer may call the language; a model of another one has no examples.
-EXAMPLES = {
-    ("ja", "jpn", "jap"): ["彼は水泳が得意だ。", "猫が好きです。彼女は毎朝七時に起きる。"],
-    ("en", "eng"): ["He is good at swimming.", "I like cats. She gets up at seven every morning."],
-    ("de", "deu", "ger"): ["Er kann gut schwimmen.", "Ich mag Katzen. Sie steht jeden Morgen um sieben auf."],
-    ("fr", "fra", "fre"): ["Il nage bien.", "J'aime les chats. Elle se lève tous les matins à sept heures."],
-    ("es", "spa"): ["Nada muy bien.", "Me gustan los gatos. Ella se levanta a las siete todas las mañanas."],
-}
 MAX_CHARACTERS = 2000
 MAX_SENTENCES = 20
 MAX_NEW_TOKENS = 64  # a decoder that is too shallow does not find the end
@@ -183,8 +176,7 @@ def show_step(translated: Translated | None, sentence: int | None, step: int | N
 
 def examples() -> list[str]:
     """Text in the model's source language, if there is some."""
-    language = re.split("[-_]", (tokenizer.source_lang or "").lower())[0]
-    return next((texts for names, texts in EXAMPLES.items() if language in names), [])
+    return EXAMPLES.get(split_code(tokenizer.source_lang)[0], [])
 
 
 def introduction() -> str:

@@ -3,9 +3,11 @@
     rs-transformer publish runs/tanaka_rs6 --repo org/rs-marian-ja-en --card true --dry_run true
     rs-transformer publish runs/tanaka_rs6 --repo org/rs-marian-ja-en
     rs-transformer publish runs/tanaka_rs6 --repo org/rs-marian-ja-en --output_dir published --dtype float16
+    rs-transformer publish runs/tanaka_rs6 --repo org/rs-web --space web
 
 The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit. The third
-one lays the repository out in a folder, here with weights in half precision.
+one lays the repository out in a folder, here with weights in half precision. The last one makes a static Space: a page
+that translates with the model in the browser.
 """
 
 import json
@@ -16,6 +18,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -48,6 +51,7 @@ RECORDS = (
 )
 PACKAGE = Path(__file__).parents[1]
 DTYPES = ("float16", "bfloat16")
+SPACES = ("web",)
 
 
 @dataclass
@@ -65,6 +69,18 @@ class PublishArguments:
         default=None,
         metadata={"help": "Lay the repository out in this new folder, with a new card, and upload nothing."},
     )
+    space: str | None = field(
+        default=None,
+        metadata={
+            "help": "Make a Space instead, with a page that translates with the model in the browser.",
+            "choices": list(SPACES),
+        },
+    )
+    quantization: str = field(default="int8", metadata={"help": "With space: of the model that the page loads."})
+    decoder_depths: list[int] | None = field(
+        default=None,
+        metadata={"help": "With space: the decoder depths that it offers; default: the model's own.", "nargs": "+"},
+    )
     dtype: str | None = field(
         default=None,
         metadata={
@@ -76,6 +92,8 @@ class PublishArguments:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.output_dir is None:
             raise ValueError("dtype stores other weights than those of the folder: give output_dir too, a new folder")
+        if self.space is not None and (self.card or self.dtype is not None):
+            raise ValueError("a Space has no model card and no weights for transformers: leave out card and dtype")
         if self.repo.count("/") != 1:
             raise ValueError(f"repo must be org/name, got {self.repo!r}")
         validate_repo_id(self.repo)
@@ -101,6 +119,8 @@ def publish(args: PublishArguments) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {args.folder!r}")
     check_scores(folder)
+    if args.space is not None:
+        return publish_page(args)
     if args.output_dir is not None:
         lay_out(folder, Path(args.output_dir), args.repo, args.dtype)
         folder = Path(args.output_dir)
@@ -108,10 +128,7 @@ def publish(args: PublishArguments) -> list[str]:
         write_card(folder, args.repo)
     files = files_to_publish(folder)
     check_card(folder, args.repo)
-    print(f"{args.repo}:")
-    for name in files:
-        print(f"  {(folder / name).stat().st_size / 1e6:8.2f} MB  {name}")
-    print(f"  {sum((folder / name).stat().st_size for name in files) / 1e6:8.2f} MB in {len(files)} files", flush=True)
+    print_files(args.repo, folder, files)
     if args.dry_run or args.output_dir is not None:
         return files
     api = HfApi()
@@ -125,6 +142,50 @@ def publish(args: PublishArguments) -> list[str]:
     )
     print(commit.commit_url, flush=True)
     return files
+
+
+def publish_page(args: PublishArguments) -> list[str]:
+    """Lay out a page that translates with a model in the browser, and upload it as a static Space in one commit.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ValueError: as `export.web.lay_out_page`; or ONNX Runtime is not installed.
+        FileExistsError: `output_dir` is there already.
+    """
+    try:
+        from ..export.web import lay_out_page
+    except ImportError as error:
+        raise ValueError(f'space={args.space} needs: pip install "rs-transformer[onnx]" ({error})') from error
+    with TemporaryDirectory() as temporary:
+        output = Path(args.output_dir if args.output_dir is not None else f"{temporary}/page")
+        check_output(output)
+        with staged_folder(output) as staging:
+            lay_out_page(args.folder, staging, args.quantization, args.decoder_depths)
+        files = sorted(str(file.relative_to(output)) for file in output.rglob("*") if file.is_file())
+        print_files(args.repo, output, files)
+        if not args.dry_run and args.output_dir is None:
+            api = HfApi()
+            space = {"repo_type": "space", "space_sdk": "static"}
+            api.create_repo(args.repo, private=args.private, exist_ok=True, **space)
+            commit = api.create_commit(
+                args.repo,
+                [CommitOperationAdd(name, output / name) for name in files],
+                repo_type="space",
+                revision=args.revision,
+                commit_message=args.commit_message,
+            )
+            print(commit.commit_url, flush=True)
+    return files
+
+
+def print_files(repo: str, folder: Path, files: Sequence[str]) -> None:
+    """Print what is uploaded."""
+    print(f"{repo}:")
+    for name in files:
+        print(f"  {(folder / name).stat().st_size / 1e6:8.2f} MB  {name}")
+    print(f"  {sum((folder / name).stat().st_size for name in files) / 1e6:8.2f} MB in {len(files)} files", flush=True)
 
 
 def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> None:

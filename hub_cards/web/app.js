@@ -1,0 +1,147 @@
+// The page: what is typed goes to the worker, which translates, and comes back a sentence at a time.
+
+const element = (id) => document.getElementById(id);
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+// A function of one SIMD instruction: what the runtime is compiled to.
+const SIMD = new Uint8Array([
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
+]);
+
+let worker;
+let models;
+let started = 0;
+
+function showProblem(text) {
+  element("problem").textContent = text;
+  element("problem").hidden = false;
+  element("progress").hidden = true;
+  element("status").textContent = "";
+}
+
+function missing() {
+  if (typeof WebAssembly !== "object") return "This browser has no WebAssembly, or it is switched off; the translator needs it.";
+  if (!WebAssembly.validate(SIMD)) return "The WebAssembly of this browser has no SIMD instructions, which the translator needs: a newer browser will do.";
+  return null;
+}
+
+/** From then on every request goes through the service worker, which keeps what it fetches; false where there is none. */
+async function keepForOffline() {
+  if (!("serviceWorker" in navigator)) return false;
+  try {
+    await navigator.serviceWorker.register("sw.js");
+    await navigator.serviceWorker.ready;
+    if (!navigator.serviceWorker.controller) {
+      await new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
+    }
+    return true;
+  } catch {
+    return false; // private windows and addresses without https have none
+  }
+}
+
+function languageName(code) {
+  try {
+    return new Intl.DisplayNames("en", { type: "language" }).of(code);
+  } catch {
+    return code;
+  }
+}
+
+function addFigure(name, value) {
+  const [term, text] = ["dt", "dd"].map((tag) => document.createElement(tag));
+  [term.textContent, text.textContent] = [name, value];
+  element("figures").append(term, text);
+}
+
+function load(model) {
+  worker?.terminate();
+  element("translate").disabled = true;
+  element("progress").hidden = false;
+  element("status").textContent = "Loading …";
+  started = performance.now();
+  worker = new Worker("worker.js", { type: "module" });
+  worker.addEventListener("error", (event) => showProblem(`The translator did not start: ${event.message || "see the console"}`));
+  worker.addEventListener("message", ({ data }) => receive[data.type](data, model));
+  worker.postMessage({ type: "load", model });
+}
+
+const receive = {
+  progress({ loaded }, model) {
+    element("progress").value = loaded / model.bytes;
+    element("status").textContent = `Loading the model: ${megabytes(loaded)} of ${megabytes(model.bytes)}`;
+  },
+  ready(_, model) {
+    element("progress").hidden = true;
+    element("translate").disabled = false;
+    const seconds = ((performance.now() - started) / 1000).toFixed(1);
+    element("status").textContent = `Ready after ${seconds} s.${element("figures").dataset.offline === "true" ? " It works offline from now on." : ""}`;
+    element("figures").replaceChildren();
+    addFigure("Model and tokenizer", megabytes(model.bytes));
+    addFigure("Program", megabytes(models.program_bytes));
+    addFigure("Parameters", model.parameters.toLocaleString("en"));
+  },
+  translation({ index, source, target, milliseconds }) {
+    if (index === 0) element("translations").replaceChildren();
+    const item = document.createElement("li");
+    for (const [name, text, lang] of [["source", source, models.source], ["target", target, models.target], ["time", `${Math.round(milliseconds)} ms`, "en"]]) {
+      const part = document.createElement(name === "time" ? "small" : "div");
+      [part.className, part.textContent, part.lang] = [name, text, lang];
+      item.append(part);
+    }
+    element("translations").append(item);
+  },
+  done({ milliseconds, sentences }) {
+    element("translate").disabled = false;
+    element("status").textContent = `${sentences} sentence${sentences === 1 ? "" : "s"}, ${Math.round(milliseconds)} ms`;
+  },
+  error({ message }) {
+    showProblem(`The translator failed: ${message}`);
+  },
+};
+
+/** Sentences of a text, line by line, as the browser's own rules for the language cut them. */
+function sentencesOf(text) {
+  const lines = text.split(/\r?\n/);
+  if (!Intl.Segmenter) return lines.map((line) => line.trim()).filter(Boolean);
+  const segmenter = new Intl.Segmenter(models.source, { granularity: "sentence" });
+  return lines.flatMap((line) => [...segmenter.segment(line)].map(({ segment }) => segment.trim())).filter(Boolean);
+}
+
+function translate(event) {
+  event?.preventDefault();
+  const sentences = sentencesOf(element("source").value);
+  if (element("translate").disabled || !sentences.length) return;
+  element("translate").disabled = true;
+  element("status").textContent = "Translating …";
+  worker.postMessage({ type: "translate", sentences });
+}
+
+async function start() {
+  const problem = missing();
+  if (problem) return showProblem(problem);
+  element("figures").dataset.offline = await keepForOffline();
+  const answer = await fetch("models.json");
+  if (!answer.ok) return showProblem("There is no model beside this page: rs-transformer publish --space web lays one out.");
+  models = await answer.json();
+  element("source-label").textContent = `${languageName(models.source)} to ${languageName(models.target)}`;
+  element("source").lang = models.source;
+  for (const example of models.examples) {
+    const button = document.createElement("button");
+    [button.type, button.textContent, button.lang] = ["button", example, models.source];
+    button.addEventListener("click", () => {
+      element("source").value = example;
+      translate();
+    });
+    element("examples").append(button);
+  }
+  element("depth").replaceChildren(...models.models.map(({ decoder_layers: steps }) => new Option(steps, steps)));
+  element("choice").hidden = models.models.length < 2;
+  element("depth").addEventListener("change", () => load(models.models[element("depth").selectedIndex]));
+  element("form").addEventListener("submit", translate);
+  element("source").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) translate(event);
+  });
+  load(models.models[0]);
+}
+
+start().catch((error) => showProblem(`The page did not start: ${error.message}`));

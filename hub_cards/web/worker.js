@@ -1,0 +1,48 @@
+// Loads the model by transformers.js and translates, apart from the page, which stays awake meanwhile.
+
+import { env, pipeline } from "./vendor/transformers.web.min.js";
+
+env.allowRemoteModels = false;
+env.allowLocalModels = true;
+env.localModelPath = "./models/";
+env.useBrowserCache = false; // the service worker keeps the files
+env.useWasmCache = false;
+env.backends.onnx.wasm.wasmPaths = new URL("./vendor/", import.meta.url).href;
+env.backends.onnx.wasm.numThreads = 1; // more of them need headers that a static Space does not send
+
+let translator;
+
+const receive = {
+  async load({ model }) {
+    const loaded = new Map();
+    translator = await pipeline("translation", model.folder, {
+      dtype: model.dtype,
+      device: "wasm",
+      progress_callback({ status, file, loaded: bytes }) {
+        if (status !== "progress") return;
+        loaded.set(file, bytes);
+        postMessage({ type: "progress", loaded: [...loaded.values()].reduce((sum, each) => sum + each, 0) });
+      },
+    });
+    await translator("1", { num_beams: 1, max_new_tokens: 1 }); // what is done once, is done
+    postMessage({ type: "ready" });
+  },
+  async translate({ sentences }) {
+    const start = performance.now();
+    for (const [index, source] of sentences.entries()) {
+      const begun = performance.now();
+      // Greedily: transformers.js has no beam search, and takes the best token of each step for one.
+      const [{ translation_text: target }] = await translator(source, { num_beams: 1, max_new_tokens: 64 });
+      postMessage({ type: "translation", index, source, target, milliseconds: performance.now() - begun });
+    }
+    postMessage({ type: "done", sentences: sentences.length, milliseconds: performance.now() - start });
+  },
+};
+
+addEventListener("message", async ({ data }) => {
+  try {
+    await receive[data.type](data);
+  } catch (error) {
+    postMessage({ type: "error", message: String(error?.message ?? error) });
+  }
+});

@@ -1,0 +1,134 @@
+"""A page that translates in the browser: transformers.js, a model and `hub_cards/web/`, laid out as a static Space."""
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import MarianMTModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+
+from ..checkpoints import load_parent
+from ..layer_transfer import count_parameters, with_depth
+from ..pipeline_rs_marian import split_code
+from ..utils.examples import EXAMPLES
+from ..utils.files import write_json, write_text
+from . import onnx
+
+PAGE = Path(__file__).resolve().parents[3] / "hub_cards" / "web"
+PAGE_FILES = ("README.md", "index.html", "style.css", "app.js", "worker.js", "sw.js")
+LOCK_FILES = ("package.json", "package-lock.json")
+# From npm's packages to `vendor/`. The page runs on one thread of WebAssembly: of ONNX Runtime's builds the smallest.
+VENDORED = {
+    "@huggingface/transformers/dist": ("transformers.web.min.js",),
+    "onnxruntime-web/dist": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
+}
+# What transformers.js imports by name, for which a page without a build step has the build that it brings.
+IMPORTED = ("onnxruntime-web/webgpu", "onnxruntime-common")
+DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
+MODEL_FILES = (CONFIG_NAME, GENERATION_CONFIG_NAME, "tokenizer.json", "tokenizer_config.json")
+
+
+def lay_out_page(
+    model_name: str, folder: Path, quantization: str = "int8", decoder_depths: Sequence[int] | None = None
+) -> None:
+    """Write the page with a model into a folder, which any static server can serve.
+
+    Args:
+        model_name: an RSMarian or Marian model, whose tokenizer names its languages.
+        quantization: of the weights, one of `DTYPES`.
+        decoder_depths: between which a visitor chooses, the first at first; default: the model's own.
+
+    Raises:
+        ValueError: there is no page, for this is no clone; npm is missing or fails; or the model does not fit.
+    """
+    if not (PAGE / "index.html").is_file():
+        raise ValueError(f"there is no {PAGE}: the page comes with a clone of rs-transformer, install it from one")
+    model, tokenizer = load_parent(model_name)
+    # As BCP 47 has them, which browsers know.
+    languages = [split_code(getattr(tokenizer, side, None))[0] for side in ("source_lang", "target_lang")]
+    if "" in languages:
+        raise ValueError(f"the tokenizer of {model_name} does not name its languages, which the page shows")
+    for name in PAGE_FILES:
+        shutil.copyfile(PAGE / name, folder / name)
+    vendor(folder / "vendor")
+    models = [
+        write_model(model, tokenizer, folder / "models", quantization, depth)
+        for depth in decoder_depths or [model.config.decoder_layers]
+    ]
+    page = {
+        "source": languages[0],
+        "target": languages[1],
+        "examples": EXAMPLES.get(split_code(languages[0])[0], []),
+        "models": models,
+        "program_bytes": sum(file.stat().st_size for file in (folder / "vendor").iterdir()),
+    }
+    write_json(page, folder / "models.json")
+    # Another store of the service worker for other files.
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        digest.update(file.read_bytes())
+    worker = folder / "sw.js"
+    write_text(worker.read_text("utf-8").replace("unpublished", digest.hexdigest()[:16]), worker)
+
+
+def vendor(folder: Path) -> None:
+    """Copy transformers.js and ONNX Runtime from npm, in the versions of the page's `package-lock.json`.
+
+    Raises:
+        ValueError: npm is missing or fails.
+    """
+    folder.mkdir()
+    with TemporaryDirectory() as temporary:
+        modules = PAGE / "node_modules"
+        if not modules.is_dir():
+            modules = Path(temporary, "node_modules")
+            for name in LOCK_FILES:
+                shutil.copyfile(PAGE / name, Path(temporary, name))
+            if shutil.which("npm") is None:
+                raise ValueError("the page needs transformers.js from npm, which is not installed: install Node.js")
+            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", temporary]
+            installed = subprocess.run(command, capture_output=True, text=True, check=False)
+            if installed.returncode:
+                raise ValueError(f"npm could not install transformers.js: {installed.stderr.strip()}")
+        for package, names in VENDORED.items():
+            for name in names:
+                shutil.copyfile(modules / package / name, folder / name)
+    script = folder / "transformers.web.min.js"
+    text = script.read_text("utf-8")
+    for name in IMPORTED:
+        if f'from"{name}"' not in text:
+            raise ValueError(
+                f"transformers.js does not import {name} as its pinned version does: npm gave another one"
+            )
+        text = text.replace(f'from"{name}"', 'from"./ort.wasm.bundle.min.mjs"')
+    write_text(text, script)
+
+
+def write_model(
+    model: MarianMTModel, tokenizer: PreTrainedTokenizerBase, folder: Path, quantization: str, decoder_depth: int
+) -> dict[str, Any]:
+    """Write what transformers.js loads, and return what `models.json` says of it: sizes in bytes."""
+    if decoder_depth != model.config.decoder_layers:
+        model = with_depth(model, decoder_layers=decoder_depth)
+    output = folder / f"depth{decoder_depth}"
+    with TemporaryDirectory() as temporary:
+        for part in (model, tokenizer):
+            part.save_pretrained(temporary)
+        exported = Path(temporary, "onnx-model")
+        exported.mkdir()
+        onnx.convert(temporary, exported, quantization)
+        names = [*MODEL_FILES, *(str(file.relative_to(exported)) for file in sorted(exported.glob("onnx/*")))]
+        for name in names:
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(exported / name, output / name)
+    return {
+        "folder": output.name,
+        "dtype": DTYPES[quantization],
+        "decoder_layers": decoder_depth,
+        "parameters": count_parameters(model)["total"],
+        "bytes": sum((output / name).stat().st_size for name in names),
+    }

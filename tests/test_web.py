@@ -1,0 +1,161 @@
+"""The page in `hub_cards/web/` with the shipped model, in Chromium without a window; and transformers.js in Node."""
+
+import functools
+import http.server
+import json
+import re
+import threading
+
+import pytest
+from conftest import ROOT, run, script
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+from transformers import AutoTokenizer
+
+from rs_transformer.decoding import DecodingArguments
+from rs_transformer.export import onnx, web
+
+pytest_plugins = ["browser"]
+
+MODEL = ROOT / "hub_cards" / "rs-marian-ja-en"
+SENTENCES = [
+    json.loads(line)["translation"]["ja"]
+    for line in (ROOT / "training" / "data" / "tanaka-excerpt" / "test.jsonl").read_text("utf-8").splitlines()[:8]
+]
+
+
+class Site:
+    """A folder served over HTTP, until it is closed."""
+
+    def __init__(self, folder):
+        handler = functools.partial(Handler, directory=folder)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.address = f"http://localhost:{self.server.server_port}/"  # a secure context, as https is
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The page as it is published, and a second depth to choose: the same model again, which the page does not know."""
+    folder = tmp_path_factory.mktemp("web") / "page"
+    script("publish")(MODEL, "--repo", "org/rs-web", "--space", "web", "--output_dir", folder)
+    page = json.loads((folder / "models.json").read_text())
+    page["models"].append(page["models"][0] | {"decoder_layers": 6})
+    (folder / "models.json").write_text(json.dumps(page))
+    return folder
+
+
+@pytest.fixture
+def site(folder):
+    site = Site(folder)
+    yield site
+    site.close()
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """What ONNX Runtime gives in Python, greedily, with the tokenizer of the package."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    engine = onnx.load(folder / "models" / "depth2", tokenizer, DecodingArguments(num_beams=1, max_new_tokens=64))
+    return [engine.translate_batch([tokenizer(sentence)["input_ids"]])[0][0] for sentence in SENTENCES]
+
+
+class Page:
+    """What a visitor sees and does."""
+
+    def __init__(self, browser, address):
+        self.browser = browser
+        browser.get(address)
+
+    def __getitem__(self, name):
+        return self.browser.find_element(By.ID, name)
+
+    def wait_for(self, pattern):
+        WebDriverWait(self.browser, 60).until(lambda _: re.search(pattern, self["status"].text) or self["problem"].text)
+        assert not self["problem"].text
+        return self["status"].text
+
+    def translate(self, sentences):
+        self["source"].clear()
+        self["source"].send_keys("\n".join(sentences), Keys.CONTROL, Keys.ENTER)
+        self.wait_for(rf"^{len(sentences)} sentence")
+        return [item.text for item in self.browser.find_elements(By.CSS_SELECTOR, "#translations .target")]
+
+
+def test_it_translates_as_python_does_and_without_a_server_from_the_second_time_on(browser, site, expected):
+    page = Page(browser, site.address)
+    assert "works offline" in page.wait_for("Ready after")
+    assert page["source-label"].text == "Japanese to English"
+    assert page.translate(SENTENCES) == expected
+    assert re.search(r"Model and tokenizer\s2.7 MB", page["figures"].text)
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert asked
+    assert all(address.startswith((site.address, "data:")) for address in asked)
+    site.close()
+    browser.refresh()
+    page.wait_for("Ready after")
+    assert page.translate(SENTENCES[:2]) == expected[:2]
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(browser, site):
+    browser.set_window_size(360, 740)
+    page = Page(browser, site.address)
+    page.wait_for("Ready after")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    page["depth"].send_keys(Keys.ARROW_DOWN)
+    assert page["depth"].get_property("value") == "6"
+    page.wait_for("Ready after")
+    seen = []
+    for _ in range(4):  # text, button, and the examples
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        seen.append(browser.switch_to.active_element.get_property("tagName"))
+    assert seen == ["TEXTAREA", "BUTTON", "BUTTON", "BUTTON"]
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    page.wait_for("^2 sentences")
+    assert "she gets up at seven every morning." in page["translations"].text
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [("WebAssembly = undefined", "has no WebAssembly"), ("WebAssembly.validate = () => false", "no SIMD instructions")],
+)
+def test_without_webassembly_it_says_so(browser, site, without, said):
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": f"window.{without}"})
+    page = Page(browser, site.address)
+    WebDriverWait(browser, 20).until(lambda _: page["problem"].text)
+    browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert said in page["problem"].text
+    assert not page["translate"].is_enabled()
+
+
+def test_the_example_for_node_translates_as_python_does(folder, expected, tmp_path):
+    (code,) = re.findall(r"```js\n(.*?)```", (ROOT / "docs" / "export.md").read_text("utf-8"), flags=re.DOTALL)
+    assert "rs6-onnx" in code
+    (tmp_path / "node_modules").symlink_to(web.PAGE / "node_modules")
+    (tmp_path / "rs6-onnx").symlink_to(folder / "models" / "depth2")
+    (tmp_path / "translate.mjs").write_text(code)
+    done = run("node", "translate.mjs", *SENTENCES, cwd=tmp_path)
+    assert done.stdout.splitlines() == expected
+    assert "warn" not in done.stderr.lower()
+
+
+def test_what_a_page_cannot_be_made_of_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "PAGE", tmp_path)
+    with pytest.raises(ValueError, match="the page comes with a clone of rs-transformer"):
+        web.lay_out_page(str(MODEL), tmp_path / "page")
+    (tmp_path / "package.json").write_text("{}")
+    (tmp_path / "package-lock.json").write_text("{}")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="from npm, which is not installed"):
+        web.vendor(tmp_path / "vendor")
