@@ -140,7 +140,7 @@ def footprint(engine: str, folder: Path, new_tokens: int, batch: Sequence[list[i
     """Load time and peak memory of a fresh process, and the size of the model's files."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         load_seconds, mib = pool.submit(_load_and_translate, engine, folder, new_tokens, batch).result()
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in WEIGHTS)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in WEIGHTS)
     return {"MB": round(size / 1e6, 1), "load s": round(load_seconds, 2), "peak MiB": round(mib)}
 
 

@@ -52,7 +52,7 @@ def main() -> None:
             row = {"model": name, "parameters": f"{model.num_parameters(only_trainable=True):,}"}
             for engine in ENGINES:
                 output = convert(engine, checkpoint)
-                size = sum(file.stat().st_size for file in output.iterdir() if file.suffix in WEIGHTS)
+                size = sum(file.stat().st_size for file in output.rglob("*") if file.suffix in WEIGHTS)
                 row[engine] = round(size / 1e6, 2)
             rows.append(row)
     print_table(rows)

@@ -13,7 +13,7 @@ from conftest import ROOT, odd_tokenizer, script
 from forked import fork
 from oracle import marian, rs_model, unrolled_marian, with_own_weights
 from reverse_task import reverse_pairs
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel
 
 from rs_transformer.checkpoints import load_translator
 from rs_transformer.commands import export as command
@@ -135,49 +135,157 @@ def onnx_folder(trained, made_once):
     return made_once("rs6-onnx", lambda folder: export(*options(trained, folder, "--to", "onnx")))
 
 
-def decoder_feed(tokenizer, model, source_states, source, tokens):
-    """Inputs of the decoder's graph for the first token, with an empty past."""
-    config = model.config
-    shape = (len(tokens), 2 * config.decoder_layers * config.decoder_attention_heads, 0)
-    past = np.zeros((*shape, config.d_model // config.decoder_attention_heads), np.float32)
-    mask = source["attention_mask"].numpy()
-    return {"input_ids": tokens, "attention_mask": mask, "source_states": source_states, "past": past}
+EVERY_OPTION = {
+    **dict.fromkeys(("step_layer_norms", "step_biases", "step_embeddings", "deepnorm", "marian_positions"), True),
+    **{"step_adapter_rank": 3, "tie_encoder_decoder_layers": True},
+    **{"encoder_layers": 2, "encoder_unique_layers": 2, "decoder_layers": 3, "decoder_unique_layers": 2},
+}
+SEVERAL_LAYERS = {"encoder_layers": 2, "decoder_layers": 4, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"}
+TWO_STEPS = {"encoder_layers": 2, "decoder_layers": 2}
+TWO_LAYERS = {**TWO_STEPS, "encoder_unique_layers": 2, "decoder_unique_layers": 2}
+# Model, what its weights are stored as, and how far its logits may lie from PyTorch's.
+ONNX_MODELS = {
+    "every-option": (lambda **fields: rs_model(**EVERY_OPTION, **fields), "float32", 1e-4),
+    "separate": (lambda **fields: with_own_weights(rs_model(**SEVERAL_LAYERS, **fields)), "float16", 0.05),
+    "marian": (lambda **fields: unrolled_marian(rs_model(**TWO_LAYERS, **fields)), "float32", 1e-4),
+    "int8": (lambda **fields: rs_model(**TWO_STEPS, **fields), "int8", 0.5),
+}
 
 
-@pytest.mark.parametrize("every_option", [False, True], ids=["one-layer", "every-option"])
-def test_onnx_graphs_give_the_logits_of_pytorch(trained, onnx_folder, tokenizer, tmp_path, every_option):
-    model, folder = AutoModelForSeq2SeqLM.from_pretrained(trained), onnx_folder
-    if every_option:
-        sizes = {"encoder_layers": 2, "decoder_layers": 3, "decoder_unique_layers": 2, "max_position_embeddings": 64}
-        fields = dict.fromkeys(("step_layer_norms", "step_biases", "step_embeddings", "deepnorm"), True)
-        fields |= {"marian_positions": True, "step_adapter_rank": 2}
-        model, folder = rs_model(**config_from_tokenizer(tokenizer), **sizes, **fields), tmp_path / "onnx"
-        for part in (model, tokenizer):
-            part.save_pretrained(tmp_path / "model")
-        onnx_export.convert(str(tmp_path / "model"), folder)
-    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in onnx_export.GRAPHS)
+@pytest.fixture
+def make_onnx_model(trained, onnx_folder, made_once, tokenizer, tmp_path):
+    """By name a model, its tokenizer, the folder of its graphs, and how far their logits may lie from PyTorch's."""
+
+    def make(name):
+        if name == "trained":
+            return AutoModelForSeq2SeqLM.from_pretrained(trained), tokenizer, onnx_folder, 1e-4
+        build, quantization, atol = ONNX_MODELS[name]
+        its_tokenizer = tokenizer if name != "separate" else odd_tokenizer(tmp_path / "tokenizer", "separate")
+        model = build(**config_from_tokenizer(its_tokenizer))
+
+        def fill(folder):
+            for part in (model, its_tokenizer):
+                part.save_pretrained(folder / "model")
+            onnx_export.convert(str(folder / "model"), folder / "onnx", quantization)
+
+        return model, its_tokenizer, made_once(f"onnx-{name}", fill) / "onnx", atol
+
+    return make
+
+
+@pytest.fixture(params=["trained", *ONNX_MODELS])
+def onnx_model(request, make_onnx_model):
+    return make_onnx_model(request.param)
+
+
+@pytest.fixture
+def graphs(make_onnx_model):
+    """A model of random weights, and its graphs."""
+    model, _, folder, _ = make_onnx_model("every-option")
+    return model, onnx_export.OnnxForSeq2SeqLM(folder)
+
+
+def onnx_sessions(folder):
+    return [onnxruntime.InferenceSession(file) for file in onnx_export.graph_files(folder)]
+
+
+def named_tensors(nodes):
+    return [(node.name, node.type, node.shape) for node in nodes]
+
+
+def test_onnx_graphs_give_the_logits_of_pytorch(onnx_model):
+    """Two tokens at first, then one by one; what is given as the cache before there is one says nothing."""
+    model, tokenizer, folder, atol = onnx_model
+    encoder, decoder = onnx_sessions(folder)
     source = tokenizer(SENTENCES[:5] + SENTENCES[-2:], return_tensors="pt", padding=True)
-    targets = torch.randint(1, 20, (7, 6), generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(1, 10, (7, 6), generator=torch.Generator().manual_seed(0))
     targets[:, 0] = model.config.decoder_start_token_id
     with torch.inference_mode():
         expected = model(**source, decoder_input_ids=targets, use_cache=False).logits.numpy()
-    (states,) = encoder.run(None, {name: tensor.numpy() for name, tensor in source.items()})
-    feed = decoder_feed(tokenizer, model, states, source, targets.numpy()[:, :1])
-    for position in range(6):
-        feed["input_ids"] = targets.numpy()[:, position : position + 1]
-        logits, feed["past"] = decoder.run(None, feed)
-        np.testing.assert_allclose(logits, expected[:, position], atol=1e-4)
+    source, targets = {name: tensor.numpy() for name, tensor in source.items()}, targets.numpy()
+    (states,) = encoder.run(None, source)
+    for length in (0, 2):
+        feed = {"encoder_attention_mask": source["attention_mask"], "encoder_hidden_states": states}
+        for past in decoder.get_inputs()[3:-1]:
+            feed[past.name] = np.ones((7, past.shape[1], length, past.shape[3]), np.float32)
+        names = [output.name for output in decoder.get_outputs()]
+        for start, end in [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6)]:
+            feed |= {"input_ids": targets[:, start:end], "use_cache_branch": np.array([start > 0])}
+            logits, *presents = decoder.run(names, feed)
+            np.testing.assert_allclose(logits, expected[:, start:end], atol=atol)
+            feed |= {
+                name.replace("present", "past_key_values"): new for name, new in zip(names[1:], presents, strict=True)
+            }
+            names = [name for name in names if "encoder" not in name]
+
+
+def test_onnx_graphs_have_the_names_and_shapes_of_optimum(onnx_model):
+    model, _, folder, _ = onnx_model
+    encoder, decoder = onnx_sessions(folder)
+    source, width, config = ["batch_size", "encoder_sequence_length"], model.config.d_model, model.config
+    ids = ("tensor(int64)", source)
+    assert named_tensors(encoder.get_inputs()) == [("input_ids", *ids), ("attention_mask", *ids)]
+    assert named_tensors(encoder.get_outputs()) == [("last_hidden_state", "tensor(float)", [*source, width])]
+
+    heads = config.decoder_attention_heads
+    sides = {"decoder": "past_decoder_sequence_length", "encoder": "encoder_sequence_length_out"}
+    pasts = [
+        (f"{step}.{side}.{part}", "tensor(float)", ["batch_size", heads, length, width // heads])
+        for step in range(config.decoder_layers)
+        for side, length in sides.items()
+        for part in ("key", "value")
+    ]
+    assert named_tensors(decoder.get_inputs()) == [
+        ("encoder_attention_mask", *ids),
+        ("input_ids", "tensor(int64)", ["batch_size", "decoder_sequence_length"]),
+        ("encoder_hidden_states", "tensor(float)", [*source, width]),
+        *((f"past_key_values.{name}", *rest) for name, *rest in pasts),
+        ("use_cache_branch", "tensor(bool)", [1]),
+    ]
+    entries = config.decoder_vocab_size
+    logits, *presents = named_tensors(decoder.get_outputs())
+    assert logits == ("logits", "tensor(float)", ["batch_size", "decoder_sequence_length", entries])
+    assert [name for name, *_ in presents] == [f"present.{name}" for name, *_ in pasts]
+
+
+def test_onnx_folder_says_that_it_is_a_marian(onnx_model):
+    model, tokenizer, folder, _ = onnx_model
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("marian", ["MarianMTModel"])
+    stock = MarianConfig.from_pretrained(folder)
+    for name in ("encoder_layers", "decoder_layers", "d_model", "vocab_size", "pad_token_id", "scale_embedding"):
+        assert getattr(stock, name) == getattr(model.config, name)
+    assert not {"auto_map", "custom_pipelines", "layer_sharing", "step_biases"} & config.keys()
+    assert not list(folder.glob("*.py"))
+    assert AutoTokenizer.from_pretrained(folder)(SENTENCES[0]) == tokenizer(SENTENCES[0])
+
+
+def stored_weights(file):
+    """Of a graph and the branches in it."""
+    graph = onnx.load(file).graph
+    branches = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return [onnx.numpy_helper.to_array(tensor) for each in (graph, *branches) for tensor in each.initializer]
+
+
+def test_onnx_graphs_hold_each_weight_once(onnx_model):
+    model, _, folder, _ = onnx_model
+    sides = ([model.model.encoder], [model.model.decoder, model.lm_head])
+    for file, modules in zip(onnx_export.graph_files(folder), sides, strict=True):
+        matrices = {each for module in modules for each in module.parameters() if each.dim() == 2}
+        found = sorted(array.size for array in stored_weights(file) if array.ndim == 2 and len(array) > 1)
+        assert found == sorted(matrix.numel() for matrix in matrices)
+
+
+def test_onnx_without_its_files_is_named(onnx_folder):
+    with pytest.raises(ValueError, match=r"has no onnx/encoder_model_quantized\.onnx"):
+        onnx_export.OnnxForSeq2SeqLM(onnx_folder, "int8")
 
 
 def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(onnx_folder, monkeypatch):
     record = json.loads((onnx_folder / "export.json").read_text())
     assert [(row["num_beams"], row["same"]) for row in record["verification"]] == [(1, 1), (4, 1)]
-    assert not list(onnx_folder.glob("*.py"))
-    for name, unwanted in {
-        "config.json": {"auto_map", "custom_pipelines"},  # of source code that is not here
-        "tokenizer_config.json": {"is_local", "local_files_only"},
-    }.items():
-        assert not unwanted & json.loads((onnx_folder / name).read_text()).keys()
+    told = json.loads((onnx_folder / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & told.keys()
     page = (ROOT / "docs" / "export.md").read_text().split("## ONNX Runtime")[1]
     loop = re.search(r"```python\n(.+?)```", page, re.DOTALL).group(1)
     assert loop.rstrip().endswith("skip_special_tokens=True)")
@@ -186,17 +294,6 @@ def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(on
     names = {}
     exec(f"{lines[0]}\ntranslation = {lines[1]}", names)
     assert names["translation"] == "c b a"
-
-
-@pytest.fixture(scope="module")
-def graphs(tokenizer, tmp_path_factory):
-    """A model of random weights, and its graphs."""
-    folder = tmp_path_factory.mktemp("graphs")
-    model = rs_model(**config_from_tokenizer(tokenizer), encoder_layers=2, decoder_layers=2)
-    for part in (model, tokenizer):
-        part.save_pretrained(folder / "model")
-    onnx_export.convert(str(folder / "model"), folder / "onnx")
-    return model, onnx_export.OnnxForSeq2SeqLM(folder / "onnx")
 
 
 @pytest.mark.parametrize("search", [{}, {"use_cache": False}, {"num_return_sequences": 2, "num_beams": 3}])
@@ -221,29 +318,13 @@ def test_onnx_gives_the_logits_after_every_token(tokenizer, graphs):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_onnx_holds_each_shared_layer_once_and_takes_marian(trained, onnx_folder, tmp_path):
-    model = AutoModelForSeq2SeqLM.from_pretrained(trained)
-    tokenizer = AutoTokenizer.from_pretrained(trained)
-    sizes = {"d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 32}
-    layers = {f"{side}_{of}": 2 for side in ("encoder", "decoder") for of in ("layers", "unique_layers")}
-    two_layers = rs_model(**config_from_tokenizer(tokenizer), **sizes, **layers)
-    for part in (unrolled_marian(two_layers), tokenizer):
-        part.save_pretrained(tmp_path / "marian")
-    export(*options(tmp_path / "marian", tmp_path / "onnx", "--to", "onnx"))
-    rs, stock = (sum(file.stat().st_size for file in each.glob("*.onnx")) for each in (onnx_folder, tmp_path / "onnx"))
-    layers = [part.layers for part in (model.model.encoder, model.model.decoder)]
-    layer = sum(parameter.numel() for stored in layers for parameter in stored.parameters())
-    # Marian has one more of each layer, at four bytes a weight, and their names.
-    assert layer * 4 < stock - rs < 1.2 * layer * 4
-
-
-def test_onnx_quantized_to_int8_is_smaller_and_translates_nearly_the_same(trained, onnx_folder, tmp_path):
-    export(*options(trained, tmp_path / "int8", "--to", "onnx", "--quantization", "int8"))
-    for name in onnx_export.GRAPHS:
-        small, large = (folder / f"{name}.onnx" for folder in (tmp_path / "int8", onnx_folder))
-        weights = [onnx.load(file).graph.initializer for file in (small, large)]
-        sizes = [sum(len(tensor.raw_data) for tensor in tensors) for tensors in weights]
-        assert sizes[0] < 0.4 * sizes[1]
+def test_onnx_quantized_to_int8_is_smaller(make_onnx_model):
+    model, _, folder, _ = make_onnx_model("int8")
+    sides = ([model.model.encoder], [model.model.decoder, model.lm_head])
+    for file, modules in zip(onnx_export.graph_files(folder), sides, strict=True):
+        assert "_quantized" in file.name
+        parameters = {each for module in modules for each in module.parameters()}
+        assert sum(each.nbytes for each in stored_weights(file)) < 0.4 * sum(each.nbytes for each in parameters)
 
 
 def test_each_shared_layer_is_in_the_file_once(trained, tmp_path):

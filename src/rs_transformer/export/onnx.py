@@ -59,6 +59,16 @@ def cache_names(depth: int) -> list[str]:
     return [f"{step}.{side}.{part}" for step in range(depth) for side in sides for part in ("key", "value")]
 
 
+def additive_mask(seen: torch.Tensor) -> torch.Tensor:
+    """Zero where a position is seen, else the lowest number: what transformers takes as it is, in few operations."""
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+
+
+def source_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """`additive_mask` of the source, (batch, 1, 1, source)."""
+    return additive_mask(attention_mask[:, None, None].bool())
+
+
 class EncoderGraph(nn.Module):
     """`input_ids`, `attention_mask` (batch, source) to `last_hidden_state` (batch, source, d_model)."""
 
@@ -67,7 +77,7 @@ class EncoderGraph(nn.Module):
         self.encoder = model.model.encoder
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.encoder(input_ids, attention_mask).last_hidden_state
+        return self.encoder(input_ids, source_mask(attention_mask)).last_hidden_state
 
 
 class PastLayer(DynamicLayer):
@@ -122,14 +132,13 @@ class DecoderGraph(nn.Module):
         cache.cross_attention_cache.layers = [PastLayer(*states) for states in sources]
         cache.is_updated = dict.fromkeys(range(len(pasts)), True)
 
-        lowest = torch.finfo(encoder_hidden_states.dtype).min
         positions = torch.arange(input_ids.shape[1]) + past_length
-        later = torch.arange(past_length + input_ids.shape[1])[None] > positions[:, None]
+        seen = torch.arange(past_length + input_ids.shape[1])[None] <= positions[:, None]
         hidden_states = self.model.model.decoder(
             input_ids,
-            attention_mask=torch.where(later, lowest, 0.0)[None, None],
+            attention_mask=additive_mask(seen)[None, None],
             encoder_hidden_states=encoder_hidden_states,  # of the right length; its keys are cached
-            encoder_attention_mask=torch.tensor([lowest, 0.0])[encoder_attention_mask[:, None, None]],
+            encoder_attention_mask=source_mask(encoder_attention_mask),
             use_cache=True,
             **{CACHE: cache},
         ).last_hidden_state
@@ -354,7 +363,7 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig.from_pretrained(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        encoder, self.decoder = (
+        encoder, self.decoder_session = (
             onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
             for file in graph_files(folder, quantization)
         )
@@ -405,7 +414,7 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         }
         # The source's keys and values stay what they are.
         new = [name for name in self.present_names if not cached or "decoder" in name]
-        logits, *presents = _run(self.decoder, inputs, ["logits", *new])
+        logits, *presents = _run(self.decoder_session, inputs, ["logits", *new])
         for name, keys, values in zip(new[::2], presents[::2], presents[1::2], strict=True):
             _, step, side, _ = name.split(".")
             layers = sides["encoder" in side]
