@@ -28,8 +28,11 @@ MARK = "\ufdd1"  # before an entry that is looked up, not segmented: a run of un
 NEVER = MARK * 2  # before an entry that no text becomes, of the other side's pieces
 BEGIN = "\ufdd2"  # of what SentencePiece has to segment: of the text, or behind a language's code
 BLOCK = "\ufdd3"  # between characters that NFKC must not compose or reorder
-# What NFKC changes since Unicode 14: not in every browser.
-LATE = re.compile("[\ua7f1-\ua7f4\U00010780-\U000107ba\U0001ccd6-\U0001ccf9\U0001e030-\U0001e06d]")
+# What NFKC changes since Unicode 12.1: tokenizers' is of 12.0, and browsers differ.
+LATE = re.compile(
+    "[\u32ff\ua7f1-\ua7f4\uab69\U00010780-\U000107ba\U0001ccd6-\U0001ccf9\U0001e030-\U0001e06d\U0001f16c"
+    "\U0001fbf0-\U0001fbf9]"
+)
 KEPT = [chr(code) for code in range(0xFDD4, 0xFDF0)]  # for characters that NFKC would change
 
 
@@ -80,8 +83,9 @@ def tokenizer_json(tokenizer: MarianTokenizer, side: str) -> dict:
     added = dict(sorted(tokenizer.added_tokens_decoder.items()))
     plain = {*scores, *(str(token) for token in added.values())}
     letters = set().union(*entries)
-    runs = [token for token in entries if token not in plain and known.isdisjoint(token)]
-    codes = [token for token in entries if token.startswith(">>") and token.find("<<") == len(token) - 2]
+    marked = [token for token in entries if token not in plain]
+    runs = [token for token in marked if known.isdisjoint(token)]
+    codes = [token for token in marked if token.startswith(">>") and token.find("<<") == len(token) - 2]
     marks = dict.fromkeys(plain, "") | dict.fromkeys([*runs, *codes], MARK)
     names = {index: marks.get(token, NEVER) + token for token, index in entries.items()}
     names = [names.get(index, f"{NEVER}{MARK}{index}") for index in range(1 + max(names))]
@@ -110,7 +114,7 @@ def tokenizer_json(tokenizer: MarianTokenizer, side: str) -> dict:
             for index, token in added.items()
         ],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_split(BEGIN, "Removed"), *alone]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*alone, _split(BEGIN, "Removed")]},
         "post_processor": _ending(tokenizer.eos_token, tokenizer.eos_token_id),
         "decoder": {"type": "Sequence", "decoders": _decoders(tokenizer.all_special_tokens)},
         "model": (_unigram if kind == UNIGRAM else _bpe)(names, scores, tokenizer.unk_token),
