@@ -1,10 +1,11 @@
-"""`tokenizer.json` of a `MarianTokenizer`: for transformers.js and the tokenizers library, which read no SentencePiece.
+"""`tokenizer.json` of a `MarianTokenizer`, for transformers.js and tokenizers, which read no SentencePiece models.
 
 Their `Precompiled` normalizer, two re-implementations, is not SentencePiece's. So the normalization is written out
 here: by NFKC, and by replacements where SentencePiece's rules say otherwise.
 """
 
 import json
+import re
 import struct
 import unicodedata
 from collections import defaultdict
@@ -15,7 +16,7 @@ from pathlib import Path
 from transformers import MarianTokenizer
 
 from ..tokenization import entries_of
-from ..vocabulary import BPE, NORMAL, PIECES, TRAINER, UNIGRAM, model_type, read_fields, read_piece
+from ..vocabulary import BPE, NORMAL, PIECES, UNIGRAM, model_type, read_fields, read_piece
 
 NORMALIZER = 3  # a field of a SentencePiece model
 CHARSMAP, DUMMY_PREFIX, EXTRA_BLANKS, ESCAPED = 2, 3, 4, 5  # fields of a normalizer
@@ -27,6 +28,11 @@ MARK = "\ufdd1"  # before an entry that is looked up, not segmented: a run of un
 NEVER = MARK * 2  # before an entry that no text becomes, of the other side's pieces
 BEGIN = "\ufdd2"  # of what SentencePiece has to segment: of the text, or behind a language's code
 BLOCK = "\ufdd3"  # between characters that NFKC must not compose or reorder
+# What NFKC changes since Unicode 12.1: tokenizers' is of 12.0, and browsers differ.
+LATE = re.compile(
+    "[\u32ff\ua7f1-\ua7f4\uab69\U00010780-\U000107ba\U0001ccd6-\U0001ccf9\U0001e030-\U0001e06d\U0001f16c"
+    "\U0001fbf0-\U0001fbf9]"
+)
 KEPT = [chr(code) for code in range(0xFDD4, 0xFDF0)]  # for characters that NFKC would change
 
 
@@ -77,8 +83,9 @@ def tokenizer_json(tokenizer: MarianTokenizer, side: str) -> dict:
     added = dict(sorted(tokenizer.added_tokens_decoder.items()))
     plain = {*scores, *(str(token) for token in added.values())}
     letters = set().union(*entries)
-    runs = [token for token in entries if token not in plain and known.isdisjoint(token)]
-    codes = [token for token in entries if token.startswith(">>") and token.find("<<") == len(token) - 2]
+    marked = [token for token in entries if token not in plain]
+    runs = [token for token in marked if known.isdisjoint(token)]
+    codes = [token for token in marked if token.startswith(">>") and token.find("<<") == len(token) - 2]
     marks = dict.fromkeys(plain, "") | dict.fromkeys([*runs, *codes], MARK)
     names = {index: marks.get(token, NEVER) + token for token, index in entries.items()}
     names = [names.get(index, f"{NEVER}{MARK}{index}") for index in range(1 + max(names))]
@@ -88,10 +95,11 @@ def tokenizer_json(tokenizer: MarianTokenizer, side: str) -> dict:
         *_code_steps(codes),
         *characters,
         *_blank_steps(),
-        *_run_steps(known, runs),
+        *_run_steps(known, runs, codes),
     ]
-    # Unknown runs that have an id, and codes, stand alone: no merges lead to them.
-    alone = [] if kind == UNIGRAM else [_split(f"{MARK}[^{_members({*known, BEGIN})}]+", "Isolated")]
+    # BPE's vocabulary is asked for what stands alone before its merges are: none lead to an unknown run.
+    lone = f"{MARK}{_unknown_character(known)}+{_behind_code(codes)}"
+    alone = [] if kind == UNIGRAM else [_split(lone, "Isolated")]
     return {
         "version": "1.0",
         "truncation": None,
@@ -106,7 +114,7 @@ def tokenizer_json(tokenizer: MarianTokenizer, side: str) -> dict:
             for index, token in added.items()
         ],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_split(BEGIN, "Removed"), *alone]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*alone, _split(BEGIN, "Removed")]},
         "post_processor": _ending(tokenizer.eos_token, tokenizer.eos_token_id),
         "decoder": {"type": "Sequence", "decoders": _decoders(tokenizer.all_special_tokens)},
         "model": (_unigram if kind == UNIGRAM else _bpe)(names, scores, tokenizer.unk_token),
@@ -157,20 +165,23 @@ def _read_charsmap(charsmap: bytes) -> Iterator[tuple[str, str]]:
     units = struct.unpack_from(f"<{size // 4}I", charsmap, 4)
     texts = charsmap[4 + size :]
 
-    def children(unit: int) -> int:
+    def base(unit: int) -> int:
         return unit >> 10 << (unit >> 6 & 8)
 
-    nodes = [(children(units[0]), b"")]
+    children = defaultdict(list)  # of a base: those units whose place is the base and, by exclusive or, their byte
+    for place, unit in enumerate(units):
+        byte = unit & 0x800000FF
+        if 0 < byte < 256:
+            children[place ^ byte].append((byte, place))
+    nodes = [(base(units[0]), b"")]
     while nodes:
-        base, prefix = nodes.pop()
-        for byte in range(1, 256):
-            place = base ^ byte
-            if place >= len(units) or units[place] & 0x800000FF != byte:
-                continue
-            child, text = place ^ children(units[place]), prefix + bytes([byte])
-            if units[place] >> 8 & 1:
-                start = units[child] & 0x7FFFFFFF
-                yield text.decode(), texts[start : texts.index(0, start)].decode()
+        start, prefix = nodes.pop()
+        for byte, place in children.get(start, ()):
+            unit, text = units[place], prefix + bytes([byte])
+            child = place ^ base(unit)
+            if unit >> 8 & 1:
+                value = units[child] & 0x7FFFFFFF
+                yield text.decode(), texts[value : texts.index(0, value)].decode()
             nodes.append((child, text))
 
 
@@ -192,39 +203,50 @@ def _character_steps(rules: Mapping[str, str], letters: Collection[str]) -> list
         if shows(value) or (len(key) > 1 and any(shows(rules.get(char, char)) for char in key))
     }
     alphabet = set("<> ").union(letters, *needed)
-    # Composed by rules, the longest first; Hangul, which has most of them, by NFKC.
-    composed: dict[tuple[int, str], list[str]] = defaultdict(list)
-    for key, value in needed.items():
-        if len(key) > 1 and not "가" <= value <= "힣":
-            composed[-len(key), visible(value)].append(key)
-    # What NFKC does not do, does otherwise, or did not do yet in the Unicode of an old browser.
+    unknown = _replace(f"[^{_members(alphabet)}]", UNKNOWN)
+    if not rules:
+        return [unknown]
+    # What NFKC does not do, does otherwise, or does in a new Unicode only.
     changed: dict[str, list[str]] = defaultdict(list)
     kept = []
     for char in sorted(alphabet):
         wanted = rules.get(char, char)
-        if wanted == unicodedata.normalize("NFKC", char) and (
-            wanted == char or unicodedata.ucd_3_2_0.category(char) != "Cn"
-        ):
-            continue
-        if wanted == char and char in letters:
-            kept.append(char)
-        else:
-            changed[visible(wanted) or BLOCK].append(char)
+        if wanted != unicodedata.normalize("NFKC", char) or LATE.match(char):
+            if wanted == char and char in letters:
+                kept.append(char)
+            else:
+                changed[visible(wanted) or BLOCK].append(char)
     if len(kept) > len(KEPT):
-        raise ValueError(
-            f"the vocabulary has {len(kept)} characters that NFKC changes, tokenizer.json at most {len(KEPT)}"
-        )
-    joining = _joining(alphabet.union(*needed.values()))
+        raise ValueError(f"NFKC changes {len(kept)} characters of the vocabulary, tokenizer.json can keep {len(KEPT)}")
+    # What the rules do with several characters is what NFKC does; the others it leaves apart.
+    joined, other = defaultdict(list), []
+    for key, value in needed.items():
+        if len(key) > 1:
+            if value == unicodedata.normalize("NFKC", "".join(rules.get(char, char) for char in key)):
+                joined[key[-1]].append(key[:-1])
+            else:
+                other.append(key)
     return [
-        _replace(f"[^{_members(alphabet)}]", UNKNOWN),
-        *(_replace(_alternatives(keys), value) for (_, value), keys in sorted(composed.items())),
+        unknown,
+        *(_replace(_escaped(key), visible(needed[key])) for key in sorted(other, key=len, reverse=True)),
         *(_replace(f"[{_members(chars)}]", value) for value, chars in changed.items()),
         *map(_replace, kept, KEPT),
-        *([_replace(f"(?=[{_members(joining)}])", BLOCK)] if joining else []),
+        _replace(_apart(_joining(alphabet.union(*needed.values())), joined), BLOCK),
         {"type": "NFKC"},
         _replace(BLOCK, ""),
         *(_replace(mark, char) for char, mark in zip(kept, KEPT, strict=False)),
     ]
+
+
+def _apart(joining: Iterable[str], joined: Mapping[str, Collection[str]]) -> str:
+    """The places before characters that NFKC would join to what is before them, where no rule does."""
+    alike: dict[str, set[str]] = defaultdict(set)
+    for char in joining:
+        alike[_alternatives(joined.get(char, ()))].add(char)
+    places = []
+    for before, chars in sorted(alike.items()):
+        places.append(f"(?<!{before})" * bool(before) + f"(?=[{_members(chars)}])")
+    return "|".join(places)
 
 
 def _joining(characters: Iterable[str]) -> list[str]:
@@ -256,15 +278,23 @@ def _blank_steps() -> list[dict]:
     ]
 
 
-def _run_steps(known: Collection[str], runs: Collection[str]) -> list[dict]:
+def _run_steps(known: Collection[str], runs: Collection[str], codes: Collection[str]) -> list[dict]:
     """A whole run of characters that are no pieces has the id of the entry that is called so, or is unknown."""
-    char, before = f"[^{_members({*known, MARK, BEGIN})}]", f"(?<![^{_members({*known, BEGIN})}])"
-    in_code = f"(?![^{BEGIN}]*{BEGIN})"
-    steps = [_replace(f"{before}{char}+{in_code}", UNKNOWN)]
+    first, char = f"(?<![^{_members({*known, BEGIN})}])", _unknown_character(known)
+    steps = [_replace(f"{first}{char}+{_behind_code(codes)}", UNKNOWN)]
     if runs:
         entries = "|".join(map(_escaped, sorted(runs)))
-        steps.insert(0, _replace(f"{before}(?=(?:{entries})(?!{char}){in_code})", MARK))
+        steps.insert(0, _replace(f"{first}(?=(?:{entries})(?!{char}){_behind_code(codes)})", MARK))
     return steps
+
+
+def _unknown_character(known: Collection[str]) -> str:
+    return f"[^{_members({*known, MARK, BEGIN})}]"
+
+
+def _behind_code(codes: Collection[str]) -> str:
+    """A condition, that this is no part of a code: its end is not as near as that."""
+    return f"(?![^{BEGIN}]{{0,{max(map(len, codes))}}}{BEGIN})" if codes else ""
 
 
 # Parts of the file
@@ -344,12 +374,9 @@ def _members(chars: Iterable[str]) -> str:
     return "".join(parts)
 
 
-def _alternatives(keys: Iterable[str]) -> str:
-    """Any of some texts of two characters or more, of one length; those that end alike share it."""
+def _alternatives(texts: Iterable[str]) -> str:
+    """Any of some texts; those that end alike share it."""
     firsts: dict[str, set[str]] = defaultdict(set)
-    for key in keys:
-        firsts[key[1:]].add(key[0])
-    tails: dict[str, list[str]] = defaultdict(list)
-    for tail, chars in firsts.items():
-        tails[f"[{_members(chars)}]"].append(_escaped(tail))
-    return "|".join(f"{chars}(?:{'|'.join(sorted(rest))})" for chars, rest in sorted(tails.items()))
+    for text in texts:
+        firsts[text[1:]].add(text[0])
+    return "|".join(f"[{_members(chars)}]{_escaped(rest)}" for rest, chars in sorted(firsts.items()))
