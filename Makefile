@@ -12,6 +12,7 @@ demo: $(VENV)/made
 
 test: $(VENV)/installed
 	tests/system_packages.sh
+	$(MAKE) --no-print-directory hub_cards/web/node_modules
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # What a GPU alone can show; the machine's Python has a PyTorch for it, .venv may not.
@@ -46,5 +47,10 @@ $(VENV)/installed: $(VENV)/made
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# transformers.js, as the web page and Node have it.
+hub_cards/web/node_modules: hub_cards/web/package-lock.json
+	npm ci --ignore-scripts --no-audit --no-fund --prefix hub_cards/web
+	touch $@
+
 clean:
-	rm -rf $(VENV) .versions runs
+	rm -rf $(VENV) .versions runs hub_cards/web/node_modules

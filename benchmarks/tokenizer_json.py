@@ -3,7 +3,7 @@
     python benchmarks/tokenizer_json.py --tokenizer hub_cards/rs-marian-ja-en --corpus data/*/*.jsonl
 
 Both sides of every pair are encoded as sources, by the tokenizers library and by transformers.js, which
-`npm ci --ignore-scripts --prefix tests/web` installs.
+`npm ci --ignore-scripts --prefix hub_cards/web` installs.
 """
 
 import json

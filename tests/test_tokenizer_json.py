@@ -149,7 +149,9 @@ def test_trained_tokenizers(excerpt, tmp_path, options):
 
 def test_composed_letters(tmp_path):
     words = ["tiếng Việt Nam có nhiều dấu", "한국어 각 값 갂 뷁 안녕", "हिन्दी क़िला", "ガギグ パピプ", "ǖ ṩ ế ǻ"]
-    tokenizer = tokenizer_of(tmp_path / "marian", words * 4, ["한글 ếx ő", "й ё ї"] * 4, vocabulary="joint", vocab_size=57)
+    tokenizer = tokenizer_of(
+        tmp_path / "marian", words * 4, ["한글 ếx ő", "й ё ї"] * 4, vocabulary="joint", vocab_size=57
+    )
     spelled = [unicodedata.normalize("NFD", word) for word in words]
     spelled += ["ㄱㅏㄱ ﾡￂ 각 각ᆨ", "ê\u0301 e\u0301\u0302 ｅ\u0302\u0341", "s\u0323\u0307 s\u0307\u0323"]
     check(tokenizer, tmp_path, [*words, *spelled, *NASTY, *random_texts(tokenizer, 3000)], [])

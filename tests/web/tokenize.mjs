@@ -4,7 +4,7 @@
 
 import { resolve } from "node:path";
 import { createInterface } from "node:readline";
-import { AutoTokenizer } from "@huggingface/transformers";
+import { AutoTokenizer } from "../../hub_cards/web/node_modules/@huggingface/transformers/dist/transformers.node.mjs";
 
 const tokenizer = await AutoTokenizer.from_pretrained(resolve(process.argv[2]), { local_files_only: true });
 

@@ -42,6 +42,7 @@ from ..checkpoints import load_parent
 from ..decoding import DecodingArguments, TransformersEngine
 from ..layer_transfer import collapse, stock_config
 from ..modeling_rs_marian import CACHE, RSMarianForConditionalGeneration, strict_forward
+from ..utils.files import write_json
 from .tokenizer_json import write_tokenizer_json
 
 # Of each the suffix that transformers.js gives its files.
@@ -220,8 +221,8 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
 def _add_tokenizer_json(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write `tokenizer.json` beside the SentencePiece models, and the class that reads it into the configuration.
 
-    `MarianTokenizer.from_pretrained` reads the folder as before. A tokenizer that the format cannot copy is left as it is,
-    with a warning.
+    `MarianTokenizer.from_pretrained` reads the folder as before. A tokenizer that the format cannot copy is left as it
+    is, with a warning.
     """
     config = folder / "tokenizer_config.json"
     own = json.loads(config.read_text("utf-8"))
@@ -230,7 +231,9 @@ def _add_tokenizer_json(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Non
     except ValueError as error:
         warnings.warn(f"{folder} has no tokenizer.json, which transformers.js needs: {error}", stacklevel=3)
     else:
-        config.write_text(json.dumps(own | json.loads(config.read_text("utf-8")), indent=2, ensure_ascii=False), "utf-8")
+        config.write_text(
+            json.dumps(own | json.loads(config.read_text("utf-8")), indent=2, ensure_ascii=False), "utf-8"
+        )
 
 
 def _export_encoder(model: RSMarianForConditionalGeneration) -> ir.Model:
