@@ -231,9 +231,7 @@ def _add_tokenizer_json(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Non
     except ValueError as error:
         warnings.warn(f"{folder} has no tokenizer.json, which transformers.js needs: {error}", stacklevel=3)
     else:
-        config.write_text(
-            json.dumps(own | json.loads(config.read_text("utf-8")), indent=2, ensure_ascii=False), "utf-8"
-        )
+        write_json(own | json.loads(config.read_text("utf-8")), config)
 
 
 def _export_encoder(model: RSMarianForConditionalGeneration) -> ir.Model:
