@@ -33,7 +33,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -81,29 +80,13 @@ class EncoderGraph(nn.Module):
         return self.encoder(input_ids, source_mask(attention_mask)).last_hidden_state
 
 
-class PastLayer(DynamicLayer):
-    """Given keys and values in the cache; `DynamicLayer` asks whether there are any, which no graph can."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
-        super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
-        self.keys = torch.cat([self.keys, key_states], dim=-2)
-        self.values = torch.cat([self.values, value_states], dim=-2)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        return self.keys.shape[-2]
-
-
 class DecoderGraph(nn.Module):
     """Some tokens further.
 
     Inputs: `encoder_attention_mask` (batch, source); `input_ids` (batch, length), the tokens since the last call, at
     first the start token; `encoder_hidden_states` (batch, source, d_model); `past_key_values`, the tensors of
-    `cache_names`, (batch, heads, past or source, head width); `use_cache_branch` (1,), false at the first call, where
-    the pasts say nothing and may have any length. Outputs: `logits` (batch, length, vocabulary) and the next pasts.
+    `cache_names`, (batch, heads, past or source, head width); `use_cache_branch` (1,), false at the first call, whose
+    pasts are empty. Outputs: `logits` (batch, length, vocabulary) and the next pasts.
 
     Steps that apply one layer see the same source by the same keys and values: those of the first such step.
     """
@@ -122,22 +105,18 @@ class DecoderGraph(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         pasts = [past_key_values[start : start + 4] for start in range(0, len(past_key_values), 4)]
         sources = self._sources(encoder_attention_mask, encoder_hidden_states, pasts, use_cache_branch)
-        limit = pasts[0][0].shape[2]
-        past_length = (use_cache_branch.long() * limit).item()
-        torch._check(past_length >= 0)
-        torch._check(past_length <= limit)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        cache.self_attention_cache.layers = [
-            PastLayer(*(states.narrow(2, 0, past_length) for states in past[:2])) for past in pasts
-        ]
-        cache.cross_attention_cache.layers = [PastLayer(*states) for states in sources]
-        cache.is_updated = dict.fromkeys(range(len(pasts)), True)
+        for step, (past, source) in enumerate(zip(pasts, sources, strict=True)):
+            cache.self_attention_cache.update(*past[:2], step)
+            cache.cross_attention_cache.update(*source, step)
+            cache.is_updated[step] = True
 
-        positions = torch.arange(input_ids.shape[1]) + past_length
-        seen = torch.arange(past_length + input_ids.shape[1])[None] <= positions[:, None]
+        past_length, length = pasts[0][0].shape[2], input_ids.shape[1]
+        positions = torch.arange(length) + past_length
+        seen = torch.arange(past_length + length) <= positions.view(1, 1, -1, 1)
         hidden_states = self.model.model.decoder(
             input_ids,
-            attention_mask=additive_mask(seen)[None, None],
+            attention_mask=additive_mask(seen),
             encoder_hidden_states=encoder_hidden_states,  # of the right length; its keys are cached
             encoder_attention_mask=source_mask(encoder_attention_mask),
             use_cache=True,
@@ -255,7 +234,7 @@ def _export_decoder(model: RSMarianForConditionalGeneration) -> ir.Model:
         "past_key_values": [torch.randn(batch, heads, length, config.d_model // heads) for length in lengths],
         "use_cache_branch": torch.tensor([True]),
     }
-    # The source of the cache need not have the mask's length, while the pasts say nothing.
+    # At the first call the cache's source is empty, and the mask's is not.
     past_axes = ["past_decoder_sequence_length" if "decoder" in name else f"{SOURCE}_out" for name in names]
     axes = {
         "encoder_attention_mask": {0: BATCH, 1: SOURCE},
