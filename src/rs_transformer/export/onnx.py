@@ -208,7 +208,7 @@ def _add_tokenizer_json(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Non
     try:
         write_tokenizer_json(tokenizer, folder)
     except ValueError as error:
-        warnings.warn(f"{folder} has no tokenizer.json, which transformers.js needs: {error}", stacklevel=3)
+        warnings.warn(f"there will be no tokenizer.json, which transformers.js needs: {error}", stacklevel=3)
     else:
         write_json(own | json.loads(config.read_text("utf-8")), config)
 

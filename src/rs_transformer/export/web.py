@@ -17,6 +17,7 @@ from ..pipeline_rs_marian import split_code
 from ..utils.examples import EXAMPLES
 from ..utils.files import write_json, write_text
 from . import onnx
+from .tokenizer_json import tokenizer_json
 
 PAGE = Path(__file__).resolve().parents[3] / "hub_cards" / "web"
 PAGE_FILES = ("README.md", "index.html", "style.css", "app.js", "worker.js", "sw.js")
@@ -43,7 +44,8 @@ def lay_out_page(
         decoder_depths: between which a visitor chooses, the first at first; default: the model's own.
 
     Raises:
-        ValueError: there is no page, for this is no clone; npm is missing or fails; or the model does not fit.
+        ValueError: there is no page, for this is no clone; npm is missing or fails; or the model does not fit: its
+            tokenizer names no languages, has separate vocabularies or cannot be a `tokenizer.json`.
     """
     if not (PAGE / "index.html").is_file():
         raise ValueError(f"there is no {PAGE}: the page comes with a clone of rs-transformer, install it from one")
@@ -52,6 +54,9 @@ def lay_out_page(
     languages = [split_code(getattr(tokenizer, side, None))[0] for side in ("source_lang", "target_lang")]
     if "" in languages:
         raise ValueError(f"the tokenizer of {model_name} does not name its languages, which the page shows")
+    if getattr(tokenizer, "separate_vocabs", False):
+        raise ValueError(f"{model_name} has a vocabulary for each side, and transformers.js one for a translator")
+    tokenizer_json(tokenizer, "source")  # raises where there can be none
     for name in PAGE_FILES:
         shutil.copyfile(PAGE / name, folder / name)
     vendor(folder / "vendor")
