@@ -29,6 +29,7 @@ from transformers import (
     EncoderDecoderCache,
     GenerationConfig,
     GenerationMixin,
+    MarianMTModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -191,7 +192,9 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
     loaded.eval()
     for name, export in zip(GRAPHS, (_export_encoder, _export_decoder), strict=True):
         _write(export(loaded), folder / "onnx" / f"{name}{SUFFIXES[quantization]}.onnx", quantization)
-    stock_config(loaded.config).save_pretrained(folder)
+    config = stock_config(loaded.config)
+    config.architectures = [MarianMTModel.__name__]
+    config.save_pretrained(folder)
     loaded.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _add_tokenizer_json(tokenizer, folder)
