@@ -441,12 +441,13 @@ def graph_files(folder: str | Path, quantization: str | None = None) -> list[Pat
     Raises:
         ValueError: there are no such files.
     """
-    suffixes = SUFFIXES.values() if quantization is None else [SUFFIXES[quantization]]
+    suffixes = list(SUFFIXES.values()) if quantization is None else [SUFFIXES[quantization]]
     for suffix in suffixes:
         files = [Path(folder, "onnx", f"{name}{suffix}.onnx") for name in GRAPHS]
         if all(file.is_file() for file in files):
             return files
-    raise ValueError(f"{folder} has no onnx/{GRAPHS[0]}.onnx and {GRAPHS[1]}.onnx, {quantization or 'of any type'}")
+    names = " and ".join(f"onnx/{name}{suffixes[0]}.onnx" for name in GRAPHS)
+    raise ValueError(f"{folder} has no {names}{', nor quantised ones' if quantization is None else ''}")
 
 
 def load(folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments) -> TransformersEngine:
