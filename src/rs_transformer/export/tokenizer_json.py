@@ -223,7 +223,8 @@ def _character_steps(rules: Mapping[str, str], letters: Collection[str]) -> list
     for key, value in needed.items():
         if len(key) > 1:
             if value == unicodedata.normalize("NFKC", "".join(rules.get(char, char) for char in key)):
-                joined[key[-1]].append(key[:-1])
+                for place in range(1, len(key)):
+                    joined[key[place]].append(key[:place])
             else:
                 other.append(key)
     return [
