@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What npm writes last.
+WEB := tests/web/node_modules/.package-lock.json
 
 .PHONY: demo test test-gpu test-transformers test-versions lint benchmarks clean
 
@@ -12,6 +14,7 @@ demo: $(VENV)/made
 
 test: $(VENV)/installed
 	tests/system_packages.sh
+	$(MAKE) $(WEB)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # What a GPU alone can show; the machine's Python has a PyTorch for it, .venv may not.
@@ -46,5 +49,10 @@ $(VENV)/installed: $(VENV)/made
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# transformers.js, which reads what is exported for the browser.
+$(WEB): tests/web/package-lock.json
+	npm ci --ignore-scripts --no-audit --no-fund --prefix tests/web
+	touch $@
+
 clean:
-	rm -rf $(VENV) .versions runs
+	rm -rf $(VENV) .versions runs tests/web/node_modules
