@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What npm writes last.
+WEB := hub_cards/web/node_modules/.package-lock.json
 
 .PHONY: demo test test-gpu test-transformers test-versions lint benchmarks clean
 
@@ -12,7 +14,7 @@ demo: $(VENV)/made
 
 test: $(VENV)/installed
 	tests/system_packages.sh
-	$(MAKE) --no-print-directory hub_cards/web/node_modules
+	$(MAKE) --no-print-directory $(WEB)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # What a GPU alone can show; the machine's Python has a PyTorch for it, .venv may not.
@@ -48,7 +50,7 @@ $(VENV)/installed: $(VENV)/made
 	touch $@
 
 # transformers.js, as the web page and Node have it.
-hub_cards/web/node_modules: hub_cards/web/package-lock.json
+$(WEB): hub_cards/web/package-lock.json
 	npm ci --ignore-scripts --no-audit --no-fund --prefix hub_cards/web
 	touch $@
 

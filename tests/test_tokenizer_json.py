@@ -94,6 +94,13 @@ def tokenizer_of(folder: Path, sources: list[str], targets: list[str], **options
     return train_tokenizer(sources, targets, folder, **languages, **options)
 
 
+def write_spm(file: Path, texts: list[str], **options) -> None:
+    """A SentencePiece model with options that ours do not have."""
+    options |= {"hard_vocab_limit": False, "minloglevel": 2}
+    with file.open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **options)
+
+
 @pytest.fixture(scope="module")
 def excerpt() -> list[tuple[str, str]]:
     lines = [
@@ -149,12 +156,24 @@ def test_trained_tokenizers(excerpt, tmp_path, options):
 
 def test_composed_letters(tmp_path):
     words = ["tiếng Việt Nam có nhiều dấu", "한국어 각 값 갂 뷁 안녕", "हिन्दी क़िला", "ガギグ パピプ", "ǖ ṩ ế ǻ"]
-    tokenizer = tokenizer_of(
-        tmp_path / "marian", words * 4, ["한글 ếx ő", "й ё ї"] * 4, vocabulary="joint", vocab_size=57
-    )
+    sides = (words * 4, ["한글 ếx ő", "й ё ї"] * 4)
+    tokenizer = tokenizer_of(tmp_path / "marian", *sides, vocabulary="joint", vocab_size=57)
     spelled = [unicodedata.normalize("NFD", word) for word in words]
     spelled += ["ㄱㅏㄱ ﾡￂ 각 각ᆨ", "ê\u0301 e\u0301\u0302 ｅ\u0302\u0341", "s\u0323\u0307 s\u0307\u0323"]
     check(tokenizer, tmp_path, [*words, *spelled, *NASTY, *random_texts(tokenizer, 3000)], [])
+
+
+@pytest.mark.parametrize("rules", ["identity", "nfkc", "nmt_nfkc_cf"])
+def test_normalization_rules(excerpt, tmp_path, rules):
+    texts = [text for ja, en in excerpt[:300] for text in (f"{ja}ｶﾞ①Ａ", en.title())]
+    pieces = tokenizer_of(tmp_path / "marian", texts, texts, vocab_size=1000, vocabulary="joint").get_vocab()
+    write_spm(tmp_path / "marian" / "source.spm", texts, vocab_size=1200, normalization_rule_name=rules)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "marian" / "source.spm"))
+    for piece in map(model.id_to_piece, range(3, model.get_piece_size())):
+        pieces.setdefault(piece, len(pieces))
+    (tmp_path / "marian" / "vocab.json").write_text(json.dumps(pieces))
+    tokenizer = MarianTokenizer.from_pretrained(tmp_path / "marian")
+    check(tokenizer, tmp_path, [*texts, *NASTY, *random_texts(tokenizer, 500)], [])
 
 
 @pytest.mark.parametrize("vocabulary", ["joint", "separate"])
@@ -183,13 +202,7 @@ def test_refusals(tokenizer, shipped_fast, tmp_path):
         ({"remove_extra_whitespaces": False}, "keeps blanks"),
         ({"add_dummy_prefix": False}, "begins texts without one"),
     ]:
-        with (marian / "source.spm").open("wb") as file:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(["a b c d e f g h"] * 9),
-                model_writer=file,
-                minloglevel=2,
-                **{"vocab_size": 13, "hard_vocab_limit": False} | options,
-            )
+        write_spm(marian / "source.spm", ["a b c d e f g h"] * 9, **{"vocab_size": 13} | options)
         (marian / "vocab.json").write_text(json.dumps(vocabulary))
         refused(message)
     assert not (tmp_path / "json").exists()

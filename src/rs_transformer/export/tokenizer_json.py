@@ -223,15 +223,16 @@ def _character_steps(rules: Mapping[str, str], letters: Collection[str]) -> list
     for key, value in needed.items():
         if len(key) > 1:
             if value == unicodedata.normalize("NFKC", "".join(rules.get(char, char) for char in key)):
-                joined[key[-1]].append(key[:-1])
+                for place in range(1, len(key)):
+                    joined[key[place]].append(key[:place])
             else:
                 other.append(key)
     return [
         unknown,
-        *(_replace(_escaped(key), visible(needed[key])) for key in sorted(other, key=len, reverse=True)),
+        *(_replace(_escaped(key), visible(needed[key]) + BLOCK) for key in sorted(other, key=len, reverse=True)),
+        _replace(_apart(_joining({char: rules.get(char, char) for char in alphabet}), joined), BLOCK),
         *(_replace(f"[{_members(chars)}]", value) for value, chars in changed.items()),
         *map(_replace, kept, KEPT),
-        _replace(_apart(_joining(alphabet.union(*needed.values())), joined), BLOCK),
         {"type": "NFKC"},
         _replace(BLOCK, ""),
         *(_replace(mark, char) for char, mark in zip(kept, KEPT, strict=False)),
@@ -249,12 +250,12 @@ def _apart(joining: Iterable[str], joined: Mapping[str, Collection[str]]) -> str
     return "|".join(places)
 
 
-def _joining(characters: Iterable[str]) -> list[str]:
-    """Those that NFKC composes with a character before them, or reorders; of Hangul none."""
+def _joining(characters: Mapping[str, str]) -> list[str]:
+    """Those whose text NFKC composes with a character before it, or reorders; of Hangul none."""
     decomposed = (unicodedata.decomposition(chr(code)).split() for code in range(0x30000))
     marks = {chr(int(part, 16)) for parts in decomposed if parts and parts[0][0] != "<" for part in parts[1:]}
-    firsts = ((char, unicodedata.normalize("NFKD", char)[0]) for char in characters)
-    return [char for char, first in firsts if first in marks or unicodedata.combining(first)]
+    firsts = ((char, unicodedata.normalize("NFKD", text)[:1]) for char, text in characters.items())
+    return [char for char, first in firsts if first and (first in marks or unicodedata.combining(first))]
 
 
 def _code_steps(codes: Collection[str]) -> list[dict]:
