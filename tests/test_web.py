@@ -5,6 +5,7 @@ import http.server
 import json
 import re
 import threading
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run, script
@@ -13,6 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from rs_transformer.checkpoints import load_translator
+from rs_transformer.commands import publish as commands_publish
 from rs_transformer.decoding import DecodingArguments, TransformersEngine
 from rs_transformer.export import web
 
@@ -152,13 +154,41 @@ def test_without_webassembly_it_says_so(browser, site, without, said):
 
 
 def test_the_example_for_node_translates_as_python_does(folder, expected, tmp_path):
-    (code,) = re.findall(r"```js\n(.*?)```", (ROOT / "docs" / "export.md").read_text("utf-8"), flags=re.DOTALL)
+    blocks = re.findall(r"```js\n(.*?)```", (ROOT / "docs" / "export.md").read_text("utf-8"), flags=re.DOTALL)
+    (code,) = (block for block in blocks if "pipeline(" in block)
     (tmp_path / "node_modules").symlink_to(web.PAGE / "node_modules")
     (tmp_path / "rs6-onnx").symlink_to(folder / "models" / "depth2")
     (tmp_path / "translate.mjs").write_text(code.replace('"q8"', '"fp32"'))
     done = run("node", "translate.mjs", *SENTENCES, cwd=tmp_path)
     assert done.stdout.splitlines() == expected
     assert "warn" not in done.stderr.lower()
+
+
+def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    class Hub:
+        def __getattr__(self, name):
+            return lambda *args, **options: asked.append((name, args, options)) or SimpleNamespace(commit_url="done")
+
+    def lay_out_page(model, folder, quantization, depths):
+        (folder / "models").mkdir()
+        (folder / "models" / "a.onnx").write_text(f"{quantization} {depths}")
+        (folder / "index.html").write_text("")
+
+    monkeypatch.setattr(commands_publish, "HfApi", Hub)
+    monkeypatch.setattr(web, "lay_out_page", lay_out_page)
+    options = [MODEL, "--repo", "org/rs-web", "--space", "web", "--decoder_depths", 2, 1]
+    script("publish")(*options, "--dry_run", "true")
+    assert not asked
+    script("publish")(*options)
+    (made, names, kind), (commit, (repo, files), its_kind) = asked
+    assert (made, names[0], commit, repo) == ("create_repo", "org/rs-web", "create_commit", "org/rs-web")
+    assert (kind["repo_type"], kind["space_sdk"], its_kind["repo_type"]) == ("space", "static", "space")
+    assert [file.path_in_repo for file in files] == ["index.html", "models/a.onnx"]
+    assert "done" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a Space has no model card"):
+        script("publish")(*options, "--card", "true")
 
 
 def test_what_a_page_cannot_be_made_of_is_said(tmp_path, monkeypatch):
