@@ -2,10 +2,10 @@
 
     python benchmarks/web.py --models hub_cards/rs-marian-ja-en hub_cards/marian-ja-en --sentences 500 --in_page 50
 
-Greedy, at most 64 tokens, of the shipped excerpt's test set. Node: the share of translations that are PyTorch's, BLEU of
-both, milliseconds a sentence. Page: Chromium without a window, WebAssembly on one thread; the share that is Node's of the
-same `dtype`, the median of a sentence's milliseconds, and seconds until it is ready. Needs Node and what
-`npm ci --ignore-scripts --prefix hub_cards/web` installs, Chromium and selenium.
+Greedy, at most 64 tokens, of the shipped excerpt's test set. Node: the share of translations that are PyTorch's, BLEU
+of both, the median of a sentence's milliseconds. Page: Chromium without a window, WebAssembly on one thread; the share
+that is Node's of the same `dtype`, the median of a sentence's milliseconds, and seconds until it is ready. Needs Node
+and what `npm ci --ignore-scripts --prefix hub_cards/web` installs, Chromium and selenium.
 """
 
 import functools
