@@ -47,18 +47,20 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(made_once):
     """The page as it is published, and a second depth to choose: the same model again, which the page does not know.
 
     In float32, for int8 is rounded otherwise by each processor.
     """
-    folder = tmp_path_factory.mktemp("web") / "page"
-    options = ["--space", "web", "--quantization", "float32", "--output_dir", folder]
-    script("publish")(MODEL, "--repo", "org/rs-web", *options)
-    page = json.loads((folder / "models.json").read_text())
-    page["models"].append(page["models"][0] | {"decoder_layers": 6})
-    (folder / "models.json").write_text(json.dumps(page))
-    return folder
+
+    def fill(folder):
+        options = ["--space", "web", "--quantization", "float32", "--output_dir", folder]
+        script("publish")(MODEL, "--repo", "org/rs-web", *options)
+        page = json.loads((folder / "models.json").read_text())
+        page["models"].append(page["models"][0] | {"decoder_layers": 6})
+        (folder / "models.json").write_text(json.dumps(page))
+
+    return made_once("web-page", fill)
 
 
 @pytest.fixture

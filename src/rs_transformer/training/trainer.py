@@ -72,6 +72,15 @@ SCORES = ("bleu", "chrf")
 PROGRESS = "TrainingProgress"
 
 
+def encode_texts(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
+    """Token ids of a batch of texts, and of their translations if they have some, for `Dataset.map(batched=True)`."""
+    source_ids = encode(tokenizer, batch["source"], max_length=max_length)
+    ids = {"input_ids": source_ids, "attention_mask": [[1] * len(row) for row in source_ids]}
+    if "target" in batch:
+        ids["labels"] = encode(tokenizer, batch["target"], target=True, max_length=max_length)
+    return ids
+
+
 class TranslationTrainer(Seq2SeqTrainer):
     """A `Seq2SeqTrainer` for translation models: RSMarian, `MarianMTModel`, or another of their kind.
 
@@ -526,16 +535,9 @@ class TranslationTrainer(Seq2SeqTrainer):
         columns = getattr(dataset, "column_names", None) or ()
         if "input_ids" in columns or "source" not in columns:
             return dataset
-        labelled = "target" in columns
-
-        def encode_batch(batch: dict[str, list[str]]) -> dict[str, list]:
-            source_ids = encode(tokenizer, batch["source"], max_length=self.max_length)
-            ids = {"input_ids": source_ids, "attention_mask": [[1] * len(row) for row in source_ids]}
-            if labelled:
-                ids["labels"] = encode(tokenizer, batch["target"], target=True, max_length=self.max_length)
-            return ids
-
-        return dataset.map(encode_batch, batched=True)
+        # A function that knew the trainer would be pickled with all of it, for the fingerprint of the dataset.
+        options = {"tokenizer": tokenizer, "max_length": self.max_length}
+        return dataset.map(encode_texts, batched=True, fn_kwargs=options)
 
     def evaluate(
         self,
