@@ -8,7 +8,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, run, script
+from conftest import ROOT, odd_tokenizer, run, script
+from oracle import rs_model
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -17,6 +18,7 @@ from rs_transformer.checkpoints import load_translator
 from rs_transformer.commands import publish as commands_publish
 from rs_transformer.decoding import DecodingArguments, TransformersEngine
 from rs_transformer.export import web
+from rs_transformer.training.model import config_from_tokenizer
 
 pytest_plugins = ["browser"]
 
@@ -194,6 +196,13 @@ def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
 
 
 def test_what_a_page_cannot_be_made_of_is_said(tmp_path, monkeypatch):
+    for name, kind, said in [("two", "separate", "a vocabulary for each side"), ("none", "joint", "does not name")]:
+        tokenizer = odd_tokenizer(tmp_path / name, kind)
+        tokenizer.source_lang = "aa" if name == "two" else None
+        for part in (rs_model(**config_from_tokenizer(tokenizer)), tokenizer):
+            part.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=said):
+            web.lay_out_page(str(tmp_path / name), tmp_path / "page")
     monkeypatch.setattr(web, "PAGE", tmp_path)
     with pytest.raises(ValueError, match="the page comes with a clone of rs-transformer"):
         web.lay_out_page(str(MODEL), tmp_path / "page")

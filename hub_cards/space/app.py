@@ -26,9 +26,9 @@ from rs_transformer import RSMarianForConditionalGeneration, with_depth
 from rs_transformer.attention.collection import collect_attention
 from rs_transformer.attention.figures import draw_step
 from rs_transformer.checkpoints import load_translator
+from rs_transformer.export.examples import EXAMPLES
 from rs_transformer.layer_transfer import OWN_TO_STEPS
 from rs_transformer.pipeline_rs_marian import split_code, split_into_sentences
-from rs_transformer.utils.examples import EXAMPLES
 from rs_transformer.utils.plotting import Lettering
 
 if TYPE_CHECKING:

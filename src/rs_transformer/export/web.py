@@ -14,9 +14,9 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ..checkpoints import load_parent
 from ..layer_transfer import count_parameters, with_depth
 from ..pipeline_rs_marian import split_code
-from ..utils.examples import EXAMPLES
 from ..utils.files import write_json, write_text
 from . import onnx
+from .examples import EXAMPLES
 from .tokenizer_json import tokenizer_json
 
 PAGE = Path(__file__).resolve().parents[3] / "hub_cards" / "web"
