@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, odd_tokenizer, run, script
-from oracle import rs_model
+from oracle import marian, rs_model
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -203,6 +203,11 @@ def test_what_a_page_cannot_be_made_of_is_said(tmp_path, monkeypatch):
             part.save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=said):
             web.lay_out_page(str(tmp_path / name), tmp_path / "page")
+    with pytest.raises(ValueError, match="quantization must be one of float32, float16, int8, got 'int4'"):
+        web.lay_out_page(str(MODEL), tmp_path / "page", "int4")
+    marian(**config_from_tokenizer(tokenizer)).save_pretrained(tmp_path / "none")
+    with pytest.raises(ValueError, match="decoder_depths are for recurrently stacked models"):
+        web.lay_out_page(str(tmp_path / "none"), tmp_path / "page", decoder_depths=[2])
     monkeypatch.setattr(web, "PAGE", tmp_path)
     with pytest.raises(ValueError, match="the page comes with a clone of rs-transformer"):
         web.lay_out_page(str(MODEL), tmp_path / "page")

@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..checkpoints import load_parent
 from ..layer_transfer import count_parameters, with_depth
+from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..pipeline_rs_marian import split_code
 from ..utils.files import write_json, write_text
 from . import onnx
@@ -49,7 +50,11 @@ def lay_out_page(
     """
     if not (PAGE / "index.html").is_file():
         raise ValueError(f"there is no {PAGE}: the page comes with a clone of rs-transformer, install it from one")
+    if quantization not in DTYPES:
+        raise ValueError(f"quantization must be one of {', '.join(DTYPES)}, got {quantization!r}")
     model, tokenizer = load_parent(model_name)
+    if decoder_depths and not isinstance(model, RSMarianForConditionalGeneration):
+        raise ValueError(f"{model_name} has one decoder depth: decoder_depths are for recurrently stacked models")
     # As BCP 47 has them, which browsers know.
     languages = [split_code(getattr(tokenizer, side, None))[0] for side in ("source_lang", "target_lang")]
     if "" in languages:
