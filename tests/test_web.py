@@ -128,6 +128,7 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
     assert browser.execute_script(
         "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     )
+    browser.execute_script("document.getElementById('status').textContent = ''")  # so that it must load again
     page["depth"].send_keys(Keys.ARROW_DOWN)
     assert page["depth"].get_property("value") == "6"
     page.wait_for("Ready after")
