@@ -10,6 +10,7 @@ from conftest import ROOT
 from sacrebleu.metrics import BLEU
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
+import corpora
 import run
 import table
 
@@ -61,6 +62,44 @@ def test_commands_have_defaults_options_seed_and_the_folders_of_what_they_start_
     ]
     (tuned,) = study.commands(run.Cell("tuned", 1))
     assert tuned[2][3:5] == ["--model_name_or_path", str(ROOT / "hub_cards/deep")]
+
+
+def test_a_grid_has_the_systems_of_its_base_on_its_own_corpus(study, tmp_path):
+    grid = {
+        "base": "grid.yaml",
+        "name": "other",
+        "corpus": "two",
+        "source_lang": "en",
+        "target_lang": "ja",
+        "seeds": [3],
+    }
+    grid["tests"] = {"two": {"file": "{corpus}/{source_lang}.jsonl"}}
+    grid["defaults"] = {"train": {"train_file": ["{data}/{corpus}/train.{source_lang}.jsonl"]}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(grid))
+    (tmp_path / "data" / "two").mkdir()
+    (tmp_path / "data" / "two" / "en.jsonl").write_text('{"translation": {"en": "Three.", "ja": "三。"}}\n')
+    other = run.Study(tmp_path / "other.yaml", tmp_path / "data", tmp_path / "work", tmp_path / "results")
+    assert [cell.name for cell in other.cells(["student"])] == ["deep-3", "tuned-3", "student-3"]
+    (command,) = other.commands(run.Cell("deep", 3))
+    assert command[2][:2] == ["--train_file", f"{other.data}/two/train.en.jsonl"]
+    assert other.pairs("two") == (["Three."], ["三。"])
+
+
+def test_lower_case_english_gets_the_case_that_its_words_mostly_have():
+    text = ["I saw Mary in Tokyo.", "Yesterday I saw Mary.", "It was in May.", "May I? You may.", "You may go."]
+    truecaser = corpora.Truecaser(text)
+    cased = truecaser('"may i go?" mary  asked. mr. x. said: "you may, i\'m sure."')
+    assert cased == '"May I go?" Mary  asked. Mr. x. Said: "you may, I\'m sure."'
+
+
+def test_what_is_held_out_has_no_side_in_the_training_set(monkeypatch):
+    monkeypatch.setattr(corpora, "HELD_OUT", 20)
+    rows = [(f"Word {n // 2}.", f"語{n // 3}。") for n in range(200)] + [("WORD 1.", "語1。")]
+    train, test = corpora.held_out(rows)
+    assert len(test) == 20
+    assert set(test) <= set(rows)
+    for side in (0, 1):
+        assert {pair[side].lower() for pair in train}.isdisjoint(pair[side].lower() for pair in test)
 
 
 def test_the_difference_is_that_of_the_means_and_its_interval_that_of_the_sentences(study):

@@ -56,6 +56,12 @@ class Cell:
         return f"{self.system}-{self.seed}"
 
 
+def read_grid(file: Path) -> dict[str, Any]:
+    """A grid: its own keys, and those of its `base`, a file beside it."""
+    grid = yaml.safe_load(file.read_text("utf-8"))
+    return read_grid(file.parent / grid.pop("base")) | grid if "base" in grid else grid
+
+
 class Study:
     """A grid, and where its corpora, models and results are.
 
@@ -64,7 +70,7 @@ class Study:
     """
 
     def __init__(self, grid_file: Path, data: Path, work: Path, results: Path):
-        self.grid = yaml.safe_load(grid_file.read_text("utf-8"))
+        self.grid = read_grid(grid_file)
         self.data, self.work = data.resolve(), work.resolve() / self.grid["name"]
         self.results = results / self.grid["name"]
         for system, steps in self.grid["systems"].items():
@@ -129,9 +135,14 @@ class Study:
         """Sources and references of a test set."""
         columns = [("translation", self.grid[side]) for side in ("source_lang", "target_lang")]
         settings = self.grid["tests"][test]
-        rows = list(read_columns(str(self.data / settings["file"]), columns))
+        file = self.data / settings["file"].format(**self._names())
+        rows = list(read_columns(str(file), columns))
         references = [str(target).lower() if settings.get("lowercase") else str(target) for _, target in rows]
         return [str(source) for source, _ in rows], references
+
+    def _names(self) -> dict[str, str]:
+        """What a grid's options call by name: {corpus}, {source_lang}, {target_lang}."""
+        return {name: self.grid[name] for name in ("corpus", "source_lang", "target_lang") if name in self.grid}
 
     def on_gpu(self, command: str) -> dict[str, Any]:
         """The options that a command has beside its own where there is a GPU."""
@@ -145,6 +156,7 @@ class Study:
             folders[other.system] = str(self.model(other))
             earlier = self.grid["systems"][other.system]
             folders |= {f"{other.system}/{step}": str(self._folder(other, step)) for step in earlier}
+        names = self._names() | folders
         for step, options in steps.items():
             command = step.split()[0]
             options = {**self.grid["defaults"].get(command, {}), **self.on_gpu(command), **options}
@@ -154,7 +166,7 @@ class Study:
             arguments = [] if recipe is None else [str(ROOT / recipe)]
             for name, value in options.items():
                 values = value if isinstance(value, list) else [value]
-                arguments += [f"--{name}", *(str(each).format(data=self.data, **folders) for each in values)]
+                arguments += [f"--{name}", *(str(each).format(data=self.data, **names) for each in values)]
             yield command, Path(folders[step]), arguments
 
 
