@@ -133,10 +133,10 @@ def _measure_memory(work: Callable[..., Any], args: tuple) -> float:
     return memory("VmHWM") - before
 
 
-def memory(what: str) -> float:
-    """MiB of this process now (`"VmRSS"`) or at its peak (`"VmHWM"`). Linux."""
+def memory(what: str, process: int | str = "self") -> float:
+    """MiB of a process, this one by default, now (`"VmRSS"`) or at its peak (`"VmHWM"`). Linux."""
     # Not `getrusage`, whose peak a new process inherits from the one that started it.
-    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text()).group(1)) / 1024
 
 
 def row(d_model: int, what: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
