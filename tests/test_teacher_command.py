@@ -105,21 +105,21 @@ def test_a_student_of_a_checkpoint_shares_the_corpus_and_another_command_is_refu
 
 def test_monolingual_text_becomes_all_that_a_training_needs(tmp_path):
     lines = [source for source, _ in PAIRS[:40]]
-    odd = ["a b\u2028c d", "e\rf g", " \u200b", ""]
+    odd = ["a b\u2028c d", "e\rf g", ">>bt<< h i", " \u200b", ""]
     (tmp_path / "mono.txt").write_bytes("".join(f"{line}\n" for line in [*lines, *odd]).encode())
     options = ["--monolingual_file", tmp_path / "mono.txt", "--side", "source", *LANGUAGES, "--shard_size", 25]
     options += ["--teacher_command", make_program(tmp_path), "--output_dir", tmp_path / "made"]
     script("synthesize")(*options)
-    assert calls(tmp_path) == [25, 17]
+    assert calls(tmp_path) == [25, 18]  # blank text is not given to it
     pairs = tmp_path / "made" / "pairs.parquet"
     found = load_split(CorpusArguments("fw", "bw", train_file=[str(pairs)]), "train")
-    assert found["source"][:] == [*lines, *odd[:2]]
-    assert found["target"][:] == [*(line[::-1].upper() for line in lines), "D C B A", "G F E"]
+    assert found["source"][:] == [*lines, *odd[:3]]
+    assert found["target"][:] == [*(line[::-1].upper() for line in lines), "D C B A", "G F E", "I H"]
     record = json.loads((tmp_path / "made" / "synthesis.json").read_text())
     assert record["left_out"] == {"no translation": 1}
     training = [*LANGUAGES, "--train_file", pairs, *SIZES, *TRAINING, "--output_dir", tmp_path / "run"]
     script("train")(*training)
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["training"]["pairs"] == 42
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["training"]["pairs"] == 43
 
 
 @pytest.mark.parametrize(

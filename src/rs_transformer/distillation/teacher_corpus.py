@@ -186,7 +186,7 @@ def _by_program(args: TeacherArguments) -> Translate:
     def translate(sources: Sequence[str | None], advance: Callable[[int], None]) -> list[list[str]]:
         wanted = [index for index, source in enumerate(sources) if not is_blank_text(source or "")]
         advance(len(sources) - len(wanted))
-        lines = [sources[index].removeprefix(BACK_TRANSLATED) for index in wanted]  # the tag is for the student
+        lines = [sources[index].removeprefix(f"{BACK_TRANSLATED} ") for index in wanted]  # it is for the student
         found = map_lines(args.program, lines, option="teacher_command", advance=advance)
         hypotheses = {index: [text] for index, text in zip(wanted, found, strict=True)}
         return [hypotheses.get(index, []) for index in range(len(sources))]
