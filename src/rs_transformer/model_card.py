@@ -151,7 +151,7 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
         lineage=_lineage(recipe, _read(path / "collapse.json"), _read(path / RUN_RECORD) or {}),
         training=training,
         seed=_plain(recipe.get("seed")),
-        script="distill.py" if recipe.get("teachers") else "train.py",
+        script="distill.py" if _teachers(recipe) else "train.py",
         limits=facts.limits.strip(),
     )
 
@@ -376,7 +376,7 @@ def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None, record: di
         lines.append(f"Fine-tuned from {_code(parent)}" + (f", which goes back to {origin}" if origin else ""))
     elif origin:
         lines.append(f"It is {origin}, without fine-tuning")
-    if teachers := _texts(recipe.get("teachers")):
+    if teachers := _teachers(recipe):
         lines.append(
             f"Distilled from {', '.join(map(_code, teachers))}: targets {_plain(recipe.get('targets'))}, weight of "
             f"the teacher's distributions {_plain(recipe.get('word_weight'))}"
@@ -384,6 +384,11 @@ def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None, record: di
     if changed := resumed_lines(record):
         lines.append(f"The training went on with other options or data: {_plain('; '.join(changed))}")
     return lines
+
+
+def _teachers(recipe: Mapping[str, Any]) -> list[str]:
+    """The models that a recipe calls teachers, or the program."""
+    return [*_texts(recipe.get("teachers")), *_texts(recipe.get("teacher_command"))]
 
 
 def _tables(text: str) -> dict[str, list[str]]:

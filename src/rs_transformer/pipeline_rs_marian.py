@@ -139,14 +139,18 @@ def is_blank(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], text:
             without a visible character, such as the bare beginning of a word.
         text: what they were made from, which alone says of an unknown token whether it is visible; without it, it is.
     """
-    if text is not None:
-        code = LANGUAGE_CODE.match(text)
-        if not _is_visible(text[code.end() :] if code else text):
-            return True
+    if text is not None and is_blank_text(text):
+        return True
     blank = _BLANK_IDS.get(tokenizer)
     if blank is None:
         blank = _BLANK_IDS[tokenizer] = _blank_ids(tokenizer)
     return all(int(index) in blank for index in input_ids)
+
+
+def is_blank_text(text: str) -> bool:
+    """Whether nothing of a source is to be seen, a code of a language before it apart."""
+    code = LANGUAGE_CODE.match(text)
+    return not _is_visible(text[code.end() :] if code else text)
 
 
 def _is_visible(text: str) -> bool:

@@ -4,6 +4,8 @@
     rs-transformer distill generate training/recipes/tanaka_distilled.yaml --teacher_n_best 5
     rs-transformer distill filter train training/recipes/tanaka_distilled.yaml --word_weight 0 \\
         --word_top_k 0 --output_dir runs/tanaka_distilled_sequence
+    rs-transformer distill --teacher_command "marian-decoder -c teacher.yml" --train_file a.ja a.en \\
+        --test_file b.ja b.en --source_lang ja --target_lang en --output_dir runs/student
 
 The stages, all of them unless some are named: generate (the teacher translates the training sources), filter (choose
 what the student learns from), train, evaluate. The same command goes on where it was stopped; what is decoded and
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import MarianTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,14 +40,14 @@ from ..tokenization import TokenizerArguments, check_language_pair, same_vocabul
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
-from ..training.run_folder import CHANGEABLE, RECIPE, complete_checkpoints, is_finished
+from ..training.run_folder import CHANGEABLE, RECIPE, RUN_LOG, complete_checkpoints, is_finished
 from ..utils.console import log_to
-from ..utils.files import claimed, read_mapping, write_json
+from ..utils.files import claimed, read_mapping, write_json, write_text
 from ..utils.map_shards import read_record
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
 from .evaluate import EvaluateArguments, evaluate_systems
-from .train import RUN_LOG, UNUSED, check_output_dir, check_validation, load_data, run_training, set_up_screen
+from .train import UNUSED, check_output_dir, check_validation, load_data, run_training, set_up_screen
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +71,10 @@ class DistillArguments:
     )
     new_tokenizer: bool = field(
         default=False,
-        metadata={"help": "Train a tokenizer for a student made anew, instead of taking the first teacher's."},
+        metadata={
+            "help": "Train a tokenizer for a student made anew, instead of taking the first teacher's. A program has "
+            "none to take."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -196,7 +202,7 @@ def distill(options: DistillOptions) -> None:
             train_student(options, train, tokenizer, teachers)
             group.wait()  # the main process is the last to finish
         if "evaluate" in stages:
-            compare_to_teachers(options, teachers)
+            compare_to_teachers(options, teachers, splits["test"], group)
 
 
 def train_student(
@@ -262,25 +268,46 @@ def translate_and_choose(
         )
 
 
-def compare_to_teachers(options: DistillOptions, teachers: Sequence[Teacher]) -> None:
+def compare_to_teachers(
+    options: DistillOptions, teachers: Sequence[Teacher], test: Dataset, group: PatientGroup
+) -> None:
     """The stage evaluate: student against teachers on the test set, into `evaluation.json`.
 
     Raises:
         FileNotFoundError: no student has been trained.
+        ValueError: as `generate_corpus`, where the teacher is a program.
     """
     output = options.output
     if not is_finished(output):
         raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
     device = PartialState().device
     loaded = {t.name: (t.model.to(device), t.tokenizer) for t in teachers if not t.prefix}
-    systems = EvaluateArguments(systems=[*loaded, str(output)], output_file=str(output / "evaluation.json"))
-    evaluate_systems(systems, options.corpus, options.decoding, loaded)
+    translated = [translate_test(options, test, group)] if options.teacher.program else []
+    systems = [*loaded, *translated, str(output)]
+    args = EvaluateArguments(systems=systems, output_file=str(output / "evaluation.json"))
+    evaluate_systems(args, options.corpus, options.decoding, loaded)
+
+
+def translate_test(options: DistillOptions, test: Dataset, group: PatientGroup) -> str:
+    """The file with a program's translations of the test set, a line each."""
+    corpus = generate_corpus(test, [], options.teacher, options.corpus, options.work / "test.parquet")
+    file = options.work / "teacher_translations.txt"
+    with group.main_process_first():
+        if PartialState().is_main_process:
+            translations = [next(iter(texts), "") for texts in pq.read_table(corpus)["hypotheses"].to_pylist()]
+            write_text("".join(f"{text}\n" for text in translations), file)
+    return str(file)
 
 
 def check_combination(options: DistillOptions) -> None:
     """Raise `ValueError` for options that are each possible and make no sense together."""
     teacher_args, target_args, loss_args = options.teacher, options.targets, options.loss
     several = len(teacher_args.teachers) > 1
+    if teacher_args.program and (loss_args.active or target_args.targets != "best"):
+        raise ValueError(
+            "a program as teacher gives one translation of each sentence and nothing else: leave word_weight, "
+            "hidden_weight and attention_weight out, and targets as best"
+        )
     pooled = several and teacher_args.teacher_mode == "pool"
     if target_args.targets == "reference" and not loss_args.active:
         raise ValueError("targets=reference distils nothing: set word_weight, hidden_weight or attention_weight")
@@ -332,6 +359,8 @@ def check_finished(options: DistillOptions) -> bool:
 def student_tokenizer(options: DistillOptions, teachers: Sequence[Teacher]) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was named, the checkpoint's, or the first teacher's; None for one to be trained.
 
+    It is trained where the options say so, and for a new student of a program, on the targets that are learned.
+
     Raises:
         ValueError: it is of the opposite direction, or a new student's is no `MarianTokenizer`.
     """
@@ -346,7 +375,7 @@ def student_tokenizer(options: DistillOptions, teachers: Sequence[Teacher]) -> P
         tokenizer = load_tokenizer(name, revision)
         check_language_pair(tokenizer, options.corpus.source_lang, options.corpus.target_lang)
         return tokenizer
-    if options.distill.new_tokenizer:
+    if options.distill.new_tokenizer or not teachers:
         return None
     if not isinstance(teachers[0].tokenizer, MarianTokenizer):
         raise ValueError(

@@ -3,12 +3,15 @@
     rs-transformer synthesize --monolingual_file news.en --source_lang ja --target_lang en \\
         --teachers runs/en_ja --output_dir runs/back_translated
     rs-transformer train training/recipes/tanaka_rs6.yaml --synthetic_file runs/back_translated/pairs.parquet
+    rs-transformer synthesize --monolingual_file news.ja --side source --source_lang ja --target_lang en \\
+        --teacher_command "marian-decoder -c teacher.yml" --output_dir runs/translated
 
 The languages are those of the model that is to learn. Text of its target language (`--side target`) is translated back
 by a model of the other direction (Sennrich et al. 2016), and each source begins with `>>bt<<`, so that the model tells
 it from what people have written (Caswell et al. 2019). Text of its source language (`--side source`) is translated by
-a teacher. The output folder holds `pairs.parquet`, and `synthesis.json`, with models, settings and what was left out.
-The same command goes on where it was stopped; several processes share the text.
+a teacher; such pairs may be all that a training has (`--train_file`). The output folder holds `pairs.parquet`, and
+`synthesis.json`, with models, settings and what was left out. The same command goes on where it was stopped; several
+processes share the text.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +30,8 @@ from ..distillation.targets import TargetArguments, write_targets
 from ..distillation.teacher_corpus import generate_corpus
 from ..distillation.teachers import TeacherArguments, load_teachers
 from ..pipeline_rs_marian import BACK_TRANSLATED
-from ..utils.console import set_up_logging
+from ..training.run_folder import RUN_LOG
+from ..utils.console import log_to, set_up_logging
 from ..utils.files import atomic_file, claimed, write_json
 from ..utils.map_shards import read_record
 from ..utils.processes import PatientGroup, run
@@ -96,6 +100,12 @@ def synthesize(args: SynthesisArguments, teacher_args: TeacherArguments, filters
         ValueError: an option, a model or the text is wrong, or the folder holds pairs that were made otherwise.
         OSError: the disk is full; what is translated stays.
     """
+    lengths = ("max_source_length", "max_target_length")
+    if teacher_args.program and any(getattr(args, name) != getattr(SynthesisArguments, name) for name in lengths):
+        raise ValueError(
+            "max_source_length and max_target_length count the tokens of a model, and teacher_command is a program: "
+            "leave them out; the training has its own"
+        )
     folder, group, corpus = Path(args.output_dir), PatientGroup(), args.translated()
     texts = read_sentences(args.monolingual_file, args.text_column, "monolingual_file")
     if args.lowercase:
@@ -109,6 +119,8 @@ def synthesize(args: SynthesisArguments, teacher_args: TeacherArguments, filters
     folder.mkdir(parents=True, exist_ok=True)
     translated, targets = folder / "translated.parquet", folder / "targets.parquet"
     with claimed(folder / PAIRS, PartialState().is_main_process):
+        if PartialState().is_main_process:
+            log_to(folder / RUN_LOG)
         generate_corpus(dataset, teachers, teacher_args, corpus, translated)
         with group.main_process_first():
             record = write_targets(translated, targets, filters, corpus.target_lang)

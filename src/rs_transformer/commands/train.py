@@ -44,6 +44,7 @@ from ..training.model import ModelArguments, build_model
 from ..training.progress import StartSummary
 from ..training.run_folder import (
     RESULTS,
+    RUN_LOG,
     checkpoint_to_resume,
     complete_checkpoints,
     data_digest,
@@ -62,7 +63,6 @@ from ..utils.recipes import ArgumentGroups, RecipeParser
 logger = logging.get_logger(__name__)
 
 SAMPLES = 5
-RUN_LOG = "run.log"
 GO_ON = "the same command with --resume_from_checkpoint true goes on from the last checkpoint"
 # Of the Trainer's options: what this package does in its own way, or not at all.
 UNUSED = (

@@ -4,7 +4,9 @@ The teachers themselves: `teachers.py`. Which of their translations the student 
 """
 
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,17 @@ from transformers.utils import logging
 
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, source_limit
-from ..pipeline_rs_marian import is_blank
+from ..pipeline_rs_marian import BACK_TRANSLATED, is_blank, is_blank_text
 from ..tokenization import encode
 from ..training.run_folder import RECORDED_PACKAGES
 from ..utils.map_shards import Rows, check_made_from, map_shards
+from ..utils.programs import map_lines
 from .teachers import Teacher, TeacherArguments, combined
 
 logger = logging.get_logger(__name__)
 
+# The hypotheses of each source; calls its second argument with the number of sources that are done.
+Translate = Callable[[Sequence[str | None], Callable[[int], None]], list[list[str]]]
 CORPUS_SCHEMA = pa.schema(
     {"source": pa.string(), "target": pa.string(), "hypotheses": pa.list_(pa.string())}  # the best first
 )
@@ -71,7 +76,13 @@ def make_engines(
 def generation_settings(
     teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments
 ) -> dict[str, Any]:
-    """Everything but the sources that the teachers' translations depend on; JSON."""
+    """Everything but the sources that the teachers' translations depend on; JSON.
+
+    Of a program it is the command line: what it reads besides, nobody knows.
+    """
+    languages = {"source_lang": corpus_args.source_lang, "target_lang": corpus_args.target_lang}
+    if args.program:
+        return {"engine": "command", "teacher_command": shlex.join(args.program), **languages}
     decoding = args.decoding(corpus_args)
     if args.engine == "ctranslate2":
         files = [Path(folder, "model.bin") for folder in args.ctranslate2_models or []]
@@ -97,8 +108,7 @@ def generation_settings(
         "max_new_tokens": decoding.max_new_tokens,
         "decoding_max_tokens": decoding.decoding_max_tokens,
         "max_source_length": corpus_args.max_source_length,
-        "source_lang": corpus_args.source_lang,
-        "target_lang": corpus_args.target_lang,
+        **languages,
     }
 
 
@@ -128,37 +138,36 @@ def generate_corpus(
     corpus_args: CorpusArguments,
     output: str | Path,
 ) -> Path:
-    """Have the teachers translate the sources of a corpus into a parquet file; resumable, see `map_shards`.
+    """Have the teachers, or a program, translate the sources of a corpus into a parquet file; see `map_shards`.
 
     Args:
         dataset: text columns `source` and `target`, from `load_split`; blank sources get no translation
             (`check_sources` refuses them).
-        teachers: from `load_teachers`.
-        args: mode, engine and search.
+        teachers: from `load_teachers`; none where `args` have a program.
+        args: mode, engine and search, or the program, which is run once a shard.
         corpus_args: sources over `max_source_length` tokens, or over what a teacher takes, get no translation: a
-            student with these arguments would not train on them.
+            student with these arguments would not train on them. A program, which has no tokens that we know, is
+            given all sources.
         output: the file, with the columns of `CORPUS_SCHEMA`; of several teachers in a pool the hypotheses stand in
             the order of the teachers, without repetitions. Its metadata record the teachers (name, commit, digest of
-            the weights), the settings and the versions of the packages.
+            the weights; of a program the command line), the settings and the versions of the packages.
 
     Raises:
-        ValueError: what `map_shards` or an engine refuses, before any decoding starts.
+        ValueError: what `map_shards` or an engine refuses, before any decoding starts; a program that fails, or writes
+            something else than one line for each source (`map_lines`), after the shard.
         OSError: the disk is full; finished shards stay.
     """
-    settings, decoding = generation_settings(teachers, args, corpus_args), args.decoding(corpus_args)
-    engines = make_engines(teachers, args, decoding)
-    limits = [source_limit(teacher.model, teacher.tokenizer) for teacher in teachers]
-    limit = min(corpus_args.max_source_length, *limits)
-    if limit < corpus_args.max_source_length:
-        logger.warning(f"The teachers take at most {limit} source tokens; longer sources get no translation.")
+    settings = generation_settings(teachers, args, corpus_args)
     packages = [*RECORDED_PACKAGES, *(["ctranslate2"] if args.engine == "ctranslate2" else [])]
+    named = [{"name": t.name, "revision": args.teacher_revision, "commit": t.commit} for t in teachers]
     origin = {
-        "teachers": [{"name": t.name, "revision": args.teacher_revision, "commit": t.commit} for t in teachers],
+        "teachers": named or [{"command": settings["teacher_command"]}],
         "versions": {name: version(name) for name in packages},
     }
+    translate = _by_program(args) if args.program else _by_models(teachers, args, corpus_args)
 
     def decode(rows: Rows, advance: Callable[[int], None]) -> Rows:
-        return {**rows, "hypotheses": _hypotheses(engines, rows["source"], limit, decoding.batch_tokens, advance)}
+        return {**rows, "hypotheses": translate(rows["source"], advance)}
 
     return map_shards(
         dataset.select_columns(["source", "target"]),
@@ -173,12 +182,34 @@ def generate_corpus(
     )
 
 
+def _by_program(args: TeacherArguments) -> Translate:
+    def translate(sources: Sequence[str | None], advance: Callable[[int], None]) -> list[list[str]]:
+        wanted = [index for index, source in enumerate(sources) if not is_blank_text(source or "")]
+        advance(len(sources) - len(wanted))
+        lines = [sources[index].removeprefix(f"{BACK_TRANSLATED} ") for index in wanted]  # it is for the student
+        found = map_lines(args.program, lines, option="teacher_command", advance=advance)
+        hypotheses = {index: [text] for index, text in zip(wanted, found, strict=True)}
+        return [hypotheses.get(index, []) for index in range(len(sources))]
+
+    return translate
+
+
+def _by_models(teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments) -> Translate:
+    decoding = args.decoding(corpus_args)
+    engines = make_engines(teachers, args, decoding)
+    limits = [source_limit(teacher.model, teacher.tokenizer) for teacher in teachers]
+    limit = min(corpus_args.max_source_length, *limits)
+    if limit < corpus_args.max_source_length:
+        logger.warning(f"The teachers take at most {limit} source tokens; longer sources get no translation.")
+    return partial(_hypotheses, engines, limit=limit, max_tokens=decoding.batch_tokens)
+
+
 def _hypotheses(
     engines: Sequence[tuple[Engine, Teacher]],
     sources: Sequence[str | None],
+    advance: Callable[[int], None],
     limit: int,
     max_tokens: int,
-    advance: Callable[[int], None],
 ) -> list[list[str]]:
     """What the engines make of each source, without repetitions; nothing of a blank one or one over the limit."""
     encoded = [

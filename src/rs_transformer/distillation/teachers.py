@@ -4,7 +4,7 @@ What they translate: `teacher_corpus.py`. What is learned from their distributio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 from transformers import (
@@ -21,12 +21,16 @@ from ..decoding import DecodingArguments
 from ..ensemble import EnsembleForSeq2SeqLM
 from ..pipeline_rs_marian import find_language, known_languages, target_codes
 from ..tokenization import check_language_pair, same_vocabulary
+from ..utils.programs import check_program, split_command
 from ..utils.ranges import check_range
+from ..utils.recipes import default_of
 
 logger = logging.get_logger(__name__)
 
 ENGINES = ("transformers", "ctranslate2")
 MODES = ("ensemble", "pool")
+# What a program that translates is asked for, too.
+OF_PROGRAMS = ("teacher_command", "shard_size", "skip_empty_sources")
 
 
 @dataclass
@@ -34,7 +38,16 @@ class TeacherArguments:
     """The teachers, and how they translate the training sources."""
 
     teachers: list[str] = field(
-        metadata={"help": "One or several sequence-to-sequence models, on the Hub or in folders.", "nargs": "+"}
+        default_factory=list,
+        metadata={"help": "One or several sequence-to-sequence models, on the Hub or in folders.", "nargs": "+"},
+    )
+    teacher_command: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of models a program, with its arguments, that reads sentences on standard input, one a "
+            "line, and writes a translation for each on standard output. Cut into words as a shell does, without "
+            "one; run once a shard."
+        },
     )
     teacher_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the teachers."})
     teacher_mode: str = field(
@@ -82,6 +95,10 @@ class TeacherArguments:
     )
 
     def __post_init__(self) -> None:
+        if not self.teachers and self.teacher_command is None:
+            raise ValueError("there is no teacher: give models as teachers, or a program as teacher_command")
+        if self.program:
+            self._check_options_of_models()
         sizes = ("teacher_decoding_max_tokens", "teacher_max_new_tokens", "shard_size")
         check_range(self, "teacher_num_beams", "teacher_n_best", *sizes, least=1)
         check_range(self, "teacher_length_penalty")
@@ -99,6 +116,23 @@ class TeacherArguments:
             )
         if self.engine == "ctranslate2" and self.teacher_mode == "ensemble" and len(self.teachers) > 1:
             raise ValueError("CTranslate2 decodes no ensembles: set teacher_mode=pool, or engine=transformers")
+
+    @property
+    def program(self) -> list[str]:
+        """The words of `teacher_command`; none where models teach.
+
+        Raises:
+            ValueError: as `split_command`.
+        """
+        return [] if self.teacher_command is None else split_command(self.teacher_command, "teacher_command")
+
+    def _check_options_of_models(self) -> None:
+        for option in fields(self):
+            if option.name not in OF_PROGRAMS and getattr(self, option.name) != default_of(option):
+                raise ValueError(
+                    f"{option.name} is for models that teach, and teacher_command is a program, whose own arguments "
+                    "say how it translates; it gives one translation of each sentence: leave one of the two out"
+                )
 
     def decoding(self, corpus_args: CorpusArguments) -> DecodingArguments:
         return DecodingArguments(
@@ -134,13 +168,15 @@ class Teacher:
 
 
 def load_teachers(args: TeacherArguments, corpus_args: CorpusArguments) -> list[Teacher]:
-    """Load the teachers, checked.
+    """Load the teachers, checked; none where a program teaches, which is looked for.
 
     Raises:
         ValueError: one that is no sequence-to-sequence model, translates the other way round, has a tokenizer of other
             ids, or for an ensemble another vocabulary than the first.
-        OSError: there is no such checkpoint.
+        OSError: there is no such checkpoint, or no such program.
     """
+    if args.program:
+        check_program(args.program, "teacher_command")
     teachers = []
     for name in args.teachers:
         config = load_config(name, args.teacher_revision)

@@ -30,6 +30,7 @@ COMPLETE_MARKER = "checkpoint_complete.json"
 RECIPE = "recipe.yaml"
 RUN_RECORD = "run.json"
 RESULTS = "results.json"
+RUN_LOG = "run.log"
 # Arguments that may be others when a run goes on: they do not change what is learned.
 CHANGEABLE = re.compile(
     r"stages|preprocessing_num_workers|output_dir|resume_from_checkpoint|disable_tqdm|local_rank|report_to|run_name|project|"

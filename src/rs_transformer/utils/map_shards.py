@@ -65,7 +65,7 @@ def map_shards(
 
     Raises:
         ValueError: `output` or its shards were made with other settings or from other rows, the message says which;
-            or another run is making it.
+            another run is making it; or `function` raised one, after whose shard and rows, counted from 0, it is.
         OSError: the disk is full, or cannot be written. Finished shards stay, the next call goes on from them.
     """
     output, state, group = Path(output), PartialState(), PatientGroup()
@@ -82,7 +82,10 @@ def map_shards(
         progress = _Progress(len(dataset), todo, shard_size, desc, unit)
         for number in todo[state.process_index :: state.num_processes]:
             rows = _shard(dataset, number, shard_size)
-            columns = function(rows, progress.advance)
+            try:
+                columns = function(rows, progress.advance)
+            except ValueError as error:
+                raise ValueError(f"shard {number} ({_span(number, shard_size, len(dataset))}): {error}") from error
             progress.log()
             _write(shards / _name(number), columns, schema, {"digest": _digest(rows), "origin": dict(origin or {})})
         progress.close()
@@ -164,11 +167,14 @@ def check_settings(where: str | Path, found: Mapping[str, Any], wanted: Mapping[
 
 def _check_digest(where: Path, number: int, found: str, dataset: Dataset, shard_size: int) -> None:
     if found != _digest(_shard(dataset, number, shard_size)):
-        first = number * shard_size
         raise ValueError(
-            f"{where} was made from other data: rows {first} to {min(first + shard_size, len(dataset)) - 1} differ. "
+            f"{where} was made from other data: {_span(number, shard_size, len(dataset))} differ. "
             "Bring the former data back, choose another output, or remove it"
         )
+
+
+def _span(number: int, shard_size: int, rows: int) -> str:
+    return f"rows {number * shard_size} to {min((number + 1) * shard_size, rows) - 1}"
 
 
 def _shard(dataset: Dataset, number: int, shard_size: int) -> Rows:

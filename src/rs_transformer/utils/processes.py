@@ -4,6 +4,7 @@ On GPUs accelerate needs no help to start. Not a launcher: torch.distributed's i
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ from accelerate.commands.launch import launch_command_parser
 
 from .errors import short_errors
 
+# What launchers tell a process of its part in a group.
+LAUNCHERS = re.compile(
+    r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|"
+    r"(ACCELERATE|FSDP|TORCHELASTIC|PMI|PMIX|OMPI|MV2|MPI)_\w+"
+)
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 
@@ -86,6 +92,19 @@ class PatientGroup:
         finally:
             if first:
                 self.wait()
+
+
+def environment_of_programs() -> dict[str, str]:
+    """The environment for a program that is not ours and is started by each of the processes.
+
+    It does not know of the group, which it would think itself to be in, and of several GPUs it sees this process's.
+    """
+    environment = {name: value for name, value in os.environ.items() if not LAUNCHERS.fullmatch(name)}
+    state = PartialState()
+    if state.num_processes > 1 and state.device.type == "cuda":
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = seen.split(",")[state.device.index] if seen else str(state.device.index)
+    return environment
 
 
 def _program() -> list[str]:

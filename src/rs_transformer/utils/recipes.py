@@ -138,7 +138,7 @@ class RecipeParser(HfArgumentParser):
         for group in parsed:
             for option in fields(group):
                 own = option.name in self.unused and not isinstance(group, TrainingArguments)
-                if own and getattr(group, option.name) != _default(option):
+                if own and getattr(group, option.name) != default_of(option):
                     self.error(f"there is no use for {option.name} here; leave it out")
         return tuple(parsed)
 
@@ -186,5 +186,6 @@ class RecipeParser(HfArgumentParser):
         self.error(f"unknown option {name!r} in {where}{hint}")
 
 
-def _default(option: Field) -> Any:
+def default_of(option: Field) -> Any:
+    """What an option of a dataclass is where nobody sets it."""
     return option.default if option.default_factory is MISSING else option.default_factory()
