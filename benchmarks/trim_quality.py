@@ -22,7 +22,7 @@ from rs_transformer.metrics import corpus_scores
 from rs_transformer.tokenization import encode
 from rs_transformer.utils.text_files import read_columns
 
-DECODING = DecodingArguments(num_beams=1, max_new_tokens=128, decoding_max_tokens=8192)
+DECODING = DecodingArguments(num_beams=1, max_new_tokens=128)
 
 
 def int8_megabytes(model: str, folder: Path) -> float:
