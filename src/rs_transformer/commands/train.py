@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset, disable_progress_bars
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
@@ -54,7 +54,7 @@ from ..training.run_folder import (
     write_run_record,
 )
 from ..training.trainer import TranslationTrainer
-from ..utils.console import log_to, set_up_logging
+from ..utils.console import keep_bars, log_to, set_up_logging
 from ..utils.files import claimed, read_mapping, write_json, write_text
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
@@ -237,10 +237,7 @@ def print_end(trainer: TranslationTrainer, results: Mapping[str, Any]) -> None:
 def set_up_screen(args: TranslationTrainingArguments) -> None:
     """Short lines of the main process of each machine on the screen; progress bars on terminals only."""
     set_up_logging(args.should_log)
-    if not sys.stderr.isatty():
-        args.disable_tqdm = True
-        logging.disable_progress_bar()
-        disable_progress_bars()
+    args.disable_tqdm = not keep_bars() or args.disable_tqdm
 
 
 def keep_lineage(parent: str | None, output_dir: str) -> None:
