@@ -35,7 +35,7 @@ from ..corpus import CorpusArguments, load_split
 from ..distillation.losses import DistillationLossArguments
 from ..distillation.targets import TargetArguments
 from ..distillation.teachers import TeacherArguments
-from ..export import load_engine
+from ..export import install, is_installed, load_engine
 from ..tokenization import TokenizerArguments
 from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
@@ -108,7 +108,11 @@ def compress(options: CompressOptions) -> Plan:
 
 def check_engines(options: CompressOptions) -> None:
     """Raise `ValueError` for an engine that is not installed, or a quantization that none of them has."""
-    known = {engine: load_engine(engine).QUANTIZATIONS for engine in engines_of(options)}
+    known = {}
+    for engine in engines_of(options):
+        known[engine] = load_engine(engine, option="engines").QUANTIZATIONS
+        if not is_installed(engine):
+            raise ValueError(f"engines={engine} needs: {install(engine)}, to verify what is exported")
     quantization = options.shipping.quantization
     if known and not any(quantization in each for each in known.values()):
         names = dict.fromkeys(name for each in known.values() for name in each)

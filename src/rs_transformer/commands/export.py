@@ -25,7 +25,7 @@ from ..attention.alignment import count_links
 from ..checkpoints import MODEL_TYPES, Translator, load_config, load_tokenizer, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources, source_limit
-from ..export import TARGETS, load_engine
+from ..export import TARGETS, install, is_installed, load_engine
 from ..metrics import corpus_scores
 from ..shortlist import Shortlist, ShortlistEngine, coverage, make_shortlist
 from ..tokenization import check_language_pair, encode, entries_of
@@ -102,7 +102,9 @@ def export_checkpoint(
     """
     output = Path(args.output_dir)
     check_output(output)
-    engine = load_engine(args.to, decodes=args.verification)
+    engine = load_engine(args.to)
+    if args.verification and not is_installed(args.to):
+        raise ValueError(f"to={args.to} needs: {install(args.to)}, to verify what it writes; or verification=false")
     if args.quantization not in engine.QUANTIZATIONS:
         raise ValueError(f"quantization must be one of {', '.join(engine.QUANTIZATIONS)}, got {args.quantization!r}")
     config = load_config(args.model_name_or_path, args.revision)

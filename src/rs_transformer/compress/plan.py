@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ..checkpoints import commit_of, model_digest
 from ..configuration_rs_marian import SIDES, RSMarianConfig
 from ..corpus import load_split, prepare_training_pairs
 from ..decoding import DecodingArguments, Engine, TransformersEngine, encode_sources, translate
-from ..export import load_engine
+from ..export import is_installed, load_engine
 from ..layer_transfer import collapse, collapsed_config, depth_config, with_depth
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..shortlist import Shortlist, make_shortlist
@@ -283,7 +282,7 @@ class Planner:
         self, model: MarianMTModel, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments, folder: Path
     ) -> Engine:
         """What a model's speed is measured with; of a child with a shortlist, if it gets one."""
-        if find_spec("ctranslate2") is None:
+        if not is_installed("ctranslate2"):
             return TransformersEngine(model, tokenizer, decoding)
         engine = load_engine("ctranslate2")
         engine.LoadedConverter(model, tokenizer).convert(str(folder), quantization="int8")
@@ -453,7 +452,7 @@ def engines_of(options: CompressOptions) -> list[str]:
     """The engines that are exported to."""
     if options.shipping.engines is not None:
         return list(dict.fromkeys(options.shipping.engines))
-    return ["ctranslate2"] if find_spec("ctranslate2") is not None else []
+    return ["ctranslate2"] if is_installed("ctranslate2") else []
 
 
 def _named(stored: dict[str, int]) -> dict[str, int]:

@@ -8,6 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
+from operator import truediv
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from ..decoding import Engine
 from ..distillation.losses import top_k_word_level_loss
 from ..modeling_rs_marian import PAD_LOGIT_BIAS
 from ..training.losses import label_smoothed_nll, without_padding
+from ..utils.measuring import interleave
 
 WARM_UP, TIMED = 2, 5
 
@@ -87,24 +90,18 @@ def endless(model: MarianMTModel, eos_token_id: int) -> MarianMTModel:
     return model
 
 
-def speedups(engines: Sequence[Engine], sources: Sequence[Sequence[list[int]]], rounds: int = TIMED) -> list[float]:
+def speedups(engines: Sequence[Engine], sources: Sequence[Sequence[list[int]]]) -> list[float]:
     """How many times as fast as the first engine each one translates single sentences: the median of some rounds.
-
-    The engines take turns, so that all suffer alike from what else the machine does.
 
     Args:
         engines: of one kind, translations of one length.
         sources: for each engine, token ids of the same sentences.
     """
-    ratios: list[list[float]] = [[] for _ in engines]
-    for number in range(rounds + 1):
-        seconds = []
-        for engine, its_sources in zip(engines, sources, strict=True):
-            start = time.perf_counter()
-            for ids in its_sources:
-                engine.translate_batch([ids])
-            seconds.append(time.perf_counter() - start)
-        if number:  # the first one loads what is loaded once
-            for row, each in zip(ratios, seconds, strict=True):
-                row.append(seconds[0] / each)
-    return [statistics.median(row) for row in ratios]
+
+    def translate(number: int) -> None:
+        for ids in sources[number]:
+            engines[number].translate_batch([ids])
+
+    steps = {number: partial(translate, number) for number in range(len(engines))}
+    first, *_ = seconds = list(interleave(steps, TIMED, warm_up=1).values())
+    return [statistics.median(map(truediv, first, each)) for each in seconds]

@@ -1,8 +1,9 @@
 """Other engines, a file for each, imported when it is needed, since it needs the engine's package.
 
 Each has `QUANTIZATIONS` (the first changes nothing), `convert(model, output_dir, quantization, revision)`, which
-writes a folder, and `load(folder, tokenizer, decoding)`, which gives a `decoding.Engine` of it. `commands/export.py`
-chooses among them and verifies what they write.
+writes a folder, and `load(folder, tokenizer, decoding)`, which gives a `decoding.Engine` of it; where the engine takes
+a shortlist, also `write_shortlist`, `SHORTLIST_FILE` in the folder, and `use_shortlist` of `load`.
+`commands/export.py` chooses among them and verifies what they write.
 """
 
 import importlib
@@ -18,18 +19,24 @@ TARGETS = {
 }
 
 
-def load_engine(target: str, decodes: bool = True) -> ModuleType:
+def is_installed(target: str) -> bool:
+    """Whether the engine itself, one of `TARGETS`, is there; what writes for it may need more, or less."""
+    return importlib.util.find_spec(TARGETS[target]) is not None
+
+
+def load_engine(target: str, option: str = "to") -> ModuleType:
     """The module of an engine, or a `ValueError` that says what to install for it.
 
     Args:
         target: one of `TARGETS`.
-        decodes: the engine itself must be there, not only what writes for it.
+        option: that names the engine, for the message.
     """
-    needs = f'to={target} needs: pip install "rs-transformer[{target}]"'
     try:
-        module = importlib.import_module(f"rs_transformer.export.{target}")
+        return importlib.import_module(f"{__name__}.{target}")
     except ImportError as error:
-        raise ValueError(f"{needs} ({error})") from error
-    if decodes and importlib.util.find_spec(TARGETS[target]) is None:
-        raise ValueError(f"{needs}, to verify what it writes; or verification=false")
-    return module
+        raise ValueError(f"{option}={target} needs: {install(target)} ({error})") from error
+
+
+def install(target: str) -> str:
+    """The command that installs an engine."""
+    return f'pip install "rs-transformer[{target}]"'
