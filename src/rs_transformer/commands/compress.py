@@ -15,7 +15,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -26,10 +25,19 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..checkpoints import load_parent
+from ..checkpoints import commit_of, load_config, load_parent
 from ..compress.arguments import CompressOptions
 from ..compress.material import Material, load_material
-from ..compress.plan import VERIFIED, WORD_TOP_K, Plan, engines_of, fixed_options, make_plan, text_digest
+from ..compress.plan import (
+    VERIFIED,
+    WORD_TOP_K,
+    Plan,
+    engines_of,
+    fixed_options,
+    make_plan,
+    parent_digest,
+    text_digest,
+)
 from ..configuration_rs_marian import SIDES
 from ..corpus import CorpusArguments, load_split
 from ..distillation.losses import DistillationLossArguments
@@ -41,7 +49,7 @@ from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
 from ..training.run_folder import is_finished
 from ..utils.console import keep_bars, set_up_logging
-from ..utils.files import check_output, claimed, read_mapping, write_json, write_text
+from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json, write_text
 from ..utils.map_shards import check_settings
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import RecipeParser
@@ -90,18 +98,18 @@ def compress(options: CompressOptions) -> Plan:
     """
     started = time.perf_counter()
     state, group, output = PartialState(), PatientGroup(), Path(options.compress.output_dir)
+    dry_run = options.compress.dry_run
     set_up_logging(state.is_local_main_process)
     keep_bars()
     check_engines(options)
-    plan: Plan | None = None
-    if state.is_main_process:
-        with nullcontext() if options.compress.dry_run else claimed(output):
+    with claimed(output, state.is_main_process and not dry_run):
+        plan: Plan | None = None
+        if state.is_main_process:
             plan = found_plan(options, output) or new_plan(options, output, started)
-        print_plan(plan, options)
-    group.wait()  # planning takes longer than a collective waits
-    plan = broadcast_object_list([plan])[0]
-    if not options.compress.dry_run:
-        with claimed(output, state.is_main_process):
+            print_plan(plan, options)
+        group.wait()  # planning takes longer than a collective waits
+        plan = broadcast_object_list([plan])[0]
+        if not dry_run:
             Compression(options, plan, group).run()
     return plan
 
@@ -132,6 +140,10 @@ def found_plan(options: CompressOptions, output: Path) -> Plan | None:
         return None
     plan = Plan.from_json(content)
     check_settings(output, plan.options, fixed_options(options))
+    name, revision = options.compress.model_name_or_path, options.compress.revision
+    load_config(name, revision)  # says what is wrong with it
+    if (commit_of(name, revision), parent_digest(name)) != (plan.parent["commit"], plan.parent["digest"]):
+        raise ValueError(f"{output} was made from another {name}: bring it back, or choose another output_dir")
     if text_digest(options) != plan.text["digest"]:
         raise ValueError(
             f"{output} was made from other text: bring the former files back, or choose another output_dir"
@@ -145,15 +157,15 @@ def new_plan(options: CompressOptions, output: Path, started: float) -> Plan:
     plan = make_plan(options, material, started)
     if options.compress.dry_run:
         return plan
-    output.mkdir(parents=True, exist_ok=True)
     check_room(output, disk_bytes(plan))
-    if material.held_out is not None:
-        corpus = material.corpus
-        names = (corpus.source_column or "source", corpus.target_column or "target")
-        rows = (dict(zip(names, (row["source"], row["target"]), strict=True)) for row in material.held_out)
-        write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), output / HELD_OUT_FILE)
-    write_text("".join(f"{text}\n" for text in verification_sentences(material)), output / VERIFICATION_FILE)
-    write_json(asdict(plan), output / PLAN)
+    with staged_folder(output) as staging:
+        if material.held_out is not None:
+            corpus = material.corpus
+            names = (corpus.source_column or "source", corpus.target_column or "target")
+            rows = (dict(zip(names, (row["source"], row["target"]), strict=True)) for row in material.held_out)
+            write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), staging / HELD_OUT_FILE)
+        write_text("".join(f"{text}\n" for text in verification_sentences(material)), staging / VERIFICATION_FILE)
+        write_json(asdict(plan), staging / PLAN)
     return Plan.from_json(read_mapping(output / PLAN))
 
 
@@ -178,7 +190,8 @@ def disk_bytes(plan: Plan) -> int:
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise `OSError` if a disk has less room than will be needed."""
-    free = shutil.disk_usage(folder).free
+    there = next(each for each in (folder, *folder.resolve().parents) if each.is_dir())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise OSError(
             f"output_dir: the stages leave about {needed / 1e9:.2g} GB in {folder}, and there are {free / 1e9:.2g} GB "
@@ -273,7 +286,7 @@ class Compression:
             TeacherArguments(teachers=[teacher], teacher_revision=revision),
             TargetArguments(targets="reference"),
             DistillationLossArguments(
-                word_weight=student.word_weight, word_top_k=WORD_TOP_K if student.word_weight else 0
+                word_weight=training["word_weight"], word_top_k=WORD_TOP_K if training["word_weight"] else 0
             ),
             ModelArguments(dropout=student.dropout, **model),
             self.corpus(evaluated=last),
@@ -339,13 +352,14 @@ class Compression:
     def collapse(self) -> None:
         """The parent's layers, into those that are stored."""
         child, student, (teacher, revision) = self.plan.child, self.options.student, self.teacher
-        shares = any(child[f"{side}_unique_layers"] < self.plan.parent[f"{side}_layers"] for side in SIDES)
+        layers = [f"{side}_unique_layers" for side in SIDES]
+        shares = any(child[name] < self.plan.parent[name] for name in layers)
         collapse_checkpoint(
             CollapseArguments(
                 model_name_or_path=teacher,
                 revision=revision,
                 output_dir=str(self.output / "collapsed"),
-                **{f"{side}_unique_layers": child[f"{side}_unique_layers"] for side in SIDES},
+                **{name: child[name] for name in layers},
                 **{name: child[name] or None for name in ("step_layer_norms", "step_biases")},
                 method="calibrated" if shares else "average",
                 calibration_updates=student.calibration_updates,
@@ -437,6 +451,9 @@ def print_plan(plan: Plan, options: CompressOptions) -> None:
         print(f"The vocabulary stays: the text needs {plan.vocabulary['needed']:.0%} of its entries.")
     elif plan.text["sentences"]:
         print("The vocabulary is about so large: the pieces of the parent's translations come to it.")
+    if options.student.word_weight is None and not plan.training["word_weight"]:
+        covered = " and ".join(f"{share:.1%} of the {side}" for side, share in plan.vocabulary["covered"].items())
+        print(f"The child learns from the text alone: the pieces that stay are {covered} tokens.")
     for depth, ratio in plan.speedup.items():
         print(f"decoder depth {depth}: {ratio:.2f} times the parent's speed on single sentences")
     output, updates = Path(options.compress.output_dir), plan.training["updates"]
@@ -451,8 +468,8 @@ def print_plan(plan: Plan, options: CompressOptions) -> None:
 
 def _shape(model: dict[str, Any], side: str) -> str:
     depth = model[f"{side}_layers"] or "/".join(map(str, model["decoder_depths"]))
-    stored = model.get(f"{side}_unique_layers", depth)
-    return f"{depth}" if stored == depth else f"{stored} x {depth} steps"
+    stored = model[f"{side}_unique_layers"]
+    return f"{depth}" if stored == model[f"{side}_layers"] else f"{stored} x {depth} steps"
 
 
 def main(argv: list[str] | None = None) -> None:

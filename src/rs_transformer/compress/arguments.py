@@ -115,8 +115,12 @@ class StudentArguments:
         default=None, metadata={"help": "Its peak; default: 1e-3 at d_model 128, less by the root of the width."}
     )
     max_tokens: int = field(default=1280, metadata={"help": "Token budget of a batch, in each process."})
-    word_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the parent's distributions beside the targets."}
+    word_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the parent's distributions beside the targets; default: 0.5, and 0 where trimming "
+            "takes pieces that the text has, so that the parent reads it otherwise than it has learned to."
+        },
     )
     dropout: float = field(default=0.1, metadata={"help": "Of the child, in training."})
     bf16: bool | None = field(

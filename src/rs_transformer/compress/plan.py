@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, MarianMTModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, MarianConfig, MarianMTModel, PreTrainedTokenizerBase
 
 from ..attention.alignment import count_links
-from ..checkpoints import commit_of, model_digest
+from ..checkpoints import commit_of
 from ..configuration_rs_marian import SIDES, RSMarianConfig
 from ..corpus import load_split, prepare_training_pairs
 from ..decoding import DecodingArguments, Engine, TransformersEngine, encode_sources, translate
@@ -43,7 +43,8 @@ from .material import Material
 from .sizes import largest_vocabulary, sizes_of, with_vocabulary
 from .timing import endless, seconds_a_pass, seconds_an_update, speedups
 
-WORD_TOP_K = 16
+WORD_WEIGHT, WORD_TOP_K = 0.5, 16
+COVERED = 0.99  # of a side's tokens: where less is left of them, a trimmed parent is no teacher
 DEPTH = 2  # of the decoder, where nobody chooses
 EPOCHS, MOST_EPOCHS = 10, 50
 LEAST_UPDATES = 200  # of both distillations
@@ -56,6 +57,7 @@ ALIGNED = 4000  # pairs of which the shortlist is made that speed is measured wi
 VERIFIED = 200  # sentences that an export is verified with
 CHECKPOINT_SECONDS = 120
 MARGIN = 1.15  # what estimates are multiplied by where there is a budget
+MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.bin", "*.spm", "*vocab.json")
 # Options that no finished stage depends on.
 RESOLVED = ("source_lang", "target_lang", "max_source_length", "max_target_length", "max_train_samples")
 CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "repo")
@@ -102,6 +104,13 @@ def text_digest(options: CompressOptions) -> str:
     files = [corpus.train_file, corpus.validation_file, corpus.test_file, corpus.synthetic_file]
     given = [*chain.from_iterable(filter(None, files)), *filter(None, [options.compress.monolingual_file])]
     return digest(given)
+
+
+def parent_digest(name: str) -> str | None:
+    """What a model in a folder is known by; None for one on the Hub, whose commit tells it."""
+    if not Path(name).is_dir():
+        return None
+    return digest(sorted(str(file) for pattern in MODEL_FILES for file in Path(name).glob(pattern)))
 
 
 def make_plan(options: CompressOptions, material: Material, started: float) -> Plan:
@@ -339,9 +348,10 @@ class Planner:
             parent={
                 "name": args.model_name_or_path,
                 "commit": commit_of(args.model_name_or_path, args.revision),
-                "digest": model_digest(self.parent, self.tokenizer),
+                "digest": parent_digest(args.model_name_or_path),
                 "d_model": config.d_model,
                 **{f"{side}_layers": getattr(self.parent.config, f"{side}_layers") for side in SIDES},
+                **{f"{side}_unique_layers": stored_layers(self.parent.config, side) for side in SIDES},
                 **asdict(sizes_of(self.parent.config)),
             },
             text={
@@ -375,7 +385,8 @@ class Planner:
         student, goal = self.options.student, self.options.goal
         batches, epoch = self.batches()
         plan.text["tokens"] = epoch * PartialState().num_processes * student.max_tokens
-        top_k = WORD_TOP_K if student.word_weight else 0
+        word_weight = self.word_weight(plan)
+        top_k = WORD_TOP_K if word_weight else 0
         deepest = self.parent.config.decoder_layers
         typical = (min(self.depths) + deepest) // 2 if goal.max_bleu_loss is not None else deepest
         shallow = with_depth(self.child, decoder_layers=self.depths[0])
@@ -390,7 +401,8 @@ class Planner:
         update, update_shallow = timed[bf16]
         teacher = seconds_a_pass(self.base, batches)
         two = self.depths[0] < deepest or goal.max_bleu_loss is not None
-        minutes = self._other_minutes(plan, epoch, teacher, timed.get(False, timed[bf16])[0])
+        passes = epoch * teacher * bool(word_weight)
+        minutes = self._other_minutes(plan, epoch, passes, teacher, timed.get(False, timed[bf16])[0])
         mean = SHARE * update + (1 - SHARE) * update_shallow if two else update
         if student.updates is not None:
             updates = student.updates
@@ -415,6 +427,7 @@ class Planner:
         width = self.parent.config.d_model
         plan.training = {
             "bf16": bf16,
+            "word_weight": word_weight,
             "learning_rate": student.learning_rate or float(f"{1e-3 * (128 / width) ** 0.5:.2g}"),
             "updates": {"collapsed": student.calibration_updates, **parts},
             "updates_an_epoch": epoch,
@@ -426,7 +439,12 @@ class Planner:
         }
         plan.minutes = {stage: round(number, 2) for stage, number in minutes.items() if number}
 
-    def _other_minutes(self, plan: Plan, epoch: int, teacher: float, update: float) -> dict[str, float]:
+    def word_weight(self, plan: Plan) -> float:
+        """As given; else none where the trimmed parent does not read the text as it has learned to."""
+        given, covered = self.options.student.word_weight, min(plan.vocabulary["covered"].values())
+        return given if given is not None else WORD_WEIGHT if covered >= COVERED else 0.0
+
+    def _other_minutes(self, plan: Plan, epoch: int, passes: float, teacher: float, update: float) -> dict[str, float]:
         """Estimates of all but the updates of the distillations."""
         text, goal, corpus = plan.text, self.options.goal, self.material.corpus
         processes = PartialState().num_processes
@@ -437,7 +455,7 @@ class Planner:
             "monolingual": text["sentences"] * self.decode_seconds / processes,
             "trimmed": self.trim * (self.count_seconds + 2),
             "collapsed": self.options.student.calibration_updates * (update + teacher),
-            "distilled": epoch * teacher * 1.5 * bool(self.options.student.word_weight),
+            "distilled": 1.5 * passes,
             "depths": validated * self.decode_seconds * (1 + len(self.depths)) * (goal.max_bleu_loss is not None),
         }
         last = "shallow" if self.depths[0] < self.parent.config.decoder_layers else "distilled"
@@ -453,6 +471,11 @@ def engines_of(options: CompressOptions) -> list[str]:
     if options.shipping.engines is not None:
         return list(dict.fromkeys(options.shipping.engines))
     return ["ctranslate2"] if is_installed("ctranslate2") else []
+
+
+def stored_layers(config: MarianConfig, side: str) -> int:
+    """Of a Marian, which stores all, or an RSMarian."""
+    return getattr(config, f"{side}_unique_layers", getattr(config, f"{side}_layers"))
 
 
 def _named(stored: dict[str, int]) -> dict[str, int]:

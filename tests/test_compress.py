@@ -1,0 +1,137 @@
+"""`training/compress.py`: from a parent to a folder that ships, going on after a kill, and what is refused at the start."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ctranslate2  # noqa: F401  the engine of the exports
+import pytest
+from conftest import script
+from killing import kill
+from reverse_task import reverse_pairs, write_jsonl
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from rs_transformer import RSMarianConfig, expand
+from rs_transformer.checkpoints import load_parent
+from rs_transformer.compress.sizes import largest_vocabulary, sizes_of, with_vocabulary
+from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.export.ctranslate2 import LoadedConverter
+from rs_transformer.training.run_folder import weights_digest
+
+compress = script("compress")
+LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
+# The letters are the least vocabulary; some pieces of two go.
+OPTIONS = ["--max_vocabulary", 20, "--word_weight", 0.5, "--decoder_layers", 1, "--updates", 12, "--max_tokens", 256]
+OPTIONS += ["--calibration_updates", 4, "--bf16", "false", "--teacher_num_beams", 1, *LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def parent(trained, made_once) -> Path:
+    """A stock Marian of two layers a side that has learned the task."""
+
+    def write(folder: Path) -> None:
+        model, tokenizer = load_parent(str(trained))
+        for part in (expand(model), tokenizer):
+            part.save_pretrained(folder)
+
+    return made_once("stock", write)
+
+
+@pytest.fixture(scope="module")
+def text(made_once) -> dict[str, Path]:
+    """Few training pairs, some text of the source language, and a test set."""
+
+    def write(folder: Path) -> None:
+        pairs = reverse_pairs(360, seed=5)
+        write_jsonl(folder / "train.jsonl", pairs[:300])
+        write_jsonl(folder / "test.jsonl", pairs[300:320])
+        (folder / "mono.txt").write_text("".join(f"{source}\n" for source, _ in pairs[320:]))
+
+    folder = made_once("compress_text", write)
+    return {"train_file": folder / "train.jsonl", "test_file": folder / "test.jsonl", "mono": folder / "mono.txt"}
+
+
+def command(parent, text, output, *more, options=OPTIONS) -> list[object]:
+    """The options of a compression of pairs and monolingual text."""
+    files = ["--train_file", text["train_file"], "--test_file", text["test_file"], "--monolingual_file", text["mono"]]
+    return [parent, "--output_dir", output, *files, *options, *more]
+
+
+@pytest.fixture(scope="module")
+def compressed(parent, text, made_once) -> Path:
+    return made_once("compressed", lambda folder: compress(*command(parent, text, folder / "out"))) / "out"
+
+
+def test_a_parent_becomes_a_folder_that_ships(compressed, parent, text, capsys):
+    plan = json.loads((compressed / "compress.json").read_text())
+    assert plan["vocabulary"]["child"]["source"] <= 20 < plan["vocabulary"]["parent"]["source"]
+    assert plan["training"]["updates"] == {"collapsed": 4, "distilled": 7, "shallow": 5}
+    model = AutoModelForSeq2SeqLM.from_pretrained(compressed / "model")
+    tokenizer = AutoTokenizer.from_pretrained(compressed / "model")
+    assert (model.config.decoder_layers, model.config.decoder_unique_layers) == (1, 1)
+    assert model.config.vocab_size == plan["vocabulary"]["child"]["source"]
+    assert model.num_parameters(only_trainable=True) == plan["child"]["parameters"]
+    assert translate(model, tokenizer, ["a b c"], DecodingArguments(num_beams=1, max_new_tokens=8))
+    assert "BLEU" in (compressed / "model" / "README.md").read_text()
+    exported = json.loads((compressed / "export/ctranslate2/export.json").read_text())
+    assert exported["arguments"]["quantization"] == "int8"
+    assert exported["shortlist"]["pairs"] == 340  # the parent's translations among them
+    file = compressed / "export/ctranslate2/model.bin"
+    assert file.stat().st_size == pytest.approx(plan["child"]["int8"], rel=0.2)  # at this size names count
+    # Again: nothing is done.
+    before = {each: each.stat().st_mtime_ns for each in compressed.rglob("*") if each.is_file()}
+    compress(*command(parent, text, compressed))
+    assert capsys.readouterr().out.count("done already") == 7
+    assert before == {each: each.stat().st_mtime_ns for each in compressed.rglob("*") if each.is_file()}
+
+
+def test_the_teacher_is_the_parent_with_a_smaller_vocabulary(compressed, parent):
+    decoding = DecodingArguments(num_beams=1, max_new_tokens=16)
+    both = [load_parent(str(folder)) for folder in (parent, compressed / "trimmed")]
+    whole, trimmed = (tokenizer for _, tokenizer in both)
+    sources = [source for source, _ in reverse_pairs(60, seed=9)]
+    same = [source for source in sources if whole.tokenize(source) == trimmed.tokenize(source)]
+    translations = [translate(*model, same, decoding) for model in both]
+    kept = [pair for pair in zip(*translations, strict=True) if whole.tokenize(pair[0]) == trimmed.tokenize(pair[0])]
+    assert len(kept) > 5
+    assert all(ours == theirs for ours, theirs in kept)
+
+
+@pytest.mark.parametrize(
+    ("at", "call"),
+    [("rs_transformer.commands.compress.write_trimmed", 1), ("torch.save", 10)],
+    ids=["before the vocabulary", "amid a checkpoint"],
+)
+def test_killed_and_started_again_it_is_the_same_model(at, call, compressed, parent, text, tmp_path):
+    options = command(parent, text, tmp_path / "out")
+    kill("training/compress.py", *options, at=at, call=call, moment="amid" if at == "torch.save" else "before")
+    compress(*options)
+    assert weights_digest(tmp_path / "out/model") == weights_digest(compressed / "model")
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(parent, text, tmp_path, capsys):
+    compress(*command(parent, text, tmp_path / "out", "--dry_run"))
+    printed = capsys.readouterr().out
+    for expected in ("1 x 2 steps", "| shallow", "export/ctranslate2", "int8 MB"):
+        assert expected in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--decoder_layers", 3], r"decoder_layers must lie in 1\.\.2"),
+        (["--target_speedup", 2, "--decoder_layers", 1], "leave decoder_layers out"),
+        (["--engines", "tensorrt"], "there is no engine 'tensorrt'"),
+        (["--quantization", "int3"], "quantization must be one of"),
+        (["--budget_minutes", 0.001], r"with 200 updates it takes about \d"),
+        (["--target_size", 0.01], r"cannot be reached: .* has \d+\.\d+ MB in int8"),
+        (["--target_speedup", 1000], "with decoder depth 1 the child is"),
+        (["--max_tokens", 8], "max_tokens"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, list) else "",
+)
+def test_what_cannot_be_is_said_before_anything_is_done(options, message, parent, text, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compress(parent, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS, *options)
+    assert not list(tmp_path.iterdir())
