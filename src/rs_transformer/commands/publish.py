@@ -29,7 +29,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
-from ..model_card import CARD, card_disagreements, weight_files, write_card
+from ..model_card import CARD, EVAL_RESULTS, card_disagreements, weight_files, write_card
 from ..training.run_folder import check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
@@ -45,6 +45,8 @@ RECORDS = (
     "trim.json",
     "distillation.json",
     "depth_sweep.json",
+    "comparison.json",
+    EVAL_RESULTS,
     "card.yaml",
     "target_vocab.json",
     "special_tokens_map.json",
@@ -203,6 +205,7 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> 
     names = files_to_publish(folder)
     with staged_folder(output) as staging:
         for name in names:
+            (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, staging / name)
             if dtype is not None and name.endswith(".safetensors"):
                 tensors = load_file(folder / name)

@@ -17,6 +17,7 @@ TARGETS = {
     "marian": "pymarian",
     "transformers": "transformers",
 }
+TITLES = {"ctranslate2": "CTranslate2", "onnx": "ONNX Runtime", "marian": "Marian", "transformers": "PyTorch"}
 
 
 def is_installed(target: str) -> bool:
