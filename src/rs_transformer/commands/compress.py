@@ -26,6 +26,8 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ..checkpoints import commit_of, load_config, load_parent
+from ..compare.comparison import compare
+from ..compare.report import summary, tables, write_report
 from ..compress.arguments import CompressOptions
 from ..compress.material import Material, load_material
 from ..compress.plan import (
@@ -39,11 +41,12 @@ from ..compress.plan import (
     text_digest,
 )
 from ..configuration_rs_marian import SIDES
-from ..corpus import CorpusArguments, load_split
+from ..corpus import CorpusArguments, load_split, read_sentences
 from ..distillation.losses import DistillationLossArguments
 from ..distillation.targets import TargetArguments
 from ..distillation.teachers import TeacherArguments
 from ..export import install, is_installed, load_engine
+from ..model_card import COMPARISON, write_card
 from ..tokenization import TokenizerArguments
 from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
@@ -51,6 +54,7 @@ from ..training.run_folder import is_finished
 from ..utils.console import keep_bars, set_up_logging
 from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json, write_text
 from ..utils.map_shards import check_settings
+from ..utils.plotting import check_matplotlib
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import RecipeParser
 from ..utils.tables import markdown_table
@@ -116,6 +120,8 @@ def compress(options: CompressOptions) -> Plan:
 
 def check_engines(options: CompressOptions) -> None:
     """Raise `ValueError` for an engine that is not installed, or a quantization that none of them has."""
+    if options.shipping.report:
+        check_matplotlib("report=true")
     known = {}
     for engine in engines_of(options):
         known[engine] = load_engine(engine, option="engines").QUANTIZATIONS
@@ -241,6 +247,8 @@ class Compression:
         for engine in engines_of(self.options):
             name = f"export/{engine}"
             stages.append(Stage(name, (out / name).is_dir, partial(self.export, engine)))
+        if self.options.shipping.report:
+            stages.append(Stage("report", (out / MODEL / COMPARISON).is_file, self.report))
         return stages
 
     # What the stages are told
@@ -253,17 +261,23 @@ class Compression:
             return str(self.output / "trimmed"), "main"
         return args.model_name_or_path, args.revision
 
-    def corpus(self, evaluated: bool = False) -> CorpusArguments:
-        """What is trained on, the parent's translations among it; and, if asked for, what is evaluated on."""
-        corpus = replace(self.options.corpus, **self.plan.text["corpus"])
-        if not evaluated:
-            corpus = replace(corpus, validation_file=None, test_file=None)
+    def corpus(self) -> CorpusArguments:
+        """What is trained on, the parent's translations among it."""
+        corpus = replace(self.evaluated, validation_file=None, test_file=None)
         if self.options.compress.monolingual_file is None:
             return corpus
         pairs = str(self.output / "monolingual" / PAIRS)
         if not corpus.has_split("train"):
             return replace(corpus, train_file=[pairs])
         return replace(corpus, synthetic_file=[*(corpus.synthetic_file or []), pairs])
+
+    @property
+    def evaluated(self) -> CorpusArguments:
+        """What is given, with the evaluation splits."""
+        corpus = replace(self.options.corpus, **self.plan.text["corpus"])
+        if self.plan.text["held_out"]:
+            corpus = replace(corpus, validation_file=[str(self.output / HELD_OUT_FILE)])
+        return corpus
 
     @property
     def depth(self) -> int:
@@ -278,7 +292,6 @@ class Compression:
         """
         options, training = self.options, self.plan.training
         student, (teacher, revision) = options.student, self.teacher
-        last = stage == list(training["updates"])[-1]
         updates = training["updates"][stage]
         elastic = min(self.plan.child["decoder_depths"]) if self.plan.child["decoder_layers"] is None else None
         return DistillOptions(
@@ -289,7 +302,7 @@ class Compression:
                 word_weight=training["word_weight"], word_top_k=WORD_TOP_K if training["word_weight"] else 0
             ),
             ModelArguments(dropout=student.dropout, **model),
-            self.corpus(evaluated=last),
+            self.corpus(),
             TokenizerArguments(),
             options.decoding,
             TranslationTrainingArguments(
@@ -317,7 +330,7 @@ class Compression:
 
     def translate(self) -> None:
         """Monolingual text, by the parent."""
-        args, corpus = self.options.compress, replace(self.options.corpus, **self.plan.text["corpus"])
+        args, corpus = self.options.compress, self.evaluated
         synthesize(
             SynthesisArguments(
                 monolingual_file=args.monolingual_file,
@@ -379,9 +392,6 @@ class Compression:
         """The least depth of the decoder that loses no more BLEU on validation data than it may."""
         most = self.options.goal.max_bleu_loss
         depths = sorted(self.plan.child["decoder_depths"], reverse=True)
-        corpus = self.corpus(evaluated=True)
-        if self.plan.text["held_out"]:
-            corpus = replace(corpus, validation_file=[str(self.output / HELD_OUT_FILE)])
         args = DepthSweepArguments(
             model_name_or_path=str(self.output / "distilled"),
             decoder_depths=depths,
@@ -389,7 +399,7 @@ class Compression:
             split="validation",
             rounds=1,
         )
-        *rows, parent = sweep_depths(args, corpus, self.options.decoding)
+        *rows, parent = sweep_depths(args, self.evaluated, self.options.decoding)
         losses = {row["decoder_layers"]: parent["bleu"] - row["bleu"] for row in rows}
         within = [depth for depth in depths if losses[depth] <= most]
         chosen = min(within, default=max(depths))
@@ -413,7 +423,17 @@ class Compression:
         """What is put on the Hub, with its card."""
         if PartialState().is_main_process:
             last = list(self.plan.training["updates"])[-1]
-            lay_out(self.output / last, self.output / MODEL, self.options.shipping.repo or str(self.output / MODEL))
+            lay_out(self.output / last, self.output / MODEL, self.repo, **self.said)
+
+    @property
+    def repo(self) -> str:
+        return self.options.shipping.repo or str(self.output / MODEL)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the card says beside what the folder knows."""
+        parent = self.options.compress.model_name_or_path
+        return {} if Path(parent).is_dir() else {"base_model": parent}
 
     def export(self, engine: str) -> None:
         """The child, for an engine, verified."""
@@ -436,6 +456,38 @@ class Compression:
             self.corpus(),
             self.options.decoding,
         )
+
+    def report(self) -> None:
+        """Parent and child side by side, in the engines that the child was exported to; also in the child's card."""
+        if not PartialState().is_main_process:
+            return
+        args, corpus, folder = self.options.compress, self.evaluated, self.output / "report"
+        splits = [split for split in ("test", "validation") if corpus.files(split) is not None]
+        if splits:
+            pairs = load_split(corpus, splits[0])
+            sources, references = pairs["source"][:], pairs["target"][:]
+            file = corpus.files(splits[0])[0]
+        else:
+            file = str(self.output / VERIFICATION_FILE)
+            sources, references = read_sentences(file, "source"), None
+        exports = [self.output / "export" / engine for engine in engines_of(self.options)]
+        result = compare(
+            args.model_name_or_path,
+            str(self.output / MODEL),
+            sources,
+            references,
+            folder,
+            engines=None if exports else ["transformers"],
+            child_exports=exports,
+            revision=args.revision,
+            decoding=self.options.decoding,
+            dataset="/".join(Path(file).parts[-2:]),
+        )
+        write_report(result, folder)
+        write_card(self.output / MODEL, self.repo, **self.said)
+        for header, rows in tables(result).values():
+            print(f"{markdown_table(header, rows)}\n")
+        print(*summary(result), sep="\n", flush=True)
 
 
 def print_plan(plan: Plan, options: CompressOptions) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -190,12 +191,13 @@ def print_files(repo: str, folder: Path, files: Sequence[str]) -> None:
     print(f"  {sum((folder / name).stat().st_size for name in files) / 1e6:8.2f} MB in {len(files)} files", flush=True)
 
 
-def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> None:
+def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None, **said: Any) -> None:
     """Write what belongs on the Hub of a folder, and a card for the repository, into a new folder.
 
     Args:
         dtype: of the stored weights, one of `DTYPES`; default: as they are. `config.json` keeps the type in which
             transformers loads and computes, so that halves save space and cost no speed.
+        said: for the card, as `build_card`.
 
     Raises:
         ValueError: as `files_to_publish`.
@@ -216,7 +218,7 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> 
                 save_file(halves, staging / name, metadata={"format": "pt"})
         if dtype is not None:
             restate_weights(staging, dtype)
-        write_card(staging, repo)
+        write_card(staging, repo, **said)
 
 
 def files_to_publish(folder: Path) -> list[str]:

@@ -58,8 +58,8 @@ class GoalArguments:
     target_speedup: float | None = field(
         default=None,
         metadata={
-            "help": "Times the parent's speed on single sentences at least, which choose the decoder's depth: "
-            "CTranslate2 in int8 on one thread, or PyTorch where it is not installed."
+            "help": "Times the parent's speed on single sentences at least, which choose the decoder's depth: in "
+            "CTranslate2's int8 on one thread with num_beams, or in PyTorch where it is not installed."
         },
     )
     max_bleu_loss: float | None = field(
@@ -155,6 +155,13 @@ class ShippingArguments:
     )
     min_same: float = field(
         default=0.5, metadata={"help": "Share of an export's translations that must be PyTorch's."}
+    )
+    report: bool = field(
+        default=True,
+        metadata={
+            "help": "Compare child and parent at the end, on the test split, else on the validation split, else on "
+            "text without references; needs matplotlib."
+        },
     )
     repo: str | None = field(
         default=None, metadata={"help": "The repository that the card is for, org/name; default: the folder itself."}

@@ -60,7 +60,7 @@ MARGIN = 1.15  # what estimates are multiplied by where there is a budget
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.bin", "*.spm", "*vocab.json")
 # Options that no finished stage depends on.
 RESOLVED = ("source_lang", "target_lang", "max_source_length", "max_target_length", "max_train_samples")
-CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "repo")
+CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "report", "repo")
 
 
 @dataclass
@@ -269,7 +269,8 @@ class Planner:
 
     def _speedups(self, children: Sequence[RSMarianForConditionalGeneration]) -> list[float]:
         models = [(self.parent, self.tokenizer), *((child, self.base_tokenizer) for child in children)]
-        length = DecodingArguments(num_beams=1, length_penalty=0.0, max_new_tokens=SPEED_LENGTH + 1)
+        beams = self.options.decoding.num_beams
+        length = DecodingArguments(num_beams=beams, length_penalty=0.0, max_new_tokens=SPEED_LENGTH + 1)
         texts = [text for text in self.pairs["source"] if text and text.strip()]
         lengths = [len(ids) for ids in encode(self.tokenizer, texts[:500])]
         order = sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - SPEED_LENGTH))
@@ -448,8 +449,10 @@ class Planner:
         """Estimates of all but the updates of the distillations."""
         text, goal, corpus = plan.text, self.options.goal, self.material.corpus
         processes = PartialState().num_processes
-        evaluated = [len(load_split(corpus, s)) for s in ("validation", "test") if corpus.files(s) is not None]
-        validated = evaluated[0] if corpus.validation_file is not None else text["held_out"]
+        files = [split for split in ("validation", "test") if corpus.files(split) is not None]
+        sizes = {split: len(load_split(corpus, split)) for split in files}
+        validated = sizes.get("validation", text["held_out"])
+        compared = sizes.get("test", sizes.get("validation", VERIFIED))
         engines = engines_of(self.options)
         seconds = {
             "monolingual": text["sentences"] * self.decode_seconds / processes,
@@ -458,11 +461,11 @@ class Planner:
             "distilled": 1.5 * passes,
             "depths": validated * self.decode_seconds * (1 + len(self.depths)) * (goal.max_bleu_loss is not None),
         }
-        last = "shallow" if self.depths[0] < self.parent.config.decoder_layers else "distilled"
-        seconds[last] = seconds.get(last, 0.0) + sum(evaluated) * self.decode_seconds / processes
         for engine in engines:
             aligned = epoch * processes * teacher * 2 * self.options.shipping.shortlist
             seconds[f"export/{engine}"] = 10 + aligned + 8 * VERIFIED * self.decode_seconds
+        if self.options.shipping.report:
+            seconds["report"] = max(1, len(engines)) * (60 + 2 * compared * self.decode_seconds)
         return {stage: number / 60 for stage, number in seconds.items()}
 
 
