@@ -69,7 +69,9 @@ def test_a_parent_becomes_a_folder_that_ships(compressed, parent, text, capsys):
     assert model.config.vocab_size == plan["vocabulary"]["child"]["source"]
     assert model.num_parameters(only_trainable=True) == plan["child"]["parameters"]
     assert translate(model, tokenizer, ["a b c"], DecodingArguments(num_beams=1, max_new_tokens=8))
-    assert "ctranslate2" in (compressed / "model" / "README.md").read_text().lower()
+    card = (compressed / "model" / "README.md").read_text()
+    assert f"a collapse of `{parent}`, method calibrated, whose vocabulary was trimmed to 25 entries" in card
+    assert "CTranslate2" in card
     report = json.loads((compressed / "report" / "report.json").read_text())
     assert [row["engine"] for row in report["engines"]] == ["ctranslate2"]
     assert report["references"]

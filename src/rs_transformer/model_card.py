@@ -512,7 +512,11 @@ def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None, record: di
     lines = []
     origin = ""
     if collapse is not None:
-        origin = f"a collapse of {code(collapse.get('parent'))}, method {plain(collapse.get('method'))}"
+        trimmed = collapse.get("trimmed") or {}
+        parent = code(trimmed.get("parent") or collapse.get("parent"))
+        origin = f"a collapse of {parent}, method {plain(collapse.get('method'))}"
+        if trimmed:
+            origin += f", whose vocabulary was trimmed to {_entries(trimmed)} entries"
     if parent := recipe.get("model_name_or_path"):
         lines.append(f"Fine-tuned from {code(parent)}" + (f", which goes back to {origin}" if origin else ""))
     elif origin:
@@ -525,6 +529,15 @@ def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None, record: di
     if changed := resumed_lines(record):
         lines.append(f"The training went on with other options or data: {plain('; '.join(changed))}")
     return lines
+
+
+def _entries(trimmed: dict[str, Any]) -> str:
+    """What a trimming has left, of each vocabulary where there are two."""
+    try:
+        sizes = dict.fromkeys(int(trimmed[side]["entries"]["trimmed"]) for side in ("source", "target"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"collapse.json does not hold what it should, under 'trimmed': {error}") from error
+    return " + ".join(f"{size:,}" for size in sizes)
 
 
 def _tables(text: str) -> dict[str, list[str]]:
