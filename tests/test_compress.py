@@ -79,11 +79,11 @@ def test_a_parent_becomes_a_folder_that_ships(compressed, parent, text, capsys):
     assert exported["arguments"]["quantization"] == "int8"
     assert exported["shortlist"]["pairs"] == 340  # the parent's translations among them
     file = compressed / "export/ctranslate2/model.bin"
-    assert file.stat().st_size == pytest.approx(plan["child"]["int8"], rel=0.2)  # at this size names count
+    assert file.stat().st_size == pytest.approx(plan["child"]["int8"], rel=0.02)
     # Again: nothing is done.
     before = {each: each.stat().st_mtime_ns for each in compressed.rglob("*") if each.is_file()}
     compress(*command(parent, text, compressed))
-    assert capsys.readouterr().out.count("done already") == 8
+    assert capsys.readouterr().out.count("done already") == 9
     assert before == {each: each.stat().st_mtime_ns for each in compressed.rglob("*") if each.is_file()}
 
 

@@ -25,7 +25,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..checkpoints import commit_of, load_config, load_parent
+from ..checkpoints import commit_of, load_config, load_parent, load_translator
 from ..compare.comparison import compare
 from ..compare.report import summary, tables, write_report
 from ..compress.arguments import CompressOptions
@@ -62,6 +62,7 @@ from ..vocabulary import TEXT_SIDES, plan_trim
 from .collapse import CollapseArguments, collapse_checkpoint
 from .depth_sweep import DepthSweepArguments, sweep_depths
 from .distill import DistillArguments, DistillOptions, distill
+from .evaluate import EvaluateArguments, evaluate_systems
 from .export import ExportArguments, export_checkpoint
 from .publish import lay_out
 from .synthesize import PAIRS, SynthesisArguments, synthesize
@@ -71,7 +72,8 @@ from .trim import TrimArguments, VocabularyArguments, trimmed_sizes, write_trimm
 logger = logging.get_logger(__name__)
 
 PLAN, DEPTHS, HELD_OUT_FILE, VERIFICATION_FILE = "compress.json", "depths.json", "validation.jsonl", "verification.txt"
-MODEL = "model"
+MODEL, CONVERTED = "model", "parent_ctranslate2"
+CTRANSLATE2 = "ctranslate2"
 WARM_UP = 100  # updates
 
 
@@ -233,6 +235,10 @@ class Compression:
         """All of them, in order."""
         out, plan = self.output, self.plan
         stages = []
+        if self.options.compress.allow_pickle:
+            stages.append(Stage("parent", (out / "parent").is_dir, self.save_parent))
+        if self.converts_parent:
+            stages.append(Stage(CONVERTED, (out / CONVERTED).is_dir, self.convert_parent))
         if self.options.compress.monolingual_file is not None:
             stages.append(Stage("monolingual", (out / "monolingual" / SYNTHESIS).is_file, self.translate))
         if plan.vocabulary["trim"]:
@@ -254,12 +260,20 @@ class Compression:
     # What the stages are told
 
     @property
+    def parent(self) -> tuple[str, str]:
+        """Name and revision of the parent, or of its copy in a form that all stages read."""
+        args = self.options.compress
+        return (str(self.output / "parent"), "main") if args.allow_pickle else (args.model_name_or_path, args.revision)
+
+    @property
     def teacher(self) -> tuple[str, str]:
         """Name and revision of what the child starts from and learns from: the parent, trimmed if it is to be."""
-        args = self.options.compress
-        if self.plan.vocabulary["trim"]:
-            return str(self.output / "trimmed"), "main"
-        return args.model_name_or_path, args.revision
+        return (str(self.output / "trimmed"), "main") if self.plan.vocabulary["trim"] else self.parent
+
+    @property
+    def converts_parent(self) -> bool:
+        """Whether the parent is to translate in CTranslate2, which is faster on a CPU."""
+        return self.options.compress.monolingual_file is not None and is_installed(CTRANSLATE2)
 
     def corpus(self) -> CorpusArguments:
         """What is trained on, the parent's translations among it."""
@@ -328,9 +342,23 @@ class Compression:
 
     # The stages
 
+    def save_parent(self) -> None:
+        """The parent, as safetensors."""
+        args, folder = self.options.compress, self.output / "parent"
+        if PartialState().is_main_process:
+            model, tokenizer = load_parent(args.model_name_or_path, args.revision, allow_pickle=True)
+            with staged_folder(folder) as staging:
+                model.save_pretrained(staging)
+                tokenizer.save_pretrained(staging)
+
+    def convert_parent(self) -> None:
+        """The parent, for CTranslate2."""
+        self.write_export(*self.parent, CTRANSLATE2, self.output / CONVERTED)
+
     def translate(self) -> None:
         """Monolingual text, by the parent."""
-        args, corpus = self.options.compress, self.evaluated
+        args, corpus, (parent, revision) = self.options.compress, self.evaluated, self.parent
+        engine = {"engine": CTRANSLATE2, "ctranslate2_models": [str(self.output / CONVERTED)]}
         synthesize(
             SynthesisArguments(
                 monolingual_file=args.monolingual_file,
@@ -343,23 +371,24 @@ class Compression:
                 max_target_length=corpus.max_target_length,
             ),
             TeacherArguments(
-                teachers=[args.model_name_or_path],
-                teacher_revision=args.revision,
+                teachers=[parent],
+                teacher_revision=revision,
                 teacher_num_beams=args.teacher_num_beams,
+                **(engine if self.converts_parent else {}),
             ),
             TargetArguments(),
         )
 
     def trim(self) -> None:
         """The parent's vocabulary, to the text that is learned from."""
-        args, wanted = self.options.compress, self.plan.vocabulary
-        model, tokenizer = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
+        wanted, (parent, revision) = self.plan.vocabulary, self.parent
+        model, tokenizer = load_parent(parent, revision)
         train = load_split(self.corpus(), "train")
         texts = ([text for text in train[side] if text] for side in TEXT_SIDES)
         options = {name: wanted[name] for name in ("max_vocabulary", "characters")}
         plan = plan_trim(model, tokenizer, *texts, **options)
         record = {"text": self.plan.text, **options, **trimmed_sizes(model, tokenizer, plan)}
-        trimming = TrimArguments(args.model_name_or_path, str(self.output / "trimmed"), args.revision)
+        trimming = TrimArguments(parent, str(self.output / "trimmed"), revision)
         write_trimmed(trimming, model, tokenizer, plan, record)
 
     def collapse(self) -> None:
@@ -395,11 +424,14 @@ class Compression:
         args = DepthSweepArguments(
             model_name_or_path=str(self.output / "distilled"),
             decoder_depths=depths,
-            finetuned=[self.options.compress.model_name_or_path],
             split="validation",
             rounds=1,
         )
-        *rows, parent = sweep_depths(args, self.evaluated, self.options.decoding)
+        rows = sweep_depths(args, self.evaluated, self.options.decoding)
+        name, revision = self.parent
+        system = EvaluateArguments(systems=[name], split="validation")
+        loaded = {name: load_translator(name, revision)}
+        (parent,) = evaluate_systems(system, self.evaluated, self.options.decoding, loaded)
         losses = {row["decoder_layers"]: parent["bleu"] - row["bleu"] for row in rows}
         within = [depth for depth in depths if losses[depth] <= most]
         chosen = min(within, default=max(depths))
@@ -436,22 +468,27 @@ class Compression:
         return {} if Path(parent).is_dir() else {"base_model": parent}
 
     def export(self, engine: str) -> None:
-        """The child, for an engine, verified."""
+        """The child, for an engine, verified, with a shortlist where the engine takes one."""
+        folder = self.output / "export" / engine
+        self.write_export(str(self.output / MODEL), "main", engine, folder, shortlist=self.options.shipping.shortlist)
+
+    def write_export(self, model: str, revision: str, engine: str, folder: Path, shortlist: bool = False) -> None:
+        """A model for an engine, by the main process."""
         if not PartialState().is_main_process:
             return
         shipping, module = self.options.shipping, load_engine(engine)
         known = module.QUANTIZATIONS
-        folder = self.output / "export" / engine
         folder.parent.mkdir(exist_ok=True)
         export_checkpoint(
             ExportArguments(
-                model_name_or_path=str(self.output / MODEL),
+                model_name_or_path=model,
+                revision=revision,
                 to=engine,
                 output_dir=str(folder),
                 quantization=shipping.quantization if shipping.quantization in known else known[0],
                 verify=[str(self.output / VERIFICATION_FILE)],
                 min_same=shipping.min_same,
-                shortlist=shipping.shortlist and hasattr(module, "write_shortlist"),
+                shortlist=shortlist and hasattr(module, "write_shortlist"),
             ),
             self.corpus(),
             self.options.decoding,
@@ -461,7 +498,7 @@ class Compression:
         """Parent and child side by side, in the engines that the child was exported to; also in the child's card."""
         if not PartialState().is_main_process:
             return
-        args, corpus, folder = self.options.compress, self.evaluated, self.output / "report"
+        corpus, folder, (parent, revision) = self.evaluated, self.output / "report", self.parent
         splits = [split for split in ("test", "validation") if corpus.files(split) is not None]
         if splits:
             pairs = load_split(corpus, splits[0])
@@ -470,16 +507,18 @@ class Compression:
         else:
             file = str(self.output / VERIFICATION_FILE)
             sources, references = read_sentences(file, "source"), None
-        exports = [self.output / "export" / engine for engine in engines_of(self.options)]
+        engines = engines_of(self.options)
+        exports = [self.output / "export" / engine for engine in engines]
         result = compare(
-            args.model_name_or_path,
+            parent,
             str(self.output / MODEL),
             sources,
             references,
             folder,
             engines=None if exports else ["transformers"],
+            parent_exports=[self.output / CONVERTED] if self.converts_parent and CTRANSLATE2 in engines else [],
             child_exports=exports,
-            revision=args.revision,
+            revision=revision,
             decoding=self.options.decoding,
             dataset="/".join(Path(file).parts[-2:]),
         )

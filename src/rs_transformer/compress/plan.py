@@ -248,7 +248,7 @@ class Planner:
     def _worth_trimming(self) -> bool:
         rows = embedding_rows(self.parent)
         left = sum(len(ids) for ids in self.kept.ids.values()) / sum(rows.values())
-        bounded = self.trim_options["max_vocabulary"] is not None or self.options.compress.allow_pickle
+        bounded = self.trim_options["max_vocabulary"] is not None
         return left < 1 if bounded else left < WORTH_TRIMMING
 
     def _reach_speed(self, wanted: float) -> None:
