@@ -50,12 +50,12 @@ from ..model_card import COMPARISON, write_card
 from ..tokenization import TokenizerArguments
 from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
-from ..training.run_folder import is_finished
+from ..training.run_folder import complete_checkpoints, is_finished
 from ..utils.console import keep_bars, set_up_logging
 from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json, write_text
 from ..utils.map_shards import check_settings
 from ..utils.plotting import check_matplotlib
-from ..utils.processes import PatientGroup, run
+from ..utils.processes import PatientGroup, alone, run
 from ..utils.recipes import RecipeParser
 from ..utils.tables import markdown_table
 from ..vocabulary import TEXT_SIDES, plan_trim
@@ -67,6 +67,7 @@ from .export import ExportArguments, export_checkpoint
 from .publish import lay_out
 from .synthesize import PAIRS, SynthesisArguments, synthesize
 from .synthesize import RECORD as SYNTHESIS
+from .train import TrainOptions, run_training
 from .trim import TrimArguments, VocabularyArguments, trimmed_sizes, write_trimmed
 
 logger = logging.get_logger(__name__)
@@ -298,46 +299,59 @@ class Compression:
         """Of the child's decoder: planned, or chosen by validation."""
         return self.plan.child["decoder_layers"] or json.loads((self.output / DEPTHS).read_text())["decoder_layers"]
 
-    def distillation(self, stage: str, **model: Any) -> DistillOptions:
-        """What a distillation is told.
+    def train(self, stage: str, **model: Any) -> None:
+        """Train the child: on the targets and by the parent's distributions, or on the targets alone.
 
         Args:
             model: fields of `ModelArguments`.
         """
-        options, training = self.options, self.plan.training
-        student, (teacher, revision) = options.student, self.teacher
-        updates = training["updates"][stage]
-        elastic = min(self.plan.child["decoder_depths"]) if self.plan.child["decoder_layers"] is None else None
-        return DistillOptions(
-            DistillArguments(stages=["train"], distributions_dir=str(self.output / "distributions")),
-            TeacherArguments(teachers=[teacher], teacher_revision=revision),
-            TargetArguments(targets="reference"),
-            DistillationLossArguments(
-                word_weight=training["word_weight"], word_top_k=WORD_TOP_K if training["word_weight"] else 0
-            ),
-            ModelArguments(dropout=student.dropout, **model),
-            self.corpus(),
-            TokenizerArguments(),
-            options.decoding,
-            TranslationTrainingArguments(
-                output_dir=str(self.output / stage),
-                seed=student.seed,
-                max_steps=updates,
-                max_tokens=student.max_tokens,
-                learning_rate=training["learning_rate"],
-                lr_scheduler_type="linear",
-                warmup_steps=min(WARM_UP, updates // 10),
-                adam_beta2=0.98,
-                label_smoothing_factor=0.1,
-                bf16=training["bf16"],
-                elastic_decoder_layers=elastic if stage == "distilled" else None,
-                eval_strategy="no",
-                save_strategy="steps",
-                save_steps=training["save_steps"][stage],
-                save_total_limit=1,
-                logging_steps=50,
-                report_to="none",
-            ),
+        training, (teacher, revision) = self.plan.training, self.teacher
+        groups = {
+            "model": ModelArguments(dropout=self.options.student.dropout, **model),
+            "corpus": self.corpus(),
+            "tokenizer": TokenizerArguments(),
+            "decoding": self.options.decoding,
+            "training": self.training_arguments(stage),
+        }
+        if not training["word_weight"]:
+            if complete_checkpoints(self.output / stage):
+                groups["training"].resume_from_checkpoint = "true"
+            run_training(TrainOptions(**groups))
+            return
+        weights = {"word_weight": training["word_weight"], "word_top_k": WORD_TOP_K}
+        distill(
+            DistillOptions(
+                distill=DistillArguments(stages=["train"], distributions_dir=str(self.output / "distributions")),
+                teacher=TeacherArguments(teachers=[teacher], teacher_revision=revision),
+                targets=TargetArguments(targets="reference"),
+                loss=DistillationLossArguments(**weights),
+                **groups,
+            )
+        )
+
+    def training_arguments(self, stage: str) -> TranslationTrainingArguments:
+        """How a stage trains: as the recipes in training/recipes, for as many updates as are planned."""
+        student, training = self.options.student, self.plan.training
+        updates, child = training["updates"][stage], self.plan.child
+        elastic = stage == "distilled" and child["decoder_layers"] is None
+        return TranslationTrainingArguments(
+            output_dir=str(self.output / stage),
+            seed=student.seed,
+            max_steps=updates,
+            max_tokens=student.max_tokens,
+            learning_rate=training["learning_rate"],
+            lr_scheduler_type="linear",
+            warmup_steps=min(WARM_UP, updates // 10),
+            adam_beta2=0.98,
+            label_smoothing_factor=0.1,
+            bf16=training["bf16"],
+            elastic_decoder_layers=min(child["decoder_depths"]) if elastic else None,
+            eval_strategy="no",
+            save_strategy="steps",
+            save_steps=training["save_steps"][stage],
+            save_total_limit=1,
+            logging_steps=50,
+            report_to="none",
         )
 
     # The stages
@@ -415,7 +429,7 @@ class Compression:
 
     def distill(self) -> None:
         """The parent into the child at the parent's depth; where the depth is to be chosen, for all of them."""
-        distill(self.distillation("distilled", model_name_or_path=str(self.output / "collapsed")))
+        self.train("distilled", model_name_or_path=str(self.output / "collapsed"))
 
     def choose_depth(self) -> None:
         """The least depth of the decoder that loses no more BLEU on validation data than it may."""
@@ -448,8 +462,7 @@ class Compression:
 
     def distill_shallow(self) -> None:
         """The parent into the child at its own depth."""
-        start = str(self.output / "distilled")
-        distill(self.distillation("shallow", model_name_or_path=start, decoder_layers=self.depth))
+        self.train("shallow", model_name_or_path=str(self.output / "distilled"), decoder_layers=self.depth)
 
     def lay_out(self) -> None:
         """What is put on the Hub, with its card."""
@@ -509,19 +522,20 @@ class Compression:
             sources, references = read_sentences(file, "source"), None
         engines = engines_of(self.options)
         exports = [self.output / "export" / engine for engine in engines]
-        result = compare(
-            parent,
-            str(self.output / MODEL),
-            sources,
-            references,
-            folder,
-            engines=None if exports else ["transformers"],
-            parent_exports=[self.output / CONVERTED] if self.converts_parent and CTRANSLATE2 in engines else [],
-            child_exports=exports,
-            revision=revision,
-            decoding=self.options.decoding,
-            dataset="/".join(Path(file).parts[-2:]),
-        )
+        with alone():  # each engine has a process
+            result = compare(
+                parent,
+                str(self.output / MODEL),
+                sources,
+                references,
+                folder,
+                engines=None if exports else ["transformers"],
+                parent_exports=[self.output / CONVERTED] if self.converts_parent and CTRANSLATE2 in engines else [],
+                child_exports=exports,
+                revision=revision,
+                decoding=self.options.decoding,
+                dataset="/".join(Path(file).parts[-2:]),
+            )
         write_report(result, folder)
         write_card(self.output / MODEL, self.repo, **self.said)
         for header, rows in tables(result).values():

@@ -22,7 +22,7 @@ from ..attention.alignment import count_links
 from ..checkpoints import commit_of
 from ..configuration_rs_marian import SIDES, RSMarianConfig
 from ..corpus import load_split, prepare_training_pairs
-from ..decoding import DecodingArguments, Engine, TransformersEngine, encode_sources, translate
+from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources
 from ..export import is_installed, load_engine
 from ..layer_transfer import collapse, collapsed_config, depth_config, with_depth
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
@@ -161,7 +161,9 @@ class Planner:
         beams = max(self.options.compress.teacher_num_beams, self.options.decoding.num_beams)
         decoding = DecodingArguments(num_beams=beams, max_new_tokens=corpus.max_target_length)
         start = time.perf_counter()
-        translations = translate(self.parent, self.tokenizer, chosen, decoding, progress=False)
+        engine = TransformersEngine(self.parent, self.tokenizer, decoding)  # of this process alone
+        sources = encode_sources(self.parent, self.tokenizer, chosen)
+        translations = [texts[0] for texts in decode_all(engine, sources, decoding.batch_tokens)]
         self.decode_seconds = (time.perf_counter() - start) / len(chosen)
         return list(zip(chosen, translations, strict=True))
 

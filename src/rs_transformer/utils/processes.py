@@ -18,6 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from .errors import short_errors
 
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 
@@ -86,6 +87,16 @@ class PatientGroup:
         finally:
             if first:
                 self.wait()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Processes that are started in the block are of no group, though this one may be."""
+    taken = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= taken
 
 
 def _program() -> list[str]:
