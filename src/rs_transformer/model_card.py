@@ -168,15 +168,18 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
 def write_card(folder: str | Path, repository: str | None = None, **said: Any) -> None:
     """Build the card of a folder and save it there as `README.md`, in the place of what has this name.
 
-    Where `comparison.json` names a benchmark of the Hub, the score is also in `.eval_results/comparison.yaml`.
+    Where `comparison.json` names a benchmark of the Hub, the score is also in `.eval_results/comparison.yaml`, which
+    else goes.
     """
     card = build_card(folder, repository, **said)
     with atomic_file(Path(folder, CARD)) as staged:
         card.save(staged)
+    file = Path(folder, EVAL_RESULTS)
     if entries := _benchmark_entries(_comparison(Path(folder))):
-        file = Path(folder, EVAL_RESULTS)
         file.parent.mkdir(exist_ok=True)
         write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), file)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def card_disagreements(folder: str | Path) -> list[str]:

@@ -73,7 +73,7 @@ def compare(
     """Measure a parent and a child in the same engines, taking turns, each engine in a process of its own on the CPU.
 
     What is finished is kept in `output_dir/work`, and the same call goes on from there: exports, translations, and the
-    timings of an engine.
+    timings of an engine. It starts processes: a program that calls it does so under `if __name__ == "__main__":`.
 
     Args:
         parent: a Marian or RSMarian model, on the Hub or in a folder.

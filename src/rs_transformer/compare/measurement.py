@@ -78,7 +78,7 @@ class EngineProcess:
     """
 
     def __init__(self, deployment: Deployment):
-        self.name = f"{deployment.target} with {deployment.model}"
+        self.name = f"{deployment.target} with {deployment.folder}"
         context = _context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, deployment), daemon=True)
