@@ -426,11 +426,12 @@ def _comparison(folder: Path) -> dict[str, Any] | None:
     record = _read(file)
     if record is None:
         return None
-    _check(record, ["sentences", "timed_sentences"], ["dataset"], str(file))
+    _check(record, ["sentences"], ["dataset"], str(file))
     for part, numbers, texts in (
         ("parent", ["parameters"], ["model"]),
         ("child", ["parameters"], ["weights_sha256"]),
         ("decoding", ["num_beams"], []),
+        ("timed_sentences", ["single", "batched"], []),
         ("machine", ["threads"], ["cpu"]),
     ):
         _check(record.get(part), numbers, texts, f"{file}: {part}")

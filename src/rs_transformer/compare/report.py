@@ -140,13 +140,14 @@ def _score_cells(score: Mapping[str, Any], metric: str) -> list[str]:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """How it was measured, a line each."""
-    decoding, machine = result["decoding"], result["machine"]
+    decoding, machine, timed = result["decoding"], result["machine"], result["timed_sentences"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     lines = [
         f"{result['sentences']:,} sentences of {result['dataset']}, beam {decoding['num_beams']}, at most "
         f"{decoding['max_new_tokens']} tokens, on {threads} of {machine['cpu']}.",
-        f"Parent and child translate the first {result['timed_sentences']} sentences in turn; speeds are medians of "
-        f"{result['rounds']} rounds, speed-ups of their ratios. Batches are of similar length.",
+        f"Parent and child translate in turn, the first {timed['single']} sentences one at a time and the first "
+        f"{timed['batched']} in batches of similar length; speeds are medians of {result['rounds']} rounds, speed-ups "
+        "of their ratios.",
         "Load time and peak memory are those of a process that loads the model and translates all sentences in "
         "batches, without its imports and the tokenizer. MB is the file of the weights.",
     ]
