@@ -30,7 +30,7 @@ FLOORS = (
     ),
     ("modeling_rs_marian",),
     ("layer_transfer", "checkpoints", "ensemble", "shortlist", "vocabulary"),
-    ("attention", "export", "model_card", "training"),
+    ("attention", "export", "model_card", "training", "compare"),
     ("distillation",),
     ("commands",),
 )

@@ -168,15 +168,18 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
 def write_card(folder: str | Path, repository: str | None = None, **said: Any) -> None:
     """Build the card of a folder and save it there as `README.md`, in the place of what has this name.
 
-    Where `comparison.json` names a benchmark of the Hub, the score is also in `.eval_results/comparison.yaml`.
+    Where `comparison.json` names a benchmark of the Hub, the score is also in `.eval_results/comparison.yaml`, which
+    else goes.
     """
     card = build_card(folder, repository, **said)
     with atomic_file(Path(folder, CARD)) as staged:
         card.save(staged)
+    file = Path(folder, EVAL_RESULTS)
     if entries := _benchmark_entries(_comparison(Path(folder))):
-        file = Path(folder, EVAL_RESULTS)
         file.parent.mkdir(exist_ok=True)
         write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), file)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def card_disagreements(folder: str | Path) -> list[str]:
@@ -423,11 +426,12 @@ def _comparison(folder: Path) -> dict[str, Any] | None:
     record = _read(file)
     if record is None:
         return None
-    _check(record, ["sentences", "timed_sentences"], ["dataset"], str(file))
+    _check(record, ["sentences"], ["dataset"], str(file))
     for part, numbers, texts in (
         ("parent", ["parameters"], ["model"]),
         ("child", ["parameters"], ["weights_sha256"]),
         ("decoding", ["num_beams"], []),
+        ("timed_sentences", ["single", "batched"], []),
         ("machine", ["threads"], ["cpu"]),
     ):
         _check(record.get(part), numbers, texts, f"{file}: {part}")

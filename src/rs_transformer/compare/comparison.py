@@ -47,7 +47,7 @@ class Model:
     parameters: int
     languages: tuple[str | None, str | None]
     input_ids: list[list[int]]
-    timed: list[list[int]]
+    timed: dict[str, list[list[int]]]
     decoding: DecodingArguments
 
 
@@ -73,7 +73,7 @@ def compare(
     """Measure a parent and a child in the same engines, taking turns, each engine in a process of its own on the CPU.
 
     What is finished is kept in `output_dir/work`, and the same call goes on from there: exports, translations, and the
-    timings of an engine.
+    timings of an engine. It starts processes: a program that calls it does so under `if __name__ == "__main__":`.
 
     Args:
         parent: a Marian or RSMarian model, on the Hub or in a folder.
@@ -90,7 +90,8 @@ def compare(
         decoding: how to translate, for quality and speed alike.
         dataset: what the test data is called.
         threads: of each engine; Marian's takes one.
-        timed_sentences: the first so many that are not blank are timed.
+        timed_sentences: the first so many that are not blank are timed one at a time, in batches the first
+            `WAYS["batched"]` times as many.
         rounds: times that each model translates them, in turn; a speed is the median.
         examples: translations that are shown, those in which parent and child differ most.
         bootstrap_samples: resamplings of the paired bootstrap.
@@ -150,7 +151,7 @@ def compare(
         "sentences": len(sources),
         "references": references is not None,
         "decoding": asdict(decoding),
-        "timed_sentences": len(models["child"].timed),
+        "timed_sentences": {way: len(timed) for way, timed in models["child"].timed.items()},
         "rounds": rounds,
         "machine": {"cpu": processor(), "threads": threads},
         "versions": {"python": sys.version.split()[0]} | {package: version(package) for package in packages},
@@ -227,6 +228,7 @@ def _load(
     input_ids = encode_sources(model, tokenizer, sources)
     # No engine has positions for more.
     longest = min(decoding.max_new_tokens, model.config.max_position_embeddings - 1)
+    filled = [ids for ids in input_ids if not is_blank(tokenizer, ids)]
     return Model(
         name=name,
         revision=revision,
@@ -234,7 +236,7 @@ def _load(
         parameters=model.num_parameters(only_trainable=True),
         languages=_languages(tokenizer),
         input_ids=input_ids,
-        timed=[ids for ids in input_ids if not is_blank(tokenizer, ids)][:timed_sentences],
+        timed={way: filled[: times * timed_sentences] for way, times in WAYS.items()},
         decoding=replace(decoding, max_new_tokens=longest),
     )
 
@@ -345,7 +347,7 @@ def _measure(
         ratios = [before / after for before, after in zip(*(seconds[side] for side in SIDES), strict=True)]
         figures.setdefault("speedup", {})[way] = statistics.median(ratios)
         for side, deployment in deployments.items():
-            speeds = [len(deployment.timed) / spent for spent in seconds[side]]
+            speeds = [len(deployment.timed[way]) / spent for spent in seconds[side]]
             figures[side] |= {way: statistics.median(speeds), f"{way}_rounds": speeds}
     return figures, translations
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -26,8 +26,8 @@ from ..utils.errors import EXPECTED
 from ..utils.measuring import memory
 
 PRELOADED = [__name__, "datasets", "sacrebleu"]  # so that each process need not import the libraries anew
-# How the timed sentences are translated.
-WAYS = ("single", "batched")
+# How sentences are translated when they are timed, and how many more of them, since batches are done sooner.
+WAYS = {"single": 1, "batched": 4}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Deployment:
         decoding: how to translate.
         threads: of the engine.
         input_ids: the sources, from `encode_sources`.
-        timed: the sources that are timed.
+        timed: for each of `WAYS` the sources that are timed.
     """
 
     target: str
@@ -54,7 +54,7 @@ class Deployment:
     decoding: DecodingArguments
     threads: int
     input_ids: Sequence[list[int]]
-    timed: Sequence[list[int]]
+    timed: Mapping[str, Sequence[list[int]]]
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> Engine:
         """The engine, with the model's tokenizer."""
@@ -78,7 +78,7 @@ class EngineProcess:
     """
 
     def __init__(self, deployment: Deployment):
-        self.name = f"{deployment.target} with {deployment.model}"
+        self.name = f"{deployment.target} with {deployment.folder}"
         context = _context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, deployment), daemon=True)
@@ -157,7 +157,8 @@ def _serve(connection: Connection, deployment: Deployment) -> None:
                 found["peak_mib"] = None if before is None else _memory("VmHWM") - before
             else:
                 # The least budget makes a batch of each.
-                decode_all(engine, deployment.timed, 1 if order == "single" else deployment.decoding.batch_tokens)
+                budget = 1 if order == "single" else deployment.decoding.batch_tokens
+                decode_all(engine, deployment.timed[order], budget)
             connection.send(("done", found))
     except (EOFError, ConnectionError):
         return

@@ -7,13 +7,14 @@ import base64
 import shlex
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from transformers.utils import CONFIG_NAME, logging
 
-from ..model_card import CARD, COMPARISON, engine_title, write_card
+from ..model_card import CARD, COMPARISON, METRICS, engine_title, write_card
 from ..pipeline_rs_marian import split_code
 from ..training.run_folder import weights_digest
 from ..utils.files import atomic_file, write_json, write_text
@@ -99,22 +100,25 @@ def summary(result: Mapping[str, Any]) -> list[str]:
 def tables(result: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Header and rows by the keys of `TITLES`: of each engine the parent's row, then the child's."""
     rows: dict[str, list[list[str]]] = {name: [] for name in TITLES}
+    shortlists = any(row[side]["shortlist"] for row in result["engines"] for side in SIDES)
     for row in result["engines"]:
         title = engine_title(row)
         for side in SIDES:
             its = row[side]
             model = f"{side} with shortlist" if its["shortlist"] else side
-            rows["size"].append([title, model, *_size_cells(its)])
-            ratios = ["1.00", "1.00"] if side == "parent" else [f"{row['speedup'][way]:.2f}" for way in row["speedup"]]
-            speeds = [f"{its['single']:.1f}", f"{its['batched']:.1f}"]
-            rows["speed"].append([title, model, speeds[0], ratios[0], speeds[1], ratios[1]])
+            rows["size"].append([title, model, *_size_cells(its, shortlists)])
+            speeds = [
+                [f"{its[way]:.1f}", "1.00" if side == "parent" else f"{ratio:.2f}"]
+                for way, ratio in row["speedup"].items()
+            ]
+            rows["speed"].append([title, model, *chain(*speeds)])
             if result["references"]:
                 score = row["quality"][side]
-                cells = [_score_cells(score, metric) for metric in ("bleu", "chrf")]
-                rows["quality"].append([title, model, *cells[0], *cells[1]])
+                cells = [_score_cells(score, metric) for metric in METRICS]
+                rows["quality"].append([title, model, *chain(*cells)])
         rows["likeness"].append([title, f"{row['same']:.1%}", f"{row['chrf_to_parent']:.2f}"])
     headers = {
-        "size": ["engine", "model", "MB", "shortlist MB", "load s", "peak MiB"],
+        "size": ["engine", "model", "MB", *(["shortlist MB"] if shortlists else []), "load s", "peak MiB"],
         "speed": ["engine", "model", "single sentences/s", "speed-up", "batched sentences/s", "speed-up"],
         "quality": ["engine", "model", "BLEU", "p", "chrF", "p"],
         "likeness": ["engine", "the same", "chrF to the parent's"],
@@ -122,10 +126,11 @@ def tables(result: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[st
     return {name: (headers[name], its) for name, its in rows.items() if its}
 
 
-def _size_cells(its: Mapping[str, Any]) -> list[str]:
+def _size_cells(its: Mapping[str, Any], shortlists: bool) -> list[str]:
     shortlist = f"{its['shortlist_bytes'] / 1e6:.1f}" if its["shortlist"] else "–"
     peak = "–" if its["peak_mib"] is None else f"{its['peak_mib']:.0f}"
-    return [f"{its['bytes'] / 1e6:.1f}", shortlist, f"{its['load_seconds']:.2f}", peak]
+    load = f"{its['load_seconds']:.2f}"
+    return [f"{its['bytes'] / 1e6:.1f}", *([shortlist] if shortlists else []), load, peak]
 
 
 def _score_cells(score: Mapping[str, Any], metric: str) -> list[str]:
@@ -135,13 +140,14 @@ def _score_cells(score: Mapping[str, Any], metric: str) -> list[str]:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """How it was measured, a line each."""
-    decoding, machine = result["decoding"], result["machine"]
+    decoding, machine, timed = result["decoding"], result["machine"], result["timed_sentences"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     lines = [
         f"{result['sentences']:,} sentences of {result['dataset']}, beam {decoding['num_beams']}, at most "
         f"{decoding['max_new_tokens']} tokens, on {threads} of {machine['cpu']}.",
-        f"Parent and child translate the first {result['timed_sentences']} sentences in turn; speeds are medians of "
-        f"{result['rounds']} rounds, speed-ups of their ratios. Batches are of similar length.",
+        f"Parent and child translate in turn, the first {timed['single']} sentences one at a time and the first "
+        f"{timed['batched']} in batches of similar length; speeds are medians of {result['rounds']} rounds, speed-ups "
+        "of their ratios.",
         "Load time and peak memory are those of a process that loads the model and translates all sentences in "
         "batches, without its imports and the tokenizer. MB is the file of the weights.",
     ]
@@ -153,7 +159,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 def signatures(result: Mapping[str, Any]) -> list[str]:
     """Those of the metrics."""
     row = result["engines"][0]
-    own = [row["quality"]["child"][f"{metric}_signature"] for metric in ("bleu", "chrf")] if "quality" in row else []
+    own = [row["quality"]["child"][f"{metric}_signature"] for metric in METRICS] if "quality" in row else []
     return [*own, f"to the parent's translations {row['chrf_to_parent_signature']}"]
 
 
