@@ -98,48 +98,59 @@ def output_options(command: str, folder: Path, again: bool) -> list[str]:
     return ["--output_dir", str(folder / "out"), *resume]
 
 
-def work_through(command: str, options: Sequence[str], at: str, connection: Connection, log: str) -> None:
-    """What the process does: the command, telling when a function begins and ends."""
+def work_through(
+    command: str, options: Sequence[str], places: Iterable[str], connection: Connection, log: str
+) -> None:
+    """What the process does: the command, telling when one of some functions begins and ends."""
     opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(opened, 1)
     os.dup2(opened, 2)
     torch.set_num_threads(1)
+    for at in places:
+        tell(at, connection)
+    importlib.import_module(f"rs_transformer.commands.{command}").main(list(options))
+
+
+def tell(at: str, connection: Connection) -> None:
+    """Have a function say when it begins and ends."""
     place, _, name = at.rpartition("." if "." in at.split(":")[1] else ":")
     owner = pkgutil.resolve_name(place)
     function = getattr(owner, name)
 
     def telling(*args: Any, **kwargs: Any) -> Any:
-        connection.send(time.monotonic())
+        connection.send((at, time.monotonic()))
         result = function(*args, **kwargs)
-        connection.send(time.monotonic())
+        connection.send((at, time.monotonic()))
         return result
 
     setattr(owner, name, telling)
-    importlib.import_module(f"rs_transformer.commands.{command}").main(list(options))
 
 
-def start(command: str, options: Sequence[str], at: str, folder: Path) -> tuple[Any, Connection]:
+def start(command: str, options: Sequence[str], places: Iterable[str], folder: Path) -> tuple[Any, Connection]:
     receiving, sending = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")
     log = str(folder / "log.txt")
-    process = context.Process(target=work_through, args=(command, options, at, sending, log))
+    process = context.Process(target=work_through, args=(command, options, list(places), sending, log))
     process.start()
     sending.close()
     return process, receiving
 
 
-def finish(command: str, options: Sequence[str], at: str, folder: Path) -> list[float]:
-    """Run a command to its end; the seconds of each call of the function."""
-    process, connection = start(command, options, at, folder)
-    moments = []
+def finish(command: str, options: Sequence[str], places: Iterable[str], folder: Path) -> dict[str, list[float]]:
+    """Run a command to its end; for each function the seconds of its calls."""
+    process, connection = start(command, options, places, folder)
+    moments: dict[str, list[float]] = {}
     try:
         while True:
-            moments.append(connection.recv())
+            at, moment = connection.recv()
+            moments.setdefault(at, []).append(moment)
     except EOFError:
         process.join()
     if process.exitcode:
         raise RuntimeError(f"{command} failed: see {folder / 'log.txt'}")
-    return [end - begin for begin, end in zip(moments[::2], moments[1::2], strict=True)]
+    return {
+        at: [end - begin for begin, end in zip(found[::2], found[1::2], strict=True)] for at, found in moments.items()
+    }
 
 
 def kill(
@@ -148,7 +159,7 @@ def kill(
     """Run a command and kill it in a call of the function; False if it was faster than that."""
     call = draw.choices(range(len(seconds)), weights=seconds)[0]
     delay = draw.uniform(0, seconds[call])
-    process, connection = start(command, options, at, folder)
+    process, connection = start(command, options, [at], folder)
     try:
         for _ in range(2 * call + 1):
             connection.recv()
@@ -232,7 +243,7 @@ def check(
                 shutil.rmtree(folder)
                 folder.mkdir()
                 lay_foreign(command, folder)
-    finish(command, [*options, *output_options(command, folder, again=True)], at, folder)
+    finish(command, [*options, *output_options(command, folder, again=True)], [], folder)
     found = outcome(command, folder)
     different = [name for name in whole.keys() | found.keys() if found.get(name) != whole.get(name)]
     return sorted(different) + ([] if foreign_kept(command, folder) else ["foreign files"])
@@ -269,11 +280,13 @@ def main() -> None:
     options = commands(work, write_task(work))
     whole: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[float]] = {}
-    for stage, (command, at) in STAGES.items():
-        folder = work / "whole" / (command if command not in whole else stage)
+    for command in dict.fromkeys(command for command, _ in STAGES.values()):
+        folder = work / "whole" / command
         (folder / "out").mkdir(parents=True)
-        seconds[stage] = finish(command, [*options[command], *output_options(command, folder, False)], at, folder)
-        whole.setdefault(command, outcome(command, folder))
+        places = {at for of, at in STAGES.values() if of == command}
+        found = finish(command, [*options[command], *output_options(command, folder, False)], places, folder)
+        seconds |= {stage: found[at] for stage, (of, at) in STAGES.items() if of == command}
+        whole[command] = outcome(command, folder)
     draw, stages = random.Random(args.seed), list(STAGES)
     rounds = []
     for number in range(args.rounds):

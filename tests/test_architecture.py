@@ -32,6 +32,7 @@ FLOORS = (
     ("layer_transfer", "checkpoints", "ensemble", "shortlist", "vocabulary"),
     ("attention", "export", "model_card", "training", "compare"),
     ("distillation",),
+    ("compress",),
     ("commands",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

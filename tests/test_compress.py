@@ -1,6 +1,9 @@
 """`training/compress.py`: from a parent to a folder that ships, goals, kills, and what is refused at the start."""
 
 import json
+import shutil
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import ctranslate2  # noqa: F401  the engine of the exports
@@ -12,8 +15,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import expand
 from rs_transformer.checkpoints import load_parent
+from rs_transformer.commands.compress import Compression
+from rs_transformer.compress.arguments import CompressOptions
+from rs_transformer.compress.material import load_material
+from rs_transformer.compress.plan import Plan, make_plan
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.training.run_folder import weights_digest
+from rs_transformer.utils.processes import PatientGroup
+from rs_transformer.utils.recipes import RecipeParser
 
 compress = script("compress")
 LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
@@ -119,6 +128,62 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(parent, text, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def plan_for(parent, text):
+    """The plan for some options, made without writing anything."""
+    parser = RecipeParser(CompressOptions.types(), positional="model_name_or_path")
+    given = [parent, "--output_dir", "none", "--train_file", text["train_file"], "--bf16", "false", *LENGTHS]
+    material = load_material(CompressOptions(*parser.parse_recipe([str(part) for part in given])))
+
+    def plan(*options):
+        options = parser.parse_recipe([str(part) for part in (*given, *options)])
+        return make_plan(CompressOptions(*options), material, time.perf_counter())
+
+    return plan
+
+
+def test_a_size_chooses_the_vocabulary_or_the_stored_layers(plan_for):
+    whole = plan_for()
+    assert not whole.vocabulary["trim"]  # every piece is needed
+    less = whole.child["int8"] - 200  # three entries of 72 bytes
+    small = plan_for("--target_size", less / 1e6)
+    assert small.vocabulary["child"]["source"] == whole.vocabulary["child"]["source"] - 3
+    assert less - 72 < small.child["int8"] <= less
+    assert small.training["word_weight"] == 0  # pieces are missing
+    large = plan_for("--target_size", 0.3, "--decoder_layers", 2)
+    assert (large.child["encoder_unique_layers"], large.child["decoder_unique_layers"]) == (2, 2)
+    assert large.child["int8"] <= 0.3e6
+
+
+def test_a_speed_chooses_the_depth_and_a_budget_the_updates(plan_for):
+    plan = plan_for("--target_speedup", 0.01, "--budget_minutes", 3)
+    assert plan.child["decoder_layers"] == 2
+    assert plan.speedup.keys() == {2, 1}
+    assert plan.training["updates"].keys() == {"collapsed", "distilled"}
+    assert sum(plan.minutes.values()) <= 3
+    two = plan_for("--budget_minutes", 3, "--decoder_layers", 1).training["updates"]
+    assert two["distilled"] / two["shallow"] == pytest.approx(1.5, rel=0.01)
+    assert (
+        sum(plan_for("--budget_minutes", 900).training["updates"].values()) - 400
+        == 50 * plan.training["updates_an_epoch"]
+    )
+
+
+@pytest.mark.parametrize(("most", "depth"), [(200, 1), (0, 2)])
+def test_validation_chooses_the_least_depth_within_the_loss(most, depth, compressed, parent, text, tmp_path, caplog):
+    parser = RecipeParser(CompressOptions.types(), positional="model_name_or_path")
+    given = [parent, "--output_dir", tmp_path, "--train_file", text["train_file"], *LENGTHS, "--max_bleu_loss", most]
+    given += ["--validation_file", text["test_file"]]
+    options = CompressOptions(*parser.parse_recipe([str(part) for part in given]))
+    plan = Plan.from_json(json.loads((compressed / "compress.json").read_text()))
+    plan.child |= {"decoder_layers": None, "decoder_depths": [2, 1]}
+    (tmp_path / "distilled").symlink_to(compressed / "distilled")
+    compression = Compression(options, plan, PatientGroup())
+    compression.choose_depth()
+    assert compression.depth == depth
+    assert ("falls short by" in caplog.text) == (depth == 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -136,3 +201,37 @@ def test_what_cannot_be_is_said_before_anything_is_done(options, message, parent
     with pytest.raises(ValueError, match=message):
         compress(parent, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS, *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_text_of_other_languages_is_refused(parent, text, tmp_path):
+    pairs = reverse_pairs(100, seed=5)
+    others = [(source, target) for (source, _), (_, target) in pairwise(pairs)]
+    file = write_jsonl(tmp_path / "shifted.jsonl", others)
+    with pytest.raises(ValueError, match="as probable after other sources as after their own"):
+        compress(parent, "--output_dir", tmp_path / "out", "--train_file", file, *LENGTHS)
+    (tmp_path / "mono.txt").write_text("これは別の言葉です。\n")
+    with pytest.raises(ValueError, match=r"mono\.txt is not written as fw is"):
+        compress(parent, "--output_dir", tmp_path / "out", "--monolingual_file", tmp_path / "mono.txt", *LENGTHS)
+
+
+def test_a_parent_without_tokenizer_and_a_full_disk_are_said_at_once(parent, text, tmp_path, monkeypatch):
+    bare = tmp_path / "bare"
+    shutil.copytree(parent, bare, ignore=shutil.ignore_patterns("*.spm", "vocab.json"))
+    with pytest.raises(ValueError, match="has no complete tokenizer"):
+        compress(bare, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"leave about .* GB free: make room"):
+        compress(parent, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_goes_on_with_its_own_plan_alone(compressed, parent, text, tmp_path):
+    with pytest.raises(ValueError, match="seed=1, now it is 2"):
+        compress(*command(parent, text, compressed, "--seed", 2))
+    other = {**text, "test_file": text["train_file"]}
+    with pytest.raises(ValueError, match="test_file="):
+        compress(*command(parent, other, compressed))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        compress(*command(parent, text, tmp_path))

@@ -18,8 +18,8 @@ from ..vocabulary import check_belonging
 from .arguments import CompressOptions
 
 HELD_OUT = 1000  # pairs, where validation is needed and there is none
-SHOWN = 64  # pairs that the parent reads
-LEAST_GAIN = 0.05  # nats a token
+SHOWN = 128  # pairs that the parent reads
+LEAST_GAIN = 0.15  # 0.05 is what chance does
 
 
 @dataclass
@@ -146,9 +146,10 @@ def check_pairs(material: Material, parent: str) -> None:
 def gain_from_sources(
     model: MarianMTModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[list[int], list[int]]]
 ) -> float:
-    """By how much a translation's tokens are more probable with its own source than with another's, in nats a token.
+    """The share of a translation's negative log-likelihood after another's source that its own source takes away.
 
-    Near nothing or below where the pairs are of another language than the model's, or are not translations.
+    More than half where the model translates such text; about nothing where the pairs are of another language than
+    the model's, or are not translations.
 
     Args:
         pairs: token ids of sources and targets, at least two pairs.
@@ -158,7 +159,7 @@ def gain_from_sources(
         _nll(model, tokenizer, list(zip(side, targets, strict=True)))
         for side in (sources, [*sources[1:], *sources[:1]])
     )
-    return (others - own) / sum(map(len, targets))
+    return 1 - own / others
 
 
 @torch.inference_mode()
