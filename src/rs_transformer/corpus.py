@@ -224,6 +224,24 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
     return dataset
 
 
+def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
+    """The validation and test data that were given, in the corpus's order and unfiltered."""
+    splits = {}
+    for split in ("validation", "test"):
+        if args.files(split) is None and args.dataset_name is None:
+            continue
+        try:
+            dataset = load_split(args, split)
+        except ValueError as error:
+            if args.files(split) is not None or "Unknown split" not in str(error):
+                raise
+            continue
+        if not len(dataset):
+            raise ValueError(f"the {split} split is empty")
+        splits[split] = dataset
+    return splits
+
+
 def load_pairs(files: list[str], args: CorpusArguments, what: str, option: str) -> Dataset:
     """The pairs of files that are no split, as text columns `source` and `target`; a text may be None, as in `train`.
 

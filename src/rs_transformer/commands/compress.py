@@ -41,7 +41,7 @@ from ..compress.plan import (
     text_digest,
 )
 from ..configuration_rs_marian import SIDES
-from ..corpus import CorpusArguments, load_split, read_sentences
+from ..corpus import CorpusArguments, load_evaluation_splits, load_split, read_sentences
 from ..distillation.losses import DistillationLossArguments
 from ..distillation.targets import TargetArguments
 from ..distillation.teachers import TeacherArguments
@@ -180,11 +180,9 @@ def new_plan(options: CompressOptions, output: Path, started: float) -> Plan:
 
 def verification_sentences(material: Material) -> list[str]:
     """What an export is verified with: sentences of the test, validation or training text, each on one line."""
-    corpus = material.corpus
-    texts = material.monolingual
-    for split in ("train", "validation", "test"):
-        if corpus.has_split(split) and (split == "train" or corpus.files(split) is not None):
-            texts = load_split(corpus, split)["source"][:]
+    texts = material.monolingual or material.train["source"][:]
+    for pairs in material.evaluated.values():
+        texts = pairs["source"][:]
     lines = (" ".join(text.split()) for text in texts if text and text.strip())
     return list(islice(dict.fromkeys(lines), VERIFIED))
 
@@ -193,7 +191,7 @@ def disk_bytes(plan: Plan) -> int:
     """What all stages together leave on the disk, roughly."""
     child, parent = plan.child["float32"], plan.parent["float32"]
     runs = len(plan.training["updates"]) - 1
-    distributions = plan.text["tokens"] * WORD_TOP_K * 6
+    distributions = plan.text["tokens"] * WORD_TOP_K * 6 * bool(plan.training["word_weight"])
     return parent + child + runs * 2 * 4 * child + 3 * child + distributions
 
 
@@ -512,14 +510,14 @@ class Compression:
         if not PartialState().is_main_process:
             return
         corpus, folder, (parent, revision) = self.evaluated, self.output / "report", self.parent
-        splits = [split for split in ("test", "validation") if corpus.files(split) is not None]
-        if splits:
-            pairs = load_split(corpus, splits[0])
+        found = load_evaluation_splits(corpus)
+        if (pairs := found.get("test", found.get("validation"))) is not None:
             sources, references = pairs["source"][:], pairs["target"][:]
-            file = corpus.files(splits[0])[0]
+            split = "test" if "test" in found else "validation"
+            name = corpus.dataset_name or "/".join(Path(corpus.files(split)[0]).parts[-2:])
         else:
-            file = str(self.output / VERIFICATION_FILE)
-            sources, references = read_sentences(file, "source"), None
+            name = VERIFICATION_FILE
+            sources, references = read_sentences(str(self.output / name), "source"), None
         engines = engines_of(self.options)
         exports = [self.output / "export" / engine for engine in engines]
         with alone():  # each engine has a process
@@ -534,7 +532,7 @@ class Compression:
                 child_exports=exports,
                 revision=revision,
                 decoding=self.options.decoding,
-                dataset="/".join(Path(file).parts[-2:]),
+                dataset=name,
             )
         write_report(result, folder)
         write_card(self.output / MODEL, self.repo, **self.said)

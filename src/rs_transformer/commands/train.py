@@ -29,6 +29,7 @@ from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import (
     AnyDataset,
     CorpusArguments,
+    load_evaluation_splits,
     load_split,
     prepare_training_pairs,
     warn_of_long_pairs,
@@ -284,24 +285,6 @@ def check_validation(args: TranslationTrainingArguments, evaluated: Mapping[str,
     """Raise `ValueError` if there is to be evaluation while training and there is no data for it."""
     if "validation" not in evaluated and str(args.eval_strategy.value) != "no":
         raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
-
-
-def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
-    """The validation and test data that were given, in the corpus's order and unfiltered."""
-    splits = {}
-    for split in ("validation", "test"):
-        if args.files(split) is None and args.dataset_name is None:
-            continue
-        try:
-            dataset = load_split(args, split)
-        except ValueError as error:
-            if args.files(split) is not None or "Unknown split" not in str(error):
-                raise
-            continue
-        if not len(dataset):
-            raise ValueError(f"the {split} split is empty")
-        splits[split] = dataset
-    return splits
 
 
 def load_or_train_tokenizer(

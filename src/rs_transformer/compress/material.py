@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, MarianMTModel, PreTrainedTokenizerBase
 
 from ..checkpoints import bar_padding, load_parent
-from ..corpus import CorpusArguments, check_script, load_split, read_sentences
+from ..corpus import CorpusArguments, check_script, load_evaluation_splits, load_split, read_sentences
 from ..decoding import source_limit
 from ..pipeline_rs_marian import target_codes
 from ..tokenization import check_language_pair, encode
@@ -30,6 +30,7 @@ class Material:
         model: the parent, in float32 on this process's device, in evaluation mode.
         corpus: what the stages read, but for the parent's translations.
         train: training pairs; None where there is monolingual text alone.
+        evaluated: the validation and test pairs, those that there are.
         held_out: training pairs that are kept for validation, if need be.
         monolingual: sentences of the source language.
     """
@@ -38,6 +39,7 @@ class Material:
     tokenizer: PreTrainedTokenizerBase
     corpus: CorpusArguments
     train: Dataset | None
+    evaluated: dict[str, Dataset]
     held_out: Dataset | None
     monolingual: list[str]
 
@@ -58,20 +60,19 @@ def load_material(options: CompressOptions) -> Material:
     bar_padding(model)  # as in every student
     corpus = resolved_corpus(corpus, model, tokenizer)
     check_language_pair(tokenizer, corpus.source_lang, corpus.target_lang)
-    train = held_out = None
+    evaluated, train, held_out = load_evaluation_splits(corpus), None, None
+    validating = options.goal.max_bleu_loss is not None and "validation" not in evaluated
     if corpus.has_split("train"):
-        if options.goal.max_bleu_loss is not None and corpus.validation_file is None:
+        if validating:
             corpus, held_out = hold_out(corpus)
         train = load_split(corpus, "train")
-    elif options.goal.max_bleu_loss is not None and corpus.validation_file is None:
+    elif validating:
         raise ValueError(
             "max_bleu_loss needs pairs to validate on, and there is monolingual text alone: give validation_file"
         )
-    for split in ("validation", "test"):
-        if corpus.files(split) is not None:
-            load_split(corpus, split)
     monolingual = read_monolingual(args.monolingual_file, args.text_column, corpus.source_lang)
-    material = Material(model.eval().to(PartialState().device), tokenizer, corpus, train, held_out, monolingual)
+    model = model.eval().to(PartialState().device)
+    material = Material(model, tokenizer, corpus, train, evaluated, held_out, monolingual)
     check_pairs(material, args.model_name_or_path)
     return material
 
@@ -121,13 +122,8 @@ def read_monolingual(file: str | None, column: str, language: str) -> list[str]:
 def check_pairs(material: Material, parent: str) -> None:
     """Raise `ValueError` unless the parent can tell translations from others in the training and test pairs."""
     corpus, limit = material.corpus, source_limit(material.model, material.tokenizer)
-    sets = {"train": material.train, "validation": None, "test": None}
-    for split in ("validation", "test"):
-        if corpus.files(split) is not None:
-            sets[split] = load_split(corpus, split)
+    sets = material.evaluated if material.train is None else {"train": material.train, **material.evaluated}
     for split, dataset in sets.items():
-        if dataset is None:
-            continue
         chosen = dataset.shuffle(seed=0).select(range(min(len(dataset), 4 * SHOWN)))
         texts = [(pair["source"], pair["target"]) for pair in chosen]
         for side, language in enumerate((corpus.source_lang, corpus.target_lang)):

@@ -21,7 +21,7 @@ from transformers import DataCollatorForSeq2Seq, MarianConfig, MarianMTModel, Pr
 from ..attention.alignment import count_links
 from ..checkpoints import commit_of
 from ..configuration_rs_marian import SIDES, RSMarianConfig
-from ..corpus import load_split, prepare_training_pairs
+from ..corpus import prepare_training_pairs
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources
 from ..export import is_installed, load_engine
 from ..layer_transfer import collapse, collapsed_config, depth_config, with_depth
@@ -58,8 +58,9 @@ VERIFIED = 200  # sentences that an export is verified with
 CHECKPOINT_SECONDS = 120
 MARGIN = 1.15  # what estimates are multiplied by where there is a budget
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.bin", "*.spm", "*vocab.json")
-# Options that no finished stage depends on.
+# What material makes of options.
 RESOLVED = ("source_lang", "target_lang", "max_source_length", "max_target_length", "max_train_samples")
+# Options that no finished stage depends on.
 CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "report", "repo")
 
 
@@ -154,17 +155,19 @@ class Planner:
 
     def _timed_translation(self) -> list[tuple[str, str]]:
         """Some sentences, translated by the parent as it translates monolingual text and the test set."""
-        train, monolingual = self.material.train, self.material.monolingual
-        texts = monolingual if train is None else [text for text in train["source"][: 20 * TRANSLATED] if text]
+        train, monolingual, args = self.material.train, self.material.monolingual, self.options.compress
+        texts = monolingual or [text for text in train["source"][: 20 * TRANSLATED] if text and text.strip()]
+        if not texts:
+            raise ValueError(f"the first {20 * TRANSLATED} sources of the train split are blank")
         chosen = texts[:: max(1, len(texts) // TRANSLATED)][:TRANSLATED]
-        corpus = self.material.corpus
-        beams = max(self.options.compress.teacher_num_beams, self.options.decoding.num_beams)
-        decoding = DecodingArguments(num_beams=beams, max_new_tokens=corpus.max_target_length)
-        start = time.perf_counter()
-        engine = TransformersEngine(self.parent, self.tokenizer, decoding)  # of this process alone
+        beams = max(args.teacher_num_beams, self.options.decoding.num_beams)
+        decoding = DecodingArguments(num_beams=beams, max_new_tokens=self.material.corpus.max_target_length)
         sources = encode_sources(self.parent, self.tokenizer, chosen)
-        translations = [texts[0] for texts in decode_all(engine, sources, decoding.batch_tokens)]
-        self.decode_seconds = (time.perf_counter() - start) / len(chosen)
+        with tempfile.TemporaryDirectory() as folder:
+            engine = self._engine(self.parent, self.tokenizer, decoding, Path(folder, "parent"))
+            start = time.perf_counter()
+            translations = [texts[0] for texts in decode_all(engine, sources, decoding.batch_tokens)]
+            self.decode_seconds = (time.perf_counter() - start) / len(chosen)
         return list(zip(chosen, translations, strict=True))
 
     def _sample(self, translated: list[tuple[str, str]]) -> Dataset:
@@ -235,7 +238,8 @@ class Planner:
                 self.stored = stored
                 return
         entries = largest_vocabulary(self.config(sizes), most)
-        for characters in ("all", "text"):
+        # Of monolingual text not all characters of the translations are known yet.
+        for characters in ("all", "text") if self.material.train is not None else ("all",):
             least = least_vocabulary(self.parent, self.tokenizer, self.counts, characters)
             if entries >= least:
                 self.trim_options = {"max_vocabulary": entries, "characters": characters}
@@ -449,10 +453,9 @@ class Planner:
 
     def _other_minutes(self, plan: Plan, epoch: int, passes: float, teacher: float, update: float) -> dict[str, float]:
         """Estimates of all but the updates of the distillations."""
-        text, goal, corpus = plan.text, self.options.goal, self.material.corpus
+        text, goal = plan.text, self.options.goal
         processes = PartialState().num_processes
-        files = [split for split in ("validation", "test") if corpus.files(split) is not None]
-        sizes = {split: len(load_split(corpus, split)) for split in files}
+        sizes = {split: len(dataset) for split, dataset in self.material.evaluated.items()}
         validated = sizes.get("validation", text["held_out"])
         compared = sizes.get("test", sizes.get("validation", VERIFIED))
         engines = engines_of(self.options)
