@@ -287,7 +287,13 @@ class Planner:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 engines = [
-                    self._engine(endless(model, tokenizer.eos_token_id), tokenizer, length, Path(folder, str(number)))
+                    self._engine(
+                        endless(model, tokenizer.eos_token_id),
+                        tokenizer,
+                        length,
+                        Path(folder, str(number)),
+                        self.shortlist if number else None,  # the parent has none
+                    )
                     for number, (model, tokenizer) in enumerate(models)
                 ]
                 return speedups(engines, sources)[1:]
@@ -295,14 +301,18 @@ class Planner:
             torch.set_num_threads(threads)
 
     def _engine(
-        self, model: MarianMTModel, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments, folder: Path
+        self,
+        model: MarianMTModel,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: DecodingArguments,
+        folder: Path,
+        shortlist: Shortlist | None = None,
     ) -> Engine:
-        """What a model's speed is measured with; of a child with a shortlist, if it gets one."""
+        """What a model's speed is measured with."""
         if not is_installed("ctranslate2"):
             return TransformersEngine(model, tokenizer, decoding)
         engine = load_engine("ctranslate2")
         engine.LoadedConverter(model, tokenizer).convert(str(folder), quantization="int8")
-        shortlist = self.shortlist if isinstance(model, RSMarianForConditionalGeneration) else None
         if shortlist is not None:
             engine.write_shortlist(shortlist, folder, tokenizer)
         return engine.load(folder, tokenizer, decoding, use_shortlist=shortlist is not None)
