@@ -3,21 +3,21 @@
 import argparse
 import json
 import multiprocessing
-import re
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
+from rs_transformer.utils.measuring import interleave, memory
 from rs_transformer.utils.tables import markdown_table
 
 VOCABULARY = 8000
 SYSTEMS = ("RS 1x6", "Marian 6")
+__all__ = ["SYSTEMS", "VOCABULARY", "build", "interleave", "memory", "parse_args", "peak_memory", "print_table"]
+__all__ += ["report", "row", "run_twice", "source_batch", "training_step"]
 
 
 def parse_args(description: str, **options: Any) -> argparse.Namespace:
@@ -105,22 +105,6 @@ def run_twice(make_step: Callable[..., Callable[[], Any]], threads: int, *args: 
     step()
 
 
-def interleave(
-    steps: dict[Any, Callable[[], Any]], rounds: int, warm_up: int = 2, calls: int = 1
-) -> dict[Any, list[float]]:
-    """Seconds of each step's calls, round by round; the order of the systems turns from round to round."""
-    seconds: dict[Any, list[float]] = {name: [] for name in steps}
-    for number in range(warm_up + rounds):
-        names = list(steps) if number % 2 else list(reversed(steps))
-        for name in names:
-            for _ in range(calls):
-                start = time.perf_counter()
-                steps[name]()
-                if number >= warm_up:
-                    seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def peak_memory(work: Callable[..., Any], *args: Any) -> float:
     """MiB that a fresh process's peak grows by while it does the work."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -131,12 +115,6 @@ def _measure_memory(work: Callable[..., Any], args: tuple) -> float:
     before = memory("VmHWM")
     work(*args)
     return memory("VmHWM") - before
-
-
-def memory(what: str, process: int | str = "self") -> float:
-    """MiB of a process, this one by default, now (`"VmRSS"`) or at its peak (`"VmHWM"`). Linux."""
-    # Not `getrusage`, whose peak a new process inherits from the one that started it.
-    return int(re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text()).group(1)) / 1024
 
 
 def row(d_model: int, what: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:

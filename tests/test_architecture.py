@@ -30,8 +30,9 @@ FLOORS = (
     ),
     ("modeling_rs_marian",),
     ("layer_transfer", "checkpoints", "ensemble", "shortlist", "vocabulary"),
-    ("attention", "export", "model_card", "training"),
+    ("attention", "export", "model_card", "training", "compare"),
     ("distillation",),
+    ("compress",),
     ("commands",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -20,6 +20,7 @@ from rs_transformer.checkpoints import load_translator
 from rs_transformer.model_card import build_card, card_disagreements, write_card
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.model import config_from_tokenizer
+from rs_transformer.training.run_folder import weights_digest
 from rs_transformer.training.trainer import TranslationTrainer
 
 FACTS = {
@@ -105,6 +106,7 @@ def test_what_a_folder_cannot_know_is_in_card_yaml(folder):
             r"depth_sweep\.json: row 1 must have a number 'encoder_layers', got None",
         ),
         ("collapse.json", "[]", r"collapse\.json must hold a mapping"),
+        ("comparison.json", '{"sentences": "<b>"}', r"comparison\.json must have a number 'sentences', got '<b>'"),
     ],
 )
 def test_a_file_that_does_not_hold_what_it_should_is_named_in_a_line(folder, file, content, message):
@@ -138,6 +140,16 @@ def card_that_says(text, trained, folder):
     for metric in ("bleu", "chrf"):
         results["validation"][f"{metric}_signature"] = text
     (folder / "results.json").write_text(json.dumps(results))
+    score = {name: 1.0 for metric in ("bleu", "chrf") for name in (metric, f"{metric}_ci")}
+    score |= dict.fromkeys(("bleu_signature", "chrf_signature"), text)
+    figures = dict.fromkeys(("bytes", "load_seconds", "single", "batched"), 1.0)
+    engine = dict.fromkeys(("engine", "quantization"), text) | {"same": 1.0, "chrf_to_parent": 1.0, "speedup": figures}
+    engine |= {"parent": figures, "child": figures, "quality": {"parent": score, "child": score}}
+    comparison = {"dataset": text, "sentences": 1, "references": True, "engines": [engine]}
+    comparison["timed_sentences"] = {"single": 1, "batched": 1}
+    comparison |= {"parent": {"model": text, "parameters": 1}, "machine": {"cpu": text, "threads": 1}}
+    comparison |= {"child": {"parameters": 1, "weights_sha256": weights_digest(folder)}, "decoding": {"num_beams": 1}}
+    (folder / "comparison.json").write_text(json.dumps(comparison))
     write_card(folder)
     return ModelCard.load(folder / "README.md")
 

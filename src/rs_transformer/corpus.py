@@ -79,6 +79,8 @@ SCRIPTS = {
     "KHMER": "km",
     "MYANMAR": "my",
 }
+# Of these, those that few languages share: what is written so is of none that is not named above.
+ONE_LANGUAGE_SCRIPTS = [name for name in SCRIPTS if name not in ("CYRILLIC", "ARABIC", "DEVANAGARI", "BENGALI")]
 SAMPLE = 200  # pairs that are looked at to see which side is which
 DRAWS = 4  # segmentations by chance that say how long a pair may become
 BATCH = 100_000  # pairs that are looked at together
@@ -220,6 +222,24 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
         logger.info(f"Training pairs: {len(dataset)}, and {len(synthetic)} synthetic ones.")
         dataset = concatenate_datasets([part.cast(PAIR) for part in (dataset, synthetic)])
     return dataset
+
+
+def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
+    """The validation and test data that were given, in the corpus's order and unfiltered."""
+    splits = {}
+    for split in ("validation", "test"):
+        if args.files(split) is None and args.dataset_name is None:
+            continue
+        try:
+            dataset = load_split(args, split)
+        except ValueError as error:
+            if args.files(split) is not None or "Unknown split" not in str(error):
+                raise
+            continue
+        if not len(dataset):
+            raise ValueError(f"the {split} split is empty")
+        splits[split] = dataset
+    return splits
 
 
 def load_pairs(files: list[str], args: CorpusArguments, what: str, option: str) -> Dataset:
@@ -427,16 +447,39 @@ def _rows_where(dataset: Dataset, side: str, test: Callable[[pa.ChunkedArray], p
 
 def _check_scripts(sides: Sequence[str], args: CorpusArguments, split: str) -> None:
     """Raise `ValueError` if a language's letters are all on the other language's side."""
-    letters = [Counter(unicodedata.name(c, "").split(" ")[0] for c in side if c.isalpha()) for side in sides]
+    letters = [_letters(side) for side in sides]
     for side, language in enumerate((args.source_lang, args.target_lang)):
-        code, script, _ = split_code(language)
-        scripts = [name for name, codes in SCRIPTS.items() if code in codes.split() and script != "latn"]
-        shares = [sum(map(found.__getitem__, scripts)) / max(1, found.total()) for found in letters]
+        shares = [_share(found, _scripts_of(language)) for found in letters]
         if letters[side] and shares[side] < 0.01 and shares[1 - side] > 0.5:
             raise ValueError(
                 f"source and target of the {split} split look exchanged: what should be {args.source_lang} is "
                 f"{sides[0][:40]!r}, what should be {args.target_lang} is {sides[1][:40]!r}"
             )
+
+
+def check_script(texts: Sequence[str], language: str, where: str) -> None:
+    """Raise `ValueError` if sentences have hardly a letter of their language, or are written as others alone are."""
+    sample = " ".join(texts[:SAMPLE])
+    letters, own = _letters(sample), _scripts_of(language)
+    code, script, _ = split_code(language)
+    foreign = ONE_LANGUAGE_SCRIPTS if len(code) == 2 and not own and not script else []
+    if letters and ((own and _share(letters, own) < 0.01) or _share(letters, foreign) > 0.5):
+        raise ValueError(f"{where} is not written as {language} is: {sample[:40]!r}; give text of that language")
+
+
+def _letters(text: str) -> Counter[str]:
+    """How many letters a text has of each script, as Unicode's names of letters begin."""
+    return Counter(unicodedata.name(c, "").split(" ")[0] for c in text if c.isalpha())
+
+
+def _scripts_of(language: str) -> list[str]:
+    """The scripts that a language is written in, where it is not written in Latin ones."""
+    code, script, _ = split_code(language)
+    return [name for name, codes in SCRIPTS.items() if code in codes.split() and script != "latn"]
+
+
+def _share(letters: Counter[str], scripts: Sequence[str]) -> float:
+    return sum(map(letters.__getitem__, scripts)) / max(1, letters.total())
 
 
 def warn_of_overlap(train: AnyDataset, evaluated: Mapping[str, Dataset]) -> None:

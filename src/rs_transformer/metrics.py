@@ -45,6 +45,13 @@ def corpus_scores(
     return scores
 
 
+def sentence_chrf(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """chrF (chrF2) of each sentence, 0 … 100; of equal ones 100, empty ones included."""
+    metric = CHRF()
+    pairs = zip(predictions, references, strict=True)
+    return [100.0 if ours == theirs else metric.sentence_score(ours, [theirs]).score for ours, theirs in pairs]
+
+
 def paired_bootstrap(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[str],

@@ -15,23 +15,29 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, MarianConfig, MarianMTModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_rs_marian import SIDES, RSMarianConfig
+from .export import TITLES
 from .layer_transfer import collapsed_config, count_parameters
 from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
 from .pipeline_rs_marian import split_code
-from .training.run_folder import RUN_RECORD, resumed_lines, weights_digest
-from .utils.files import atomic_file
+from .training.run_folder import RESULTS, RUN_RECORD, resumed_lines, weights_digest
+from .utils.files import atomic_file, write_text
+from .utils.markdown import code, one_line, plain
 from .utils.tables import markdown_table
 
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
+COMPARISON = "comparison.json"
+# Where the Hub looks for the scores of a model on its benchmarks.
+EVAL_RESULTS = ".eval_results/comparison.yaml"
+BENCHMARK_METRIC = "bleu"
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
@@ -91,7 +97,8 @@ class CardFacts:
 
 def build_card(folder: str | Path, repository: str | None = None, **said: Any) -> ModelCard:
     """The card of a model in a folder, from its `config.json`, weights, tokenizer and what of these is there:
-    `results.json`, `recipe.yaml`, `collapse.json` (of what it was fine-tuned from), `depth_sweep.json`, `card.yaml`.
+    `results.json`, `recipe.yaml`, `collapse.json` (of what it was fine-tuned from), `depth_sweep.json`,
+    `comparison.json`, `card.yaml`.
 
     Args:
         folder: of a run, or laid out as a Hub repository.
@@ -103,7 +110,7 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
         ValueError: it has no weights, or one of the files is damaged or does not hold what it should.
     """
     path = Path(folder)
-    name = _one_line((repository or str(path.resolve())).rstrip("/").rsplit("/", 1)[-1])
+    name = one_line((repository or str(path.resolve())).rstrip("/").rsplit("/", 1)[-1])
     repository = repository or str(folder)
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     facts = CardFacts.from_folder(path)
@@ -111,6 +118,7 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
     recipe = _read(path / "recipe.yaml") or {}
     results = _results(path)
     scores = {split: results[split] for split in SPLITS if split in results}
+    comparison = _comparison(path)
     training = results.get("training")
     shared = _is_shared(config)
     languages = [str(language) for language in (tokenizer.source_lang, tokenizer.target_lang) if language]
@@ -126,14 +134,14 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
         tags=list(dict.fromkeys(tags)),
         datasets=facts.datasets or None,
         base_model=facts.base_model,
-        metrics=list(METRICS) if scores else None,
-        eval_results=_eval_results(scores, datasets) or None,
+        metrics=list(METRICS) if scores or _compared_scores(comparison) else None,
+        eval_results=[*_eval_results(scores, datasets), *_compared_scores(comparison)] or None,
     )
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text("utf-8"),
-        name=_plain(name),
-        repository={"python": _quoted(repository), "shell": shlex.quote(_one_line(repository))},
+        name=plain(name),
+        repository={"python": _quoted(repository), "shell": shlex.quote(one_line(repository))},
         converted={"python": _quoted(f"{name}-ct2"), "shell": shlex.quote(f"{name}-ct2")},
         languages=" to ".join(languages),
         shared=shared,
@@ -145,22 +153,33 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
         config=config,
         properties=_properties(config, _weights(path), shared),
         scores=_score_table(scores),
-        signatures=[_code(row[f"{metric}_signature"]) for row in list(scores.values())[:1] for metric in METRICS],
+        signatures=[code(row[f"{metric}_signature"]) for row in list(scores.values())[:1] for metric in METRICS],
         depths=_depths(path),
+        comparison=_comparison_section(comparison),
         data=facts.data.strip() if facts.data else _training_data(recipe, training),
         lineage=_lineage(recipe, _read(path / "collapse.json"), _read(path / RUN_RECORD) or {}),
         training=training,
-        seed=_plain(recipe.get("seed")),
+        seed=plain(recipe.get("seed")),
         script="distill.py" if _teachers(recipe) else "train.py",
         limits=facts.limits.strip(),
     )
 
 
 def write_card(folder: str | Path, repository: str | None = None, **said: Any) -> None:
-    """Build the card of a folder and save it there as `README.md`, in the place of what has this name."""
+    """Build the card of a folder and save it there as `README.md`, in the place of what has this name.
+
+    Where `comparison.json` names a benchmark of the Hub, the score is also in `.eval_results/comparison.yaml`, which
+    else goes.
+    """
     card = build_card(folder, repository, **said)
     with atomic_file(Path(folder, CARD)) as staged:
         card.save(staged)
+    file = Path(folder, EVAL_RESULTS)
+    if entries := _benchmark_entries(_comparison(Path(folder))):
+        file.parent.mkdir(exist_ok=True)
+        write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), file)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def card_disagreements(folder: str | Path) -> list[str]:
@@ -174,16 +193,23 @@ def card_disagreements(folder: str | Path) -> list[str]:
     """
     path = Path(folder)
     results = _results(path)
-    measured = {
-        (split, metric): round(results[split][metric], 2) for split in SPLITS if split in results for metric in METRICS
-    }
+    scores = {split: results[split] for split in SPLITS if split in results}
+    stated: dict[str, list[EvalResult]] = {RESULTS: [], COMPARISON: []}
     card = ModelCard.load(path / CARD)
-    said = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results or []}
-    disagreements = [
-        f"{split} {metric}: {said.get((split, metric))} in {CARD}, {measured.get((split, metric))} in results.json"
-        for split, metric in dict.fromkeys([*measured, *said])
-        if said.get((split, metric)) != measured.get((split, metric))
-    ]
+    for result in card.data.eval_results or []:
+        stated[COMPARISON if "engine" in (result.metric_args or {}) else RESULTS].append(result)
+    due = {
+        RESULTS: _eval_results(scores, dict.fromkeys(scores, "")),
+        COMPARISON: _compared_scores(_comparison(path)),
+    }
+    disagreements = []
+    for file in stated:
+        said, measured = ({_key(result): result.metric_value for result in part[file]} for part in (stated, due))
+        disagreements += [
+            f"{' '.join(key)}: {said.get(key)} in {CARD}, {measured.get(key)} in {file}"
+            for key in dict.fromkeys([*measured, *said])
+            if said.get(key) != measured.get(key)
+        ]
     if disagreements:
         return disagreements
     due = _tables(build_card(path).text)
@@ -224,17 +250,62 @@ def _eval_results(scores: dict[str, Any], datasets: dict[str, str]) -> list[Eval
     return [
         EvalResult(
             task_type="translation",
-            dataset_type=_one_line(datasets[split]),
-            dataset_name=_one_line(datasets[split]),
+            dataset_type=one_line(datasets[split]),
+            dataset_name=one_line(datasets[split]),
             dataset_split=split,
             metric_type=metric,
             metric_name=f"{label}, beam {row['num_beams']}",
             metric_value=round(row[metric], 2),
-            metric_args={"signature": _one_line(row[f"{metric}_signature"])},
+            metric_args={"signature": one_line(row[f"{metric}_signature"])},
         )
         for split, row in scores.items()
         for metric, label in METRICS.items()
     ]
+
+
+def _key(result: EvalResult) -> tuple[str, ...]:
+    """By which the scores of a card are told apart: split, metric and, of a comparison, engine."""
+    engine = (result.metric_args or {}).get("engine")
+    return (result.dataset_split, result.metric_type, *([engine] if engine else []))
+
+
+def _compared_scores(comparison: dict[str, Any] | None) -> list[EvalResult]:
+    """The child's scores in each engine of a comparison."""
+    if comparison is None or not comparison["references"]:
+        return []
+    return [
+        EvalResult(
+            task_type="translation",
+            dataset_type=one_line(comparison["dataset"]),
+            dataset_name=one_line(comparison["dataset"]),
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{label}, {engine_title(row)}, beam {comparison['decoding']['num_beams']}",
+            metric_value=round(row["quality"]["child"][metric], 2),
+            metric_args={
+                "signature": one_line(row["quality"]["child"][f"{metric}_signature"]),
+                "engine": one_line(f"{row['engine']}:{row['quantization']}"),
+            },
+        )
+        for row in comparison["engines"]
+        for metric, label in METRICS.items()
+    ]
+
+
+def _benchmark_entries(comparison: dict[str, Any] | None) -> list[EvalResultEntry]:
+    """What the Hub's page of a benchmark takes: one score a task, that of the first engine."""
+    scores = [score for score in _compared_scores(comparison) if score.metric_type == BENCHMARK_METRIC]
+    if not scores or not comparison.get("benchmark"):
+        return []
+    score = scores[0]
+    notes = f"{score.metric_name}, {score.metric_args['signature']}"
+    benchmark = {name: comparison["benchmark"][name] for name in ("dataset_id", "task_id")}
+    return [EvalResultEntry(**benchmark, value=score.metric_value, notes=notes)]
+
+
+def engine_title(row: Mapping[str, Any]) -> str:
+    """What an engine of a comparison is called, with its quantization."""
+    return one_line(f"{TITLES.get(row['engine'], row['engine'])} {row['quantization']}")
 
 
 def _dataset_name(recipe: dict[str, Any], split: str) -> str:
@@ -252,7 +323,7 @@ def _training_data(recipe: dict[str, Any], training: dict[str, Any] | None) -> s
     if not names and pairs is None:
         return "Nothing is said about the training data."
     what = "Sentence pairs" if pairs is None else f"{pairs:,} sentence pairs"
-    where = f" of {' and '.join(map(_code, names))}" if names else ""
+    where = f" of {' and '.join(map(code, names))}" if names else ""
     return f"{what}{where}. Where they come from, and under which licence, nobody has written into `card.yaml`."
 
 
@@ -328,9 +399,7 @@ def _depths(folder: Path) -> dict[str, Any] | None:
     depths = [f"{side}_layers" for side in SIDES]
     for number, row in enumerate(rows, start=1):
         _check(row, [*depths, *METRICS, "sentences_per_second", "speedup", "num_beams"], [], f"{file}: row {number}")
-    scored = (_results(folder).get("weights") or {}).get("scored_sha256")  # those of a copy in half precision
-    if rows[0].get("weights_sha256") not in (None, scored, weights_digest(folder)):
-        logger.warning(f"{file} is of other weights than those in {folder}: its figures are left out of the card.")
+    if not _is_of_its_weights(file, rows[0].get("weights_sha256")):
         return None
     header = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
     cells = [
@@ -339,6 +408,82 @@ def _depths(folder: Path) -> dict[str, Any] | None:
         for row in rows
     ]
     return {"beam": rows[0]["num_beams"], "table": markdown_table(header, cells)}
+
+
+def _is_of_its_weights(file: Path, measured: str | None) -> bool:
+    """Whether a file's figures are those of the weights beside it, by the digest of those measured; or says so."""
+    folder = file.parent
+    scored = (_results(folder).get("weights") or {}).get("scored_sha256")  # those of a copy in half precision
+    if measured in (None, scored, weights_digest(folder)):
+        return True
+    logger.warning(f"{file} is of other weights than those in {folder}: its figures are left out of the card.")
+    return False
+
+
+def _comparison(folder: Path) -> dict[str, Any] | None:
+    """`comparison.json`, if it is there and of these weights, with the figures that a card has."""
+    file = folder / COMPARISON
+    record = _read(file)
+    if record is None:
+        return None
+    _check(record, ["sentences"], ["dataset"], str(file))
+    for part, numbers, texts in (
+        ("parent", ["parameters"], ["model"]),
+        ("child", ["parameters"], ["weights_sha256"]),
+        ("decoding", ["num_beams"], []),
+        ("timed_sentences", ["single", "batched"], []),
+        ("machine", ["threads"], ["cpu"]),
+    ):
+        _check(record.get(part), numbers, texts, f"{file}: {part}")
+    rows = record.get("engines")
+    for number, row in enumerate(rows if isinstance(rows, list) and rows else [None], start=1):
+        where = f"{file}: engine {number}"
+        _check(row, ["same", "chrf_to_parent"], ["engine", "quantization"], where)
+        _check(row.get("speedup"), ["single", "batched"], [], f"{where}, speedup")
+        for side in ("parent", "child"):
+            _check(row.get(side), ["bytes", "load_seconds", "single", "batched"], [], f"{where}, {side}")
+            if record.get("references"):
+                texts = [f"{metric}_signature" for metric in METRICS]
+                numbers = [*METRICS, *(f"{metric}_ci" for metric in METRICS)]
+                quality = row.get("quality") if isinstance(row.get("quality"), dict) else {}
+                _check(quality.get(side), numbers, texts, f"{where}, quality of the {side}")
+    if record.get("benchmark") is not None:
+        _check(record["benchmark"], [], ["dataset_id", "task_id"], f"{file}: benchmark")
+    return record if _is_of_its_weights(file, record["child"]["weights_sha256"]) else None
+
+
+def _comparison_section(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the card says of a comparison, and its table."""
+    if record is None:
+        return None
+    header = ["engine", "model", "MB", "single sentences/s", "speed-up", "batched sentences/s", "speed-up"]
+    header += [*METRICS.values()] if record["references"] else ["chrF to the parent's"]
+    rows = []
+    for row in record["engines"]:
+        for side in ("parent", "child"):
+            its = row[side]
+            cells = [plain(engine_title(row)), f"{side} with shortlist" if its.get("shortlist") else side]
+            cells.append(f"{its['bytes'] / 1e6:.1f}")
+            for way in ("single", "batched"):
+                cells += [f"{its[way]:.1f}", "1.00" if side == "parent" else f"{row['speedup'][way]:.2f}"]
+            if record["references"]:
+                score = row["quality"][side]
+                cells += [f"{score[metric]:.2f} ± {score[f'{metric}_ci']:.2f}" for metric in METRICS]
+            else:
+                cells.append("–" if side == "parent" else f"{row['chrf_to_parent']:.2f}")
+            rows.append(cells)
+    return {
+        "parent": code(record["parent"]["model"]),
+        "parameters": f"{record['parent']['parameters']:,}",
+        "dataset": plain(record["dataset"]),
+        "sentences": f"{record['sentences']:,}",
+        "timed": record["timed_sentences"],
+        "beam": record["decoding"]["num_beams"],
+        "threads": record["machine"]["threads"],
+        "cpu": plain(record["machine"]["cpu"]),
+        "scored": bool(record["references"]),
+        "table": markdown_table(header, rows),
+    }
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -371,24 +516,37 @@ def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None, record: di
     lines = []
     origin = ""
     if collapse is not None:
-        origin = f"a collapse of {_code(collapse.get('parent'))}, method {_plain(collapse.get('method'))}"
+        trimmed = collapse.get("trimmed") or {}
+        parent = code(trimmed.get("parent") or collapse.get("parent"))
+        origin = f"a collapse of {parent}, method {plain(collapse.get('method'))}"
+        if trimmed:
+            origin += f", whose vocabulary was trimmed to {_entries(trimmed)} entries"
     if parent := recipe.get("model_name_or_path"):
-        lines.append(f"Fine-tuned from {_code(parent)}" + (f", which goes back to {origin}" if origin else ""))
+        lines.append(f"Fine-tuned from {code(parent)}" + (f", which goes back to {origin}" if origin else ""))
     elif origin:
         lines.append(f"It is {origin}, without fine-tuning")
     if teachers := _teachers(recipe):
         lines.append(
-            f"Distilled from {', '.join(map(_code, teachers))}: targets {_plain(recipe.get('targets'))}, weight of "
-            f"the teacher's distributions {_plain(recipe.get('word_weight'))}"
+            f"Distilled from {', '.join(map(code, teachers))}: targets {plain(recipe.get('targets'))}, weight of "
+            f"the teacher's distributions {plain(recipe.get('word_weight'))}"
         )
     if changed := resumed_lines(record):
-        lines.append(f"The training went on with other options or data: {_plain('; '.join(changed))}")
+        lines.append(f"The training went on with other options or data: {plain('; '.join(changed))}")
     return lines
 
 
 def _teachers(recipe: Mapping[str, Any]) -> list[str]:
     """The models that a recipe calls teachers, or the program."""
     return [*_texts(recipe.get("teachers")), *_texts(recipe.get("teacher_command"))]
+
+
+def _entries(trimmed: dict[str, Any]) -> str:
+    """What a trimming has left, of each vocabulary where there are two."""
+    try:
+        sizes = dict.fromkeys(int(trimmed[side]["entries"]["trimmed"]) for side in ("source", "target"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"collapse.json does not hold what it should, under 'trimmed': {error}") from error
+    return " + ".join(f"{size:,}" for size in sizes)
 
 
 def _tables(text: str) -> dict[str, list[str]]:
@@ -398,25 +556,6 @@ def _tables(text: str) -> dict[str, list[str]]:
         header, *lines = [re.sub(" +", " ", line) for line in block.splitlines()]
         tables[header] = lines[1:]
     return tables
-
-
-# Text of a file is text in Markdown, too: neither link, HTML, heading nor another column.
-
-
-def _one_line(value: Any) -> str:
-    """Without line ends and other characters that are not printed."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-
-
-def _plain(value: Any) -> str:
-    return re.sub(r"([\\`*\[\]<>&|$~:@]|(?<=www)\.)", r"\\\1", _one_line(value))
-
-
-def _code(value: Any) -> str:
-    """A code span, between more backticks than there are in it."""
-    text = _one_line(value)
-    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks} {text} {ticks}" if "`" in text or not text else f"`{text}`"
 
 
 def _quoted(text: str) -> str:
@@ -446,8 +585,8 @@ def _read(file: Path, kind: type = dict) -> Any:
         data = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
         language = "JSON" if file.suffix == ".json" else "YAML"
-        raise ValueError(f"{file} is no {language}: {_one_line(error)}") from error
+        raise ValueError(f"{file} is no {language}: {one_line(error)}") from error
     if data is not None and not isinstance(data, kind):
         wanted = {dict: "a mapping, `name: value`", list: "a list"}[kind]
-        raise ValueError(f"{file} must hold {wanted}, got {_one_line(data)[:60]!r}")
+        raise ValueError(f"{file} must hold {wanted}, got {one_line(data)[:60]!r}")
     return data

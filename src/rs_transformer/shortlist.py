@@ -18,7 +18,6 @@ from transformers import MarianMTModel, PreTrainedTokenizerBase
 from .decoding import TransformersEngine, generate_texts
 from .tokenization import entries_of, vocabulary
 
-LEX_FILE = "lex.s2t"
 # Of what no alignment has, and is there all the same.
 LEAST_PROBABILITY = 1e-6
 

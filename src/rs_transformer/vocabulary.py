@@ -115,31 +115,73 @@ def plan_trim(
         ValueError: a tokenizer of another kind or of another model, an option out of its range, a text that is empty
             or of another language, or a vocabulary that cannot be as small.
     """
+    check_belonging(model, tokenizer)
+    counts = count_sides(tokenizer, sources, targets)
+    options = {"coverage": coverage, "max_vocabulary": max_vocabulary, "characters": characters}
+    return plan_from_counts(model, tokenizer, counts, **options)
+
+
+def check_belonging(model: MarianMTModel, tokenizer: MarianTokenizer) -> None:
+    """Raise unless a model's vocabulary can be trimmed with a tokenizer; as `plan_trim`."""
     check_marian(model)
     if not isinstance(tokenizer, MarianTokenizer):
         raise ValueError(f"a vocabulary is trimmed with its MarianTokenizer, got a {type(tokenizer).__name__}")
     check_tokenizer(model, tokenizer)
-    separate = tokenizer.separate_vocabs
-    if separate and model.config.share_encoder_decoder_embeddings:
+    if tokenizer.separate_vocabs and model.config.share_encoder_decoder_embeddings:
         raise ValueError("the tokenizer has two vocabularies, the model one: they do not belong together")
+
+
+def count_sides(tokenizer: MarianTokenizer, sources: Iterable[str], targets: Iterable[str]) -> "Counts":
+    """The tokens of both sides of a text, counted: what takes long, and serves several plans.
+
+    Raises:
+        ValueError: a side is empty or of another language.
+    """
+    texts = {"source": sources, "target": targets}
+    return {side: _Side(tokenizer, side, texts[side]) for side in TEXT_SIDES}
+
+
+def plan_from_counts(
+    model: MarianMTModel,
+    tokenizer: MarianTokenizer,
+    counts: "Counts",
+    *,
+    coverage: float = 1.0,
+    max_vocabulary: int | None = None,
+    characters: str = "all",
+) -> TrimPlan:
+    """`plan_trim` from what `count_sides` has counted."""
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage must be more than 0 and at most 1, got {coverage}")
     if characters not in CHARACTERS:
         raise ValueError(f"characters must be one of {', '.join(CHARACTERS)}, got {characters!r}")
-    texts = {"source": sources, "target": targets}
-    sides = {side: _Side(tokenizer, side, texts[side], characters) for side in TEXT_SIDES}
     common = _common_ids(model, tokenizer)
     ids, tokens = {}, {}
-    for group in [[side] for side in TEXT_SIDES] if separate else [TEXT_SIDES]:
+    for group in _groups(tokenizer):
         entries = entries_of(tokenizer, group[0])
-        chosen = _choose(entries, [sides[side] for side in group], common, coverage, max_vocabulary)
+        sides = [counts[side] for side in group]
+        floor = _floor(entries, sides, common, characters)
+        chosen = _choose(entries, sides, common, floor, coverage, max_vocabulary)
         stay = common | {entries[token] for token in chosen if token in entries}
         # Padding and its like have one id on both sides: with two vocabularies they come first.
-        order = sorted(stay, key=lambda index: (separate and index not in common, index))
+        order = sorted(stay, key=lambda index: (tokenizer.separate_vocabs and index not in common, index))
         ids |= dict.fromkeys(group, order)
         tokens |= dict.fromkeys(group, frozenset(chosen))
-    pieces = {side: len(sides[side].subwords.pieces & tokens[side]) for side in TEXT_SIDES}
-    return TrimPlan(ids, tokens, pieces, {side: sides[side].covered(tokens[side]) for side in TEXT_SIDES})
+    pieces = {side: len(counts[side].subwords.pieces & tokens[side]) for side in TEXT_SIDES}
+    return TrimPlan(ids, tokens, pieces, {side: counts[side].covered(tokens[side]) for side in TEXT_SIDES})
+
+
+def least_vocabulary(
+    model: MarianMTModel, tokenizer: MarianTokenizer, counts: "Counts", characters: str = "all"
+) -> int:
+    """The least `max_vocabulary` that is possible: special tokens, codes and single characters."""
+    common = _common_ids(model, tokenizer)
+    sizes = []
+    for group in _groups(tokenizer):
+        entries = entries_of(tokenizer, group[0])
+        floor = _floor(entries, [counts[side] for side in group], common, characters)
+        sizes.append(_entries_in(entries, common, floor))
+    return max(sizes)
 
 
 def apply_trim(
@@ -176,10 +218,9 @@ class _Side:
     Attributes:
         counts: how often each token occurs.
         known: those that have an id or are a piece; the others are runs of unknown characters.
-        floor: what stays whatever its frequency.
     """
 
-    def __init__(self, tokenizer: MarianTokenizer, side: str, texts: Iterable[str], characters: str):
+    def __init__(self, tokenizer: MarianTokenizer, side: str, texts: Iterable[str]):
         entries = entries_of(tokenizer, side)
         self.subwords = _Subwords(getattr(tokenizer, f"spm_{side}").serialized_model_proto())
         self.counts = count_tokens(tokenizer, texts, target=side == "target")
@@ -187,9 +228,13 @@ class _Side:
             raise ValueError(f"there is no {side} text to trim the vocabulary to: give some sentences")
         self._check_language(side, entries)
         self.known = {token for token in self.counts if token in entries or token in self.subwords.scores}
-        used = {char for token in self.known for char in token}
+
+    def floor(self, characters: str) -> set[str]:
+        """What stays whatever its frequency."""
         singles = {piece for piece in self.subwords.scores if len(piece) == 1}
-        self.floor = self.subwords.fixed | (singles if characters == "all" else singles & used)
+        if characters == "text":
+            singles &= {char for token in self.known for char in token}
+        return self.subwords.fixed | singles
 
     def _check_language(self, side: str, entries: Mapping[str, int]) -> None:
         lengths = {token: len(token.replace("▁", "")) * number for token, number in self.counts.items()}
@@ -218,6 +263,9 @@ class _Side:
                 return
             covered += self.counts[token]
             yield token
+
+
+Counts = Mapping[str, _Side]  # of "source" and "target"
 
 
 class _Subwords:
@@ -264,10 +312,26 @@ class _Subwords:
         return parts
 
 
+def _groups(tokenizer: MarianTokenizer) -> list[Sequence[str]]:
+    """The sides that have a vocabulary together."""
+    return [[side] for side in TEXT_SIDES] if tokenizer.separate_vocabs else [TEXT_SIDES]
+
+
+def _floor(entries: Mapping[str, int], sides: Sequence[_Side], common: Collection[int], characters: str) -> set[str]:
+    """The tokens of one vocabulary that stay whatever the text."""
+    fixed = {token for token, index in entries.items() if index in common or LANGUAGE_CODE.fullmatch(token)}
+    return fixed.union(*(side.floor(characters) for side in sides))
+
+
+def _entries_in(entries: Mapping[str, int], common: Collection[int], chosen: Collection[str]) -> int:
+    return len({*common, *(entries[token] for token in chosen if token in entries)})
+
+
 def _choose(
     entries: Mapping[str, int],
     sides: Sequence[_Side],
     common: Collection[int],
+    floor: Collection[str],
     coverage: float,
     max_vocabulary: int | None,
 ) -> set[str]:
@@ -276,10 +340,10 @@ def _choose(
     Args:
         sides: those that the vocabulary is for.
         common: ids that stay.
+        floor: tokens that stay.
     """
-    chosen = {token for token, index in entries.items() if index in common or LANGUAGE_CODE.fullmatch(token)}
-    chosen = chosen.union(*(side.floor for side in sides))
-    size = len({*common, *(entries[token] for token in chosen if token in entries)})
+    chosen = set(floor)
+    size = _entries_in(entries, common, chosen)
     if max_vocabulary is not None and size > max_vocabulary:
         raise ValueError(
             f"max_vocabulary must be at least {size}, got {max_vocabulary}: so many are special tokens, codes and "

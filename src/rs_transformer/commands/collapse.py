@@ -39,12 +39,13 @@ from ..layer_transfer import (
 from ..tokenization import check_language_pair
 from ..training.batches import TokenBatchSampler
 from ..training.run_folder import RECORDED_PACKAGES
-from ..utils.files import check_output, staged_folder, write_json
+from ..utils.files import check_output, read_mapping, staged_folder, write_json
 from ..utils.processes import PatientGroup, run
 from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 from ..vocabulary import apply_trim
 from .evaluate import EvaluateArguments, evaluate_systems
+from .trim import RECORD as TRIMMED
 from .trim import Texts, VocabularyArguments, plan_texts, read_texts, trim_record
 
 logger = logging.get_logger(__name__)
@@ -179,7 +180,7 @@ def collapse_checkpoint(
             method=args.method_or_layer,
             **({} if batches is None else {"calibration": batches, **args.calibration_options()}),
         )
-        record = collapse_record(args, whole[0], child, plan) | trimmed
+        record = collapse_record(args, whole[0], child, plan) | (trimmed or trimmed_before(args.model_name_or_path))
         with staged_folder(output) as staging:
             child.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
@@ -209,6 +210,12 @@ def trim_parent(
     plan = plan_texts(parent, tokenizer, texts, args)
     record = trim_record(parent, tokenizer, plan, args)
     return *apply_trim(parent, tokenizer, plan), {"trimmed": record}
+
+
+def trimmed_before(parent: str) -> dict[str, Any]:
+    """What to record of a parent that `trim` has made, of which and to what."""
+    record = read_mapping(Path(parent, TRIMMED))
+    return {"trimmed": {name: record[name] for name in record if name != "versions"}} if record else {}
 
 
 def load_needed_splits(args: CollapseArguments, corpus_args: CorpusArguments) -> dict[str, Dataset]:

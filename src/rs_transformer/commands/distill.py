@@ -69,6 +69,13 @@ class DistillArguments:
             "in output_dir."
         },
     )
+    distributions_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "The folder of the teacher's distributions (word_top_k), which several students that learn from "
+            "the same pairs can share; default: `_distillation` in output_dir."
+        },
+    )
     new_tokenizer: bool = field(
         default=False,
         metadata={
@@ -167,6 +174,11 @@ class DistillOptions(ArgumentGroups):
         return self.work / "targets.parquet"
 
     @property
+    def distributions_file(self) -> Path:
+        """The teacher's most probable tokens."""
+        return Path(self.distill.distributions_dir or self.work) / "teacher_top_k.parquet"
+
+    @property
     def translating(self) -> bool:
         """Whether the teachers translate anything."""
         return self.targets.targets != "reference"
@@ -212,8 +224,7 @@ def train_student(
     if options.translating:
         language = options.corpus.target_lang
         train = load_targets(options.targets_file, options.corpus_file, options.targets, language)
-    cache = options.work / "teacher_top_k.parquet"
-    distillation = Distillation(options.loss, teachers, cache, options.teacher.shard_size)
+    distillation = Distillation(options.loss, teachers, options.distributions_file, options.teacher.shard_size)
     run_training(options, train=train, tokenizer=tokenizer, make_trainer=distillation.make_trainer)
 
 

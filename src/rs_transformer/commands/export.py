@@ -25,6 +25,7 @@ from ..attention.alignment import count_links
 from ..checkpoints import MODEL_TYPES, Translator, load_config, load_tokenizer, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources, source_limit
+from ..export import TARGETS, install, is_installed, load_engine
 from ..metrics import corpus_scores
 from ..shortlist import Shortlist, ShortlistEngine, coverage, make_shortlist
 from ..tokenization import check_language_pair, encode, entries_of
@@ -33,13 +34,6 @@ from ..utils.processes import run
 from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 
-# Each engine, and the package that it comes in.
-TARGETS = {
-    "ctranslate2": "ctranslate2",
-    "onnx": "onnxruntime",
-    "marian": "pymarian",
-    "transformers": "transformers",
-}
 # Without a length penalty, since engines count lengths differently.
 SEARCHES = ({"num_beams": 1, "length_penalty": 0.0}, {"num_beams": 4, "length_penalty": 0.0})
 MIN_SAME_QUANTIZED = 0.5
@@ -108,7 +102,9 @@ def export_checkpoint(
     """
     output = Path(args.output_dir)
     check_output(output)
-    engine = load_engine(args.to, decodes=args.verification)
+    engine = load_engine(args.to)
+    if args.verification and not is_installed(args.to):
+        raise ValueError(f"to={args.to} needs: {install(args.to)}, to verify what it writes; or verification=false")
     if args.quantization not in engine.QUANTIZATIONS:
         raise ValueError(f"quantization must be one of {', '.join(engine.QUANTIZATIONS)}, got {args.quantization!r}")
     config = load_config(args.model_name_or_path, args.revision)
@@ -145,23 +141,6 @@ def export_checkpoint(
         write_json(record, folder / "export.json")
     print_export(record)
     return record
-
-
-def load_engine(target: str, decodes: bool = True) -> ModuleType:
-    """The module of an engine, or a `ValueError` that says what to install for it.
-
-    Args:
-        target: one of `TARGETS`.
-        decodes: the engine itself must be there, not only what writes for it.
-    """
-    needs = f'to={target} needs: pip install "rs-transformer[{target}]"'
-    try:
-        module = importlib.import_module(f"rs_transformer.export.{target}")
-    except ImportError as error:
-        raise ValueError(f"{needs} ({error})") from error
-    if decodes and importlib.util.find_spec(TARGETS[target]) is None:
-        raise ValueError(f"{needs}, to verify what it writes; or verification=false")
-    return module
 
 
 def _verification_data(

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -29,7 +30,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
-from ..model_card import CARD, card_disagreements, weight_files, write_card
+from ..model_card import CARD, EVAL_RESULTS, card_disagreements, weight_files, write_card
 from ..training.run_folder import check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
@@ -45,6 +46,8 @@ RECORDS = (
     "trim.json",
     "distillation.json",
     "depth_sweep.json",
+    "comparison.json",
+    EVAL_RESULTS,
     "card.yaml",
     "target_vocab.json",
     "special_tokens_map.json",
@@ -188,12 +191,13 @@ def print_files(repo: str, folder: Path, files: Sequence[str]) -> None:
     print(f"  {sum((folder / name).stat().st_size for name in files) / 1e6:8.2f} MB in {len(files)} files", flush=True)
 
 
-def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> None:
+def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None, **said: Any) -> None:
     """Write what belongs on the Hub of a folder, and a card for the repository, into a new folder.
 
     Args:
         dtype: of the stored weights, one of `DTYPES`; default: as they are. `config.json` keeps the type in which
             transformers loads and computes, so that halves save space and cost no speed.
+        said: for the card, as `build_card`.
 
     Raises:
         ValueError: as `files_to_publish`.
@@ -203,6 +207,7 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> 
     names = files_to_publish(folder)
     with staged_folder(output) as staging:
         for name in names:
+            (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, staging / name)
             if dtype is not None and name.endswith(".safetensors"):
                 tensors = load_file(folder / name)
@@ -213,7 +218,7 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None) -> 
                 save_file(halves, staging / name, metadata={"format": "pt"})
         if dtype is not None:
             restate_weights(staging, dtype)
-        write_card(staging, repo)
+        write_card(staging, repo, **said)
 
 
 def files_to_publish(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset, disable_progress_bars
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
@@ -29,6 +29,7 @@ from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import (
     AnyDataset,
     CorpusArguments,
+    load_evaluation_splits,
     load_split,
     prepare_training_pairs,
     warn_of_long_pairs,
@@ -55,7 +56,7 @@ from ..training.run_folder import (
     write_run_record,
 )
 from ..training.trainer import TranslationTrainer
-from ..utils.console import log_to, set_up_logging
+from ..utils.console import keep_bars, log_to, set_up_logging
 from ..utils.files import claimed, read_mapping, write_json, write_text
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
@@ -237,10 +238,7 @@ def print_end(trainer: TranslationTrainer, results: Mapping[str, Any]) -> None:
 def set_up_screen(args: TranslationTrainingArguments) -> None:
     """Short lines of the main process of each machine on the screen; progress bars on terminals only."""
     set_up_logging(args.should_log)
-    if not sys.stderr.isatty():
-        args.disable_tqdm = True
-        logging.disable_progress_bar()
-        disable_progress_bars()
+    args.disable_tqdm = not keep_bars() or args.disable_tqdm
 
 
 def keep_lineage(parent: str | None, output_dir: str) -> None:
@@ -287,24 +285,6 @@ def check_validation(args: TranslationTrainingArguments, evaluated: Mapping[str,
     """Raise `ValueError` if there is to be evaluation while training and there is no data for it."""
     if "validation" not in evaluated and str(args.eval_strategy.value) != "no":
         raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
-
-
-def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
-    """The validation and test data that were given, in the corpus's order and unfiltered."""
-    splits = {}
-    for split in ("validation", "test"):
-        if args.files(split) is None and args.dataset_name is None:
-            continue
-        try:
-            dataset = load_split(args, split)
-        except ValueError as error:
-            if args.files(split) is not None or "Unknown split" not in str(error):
-                raise
-            continue
-        if not len(dataset):
-            raise ValueError(f"the {split} split is empty")
-        splits[split] = dataset
-    return splits
 
 
 def load_or_train_tokenizer(

@@ -161,7 +161,25 @@ def trim_checkpoint(
             "and the text needs all of them. Lower vocabulary_coverage or max_vocabulary, or give less text"
         )
 
-    group = PatientGroup()
+    return write_trimmed(args, parent, tokenizer, plan, trim_record(parent, tokenizer, plan, vocabulary_args))
+
+
+def write_trimmed(
+    args: TrimArguments,
+    parent: MarianMTModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: TrimPlan,
+    trimming: dict[str, Any],
+) -> dict[str, Any]:
+    """Write what a plan leaves of a model into a new folder; called by all processes.
+
+    Args:
+        trimming: what is recorded of the plan.
+
+    Returns:
+        What is in `trim.json`.
+    """
+    output, group = Path(args.output_dir).resolve(), PatientGroup()  # a link is followed, not replaced
     group.wait()  # no process may find what another has written already
     record: dict[str, Any] = {}
     if PartialState().is_main_process:
@@ -171,7 +189,7 @@ def trim_checkpoint(
             "revision": args.revision,
             "commit": commit_of(args.model_name_or_path, args.revision),
             "parent_digest": model_digest(parent, tokenizer),
-            **trim_record(parent, tokenizer, plan, vocabulary_args),
+            **trimming,
             "parameters": {"parent": count_parameters(parent), "trimmed": count_parameters(trimmed)},
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
         }
@@ -224,24 +242,31 @@ def _with_bar(texts: Iterable[str], side: str) -> Iterator[str]:
 def trim_record(
     parent: MarianMTModel, tokenizer: PreTrainedTokenizerBase, plan: TrimPlan, args: VocabularyArguments
 ) -> dict[str, Any]:
-    """What is recorded of a trimming: the text, the options, and the sizes of each side before and after.
+    """What is recorded of a trimming: the text, the options, and the sizes of each side (`trimmed_sizes`)."""
+    return {
+        "text": {name: value for name, value in asdict(args).items() if name.endswith("_files") and value},
+        "text_digest": digest(args.files),
+        **args.trim_options(),
+        **trimmed_sizes(parent, tokenizer, plan),
+    }
+
+
+def trimmed_sizes(
+    parent: MarianMTModel, tokenizer: PreTrainedTokenizerBase, plan: TrimPlan
+) -> dict[str, dict[str, Any]]:
+    """The sizes of each side before and after.
 
     `entries` are rows of the embeddings, `pieces` those of the SentencePiece model, `covered` is the share of the
     text's known tokens whose entries are left.
     """
     rows, pieces = embedding_rows(parent), count_pieces(tokenizer)
     return {
-        "text": {name: value for name, value in asdict(args).items() if name.endswith("_files") and value},
-        "text_digest": digest(args.files),
-        **args.trim_options(),
-        **{
-            side: {
-                "entries": {"parent": rows[side], "trimmed": len(plan.ids[side])},
-                "pieces": {"parent": pieces[side], "trimmed": plan.pieces[side]},
-                "covered": plan.covered[side],
-            }
-            for side in TEXT_SIDES
-        },
+        side: {
+            "entries": {"parent": rows[side], "trimmed": len(plan.ids[side])},
+            "pieces": {"parent": pieces[side], "trimmed": plan.pieces[side]},
+            "covered": plan.covered[side],
+        }
+        for side in TEXT_SIDES
     }
 
 

@@ -28,7 +28,7 @@ from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..shortlist import Shortlist
 from ..tokenization import check_tokenizer, check_vocabulary, convert_source_ids_to_tokens, vocabulary
 
-VMAP_FILE = "vmap.txt"  # the engine's name for it
+SHORTLIST_FILE = "vmap.txt"  # the engine's name for it
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float16", "int8_bfloat16", "int8_float32")
 
 
@@ -100,7 +100,7 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
 
 def write_shortlist(shortlist: Shortlist, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a shortlist into a converted model's folder, for `use_vmap=True`."""
-    shortlist.write_vmap(Path(folder, VMAP_FILE), tokenizer)
+    shortlist.write_vmap(Path(folder, SHORTLIST_FILE), tokenizer)
 
 
 class CTranslate2Decoder:
@@ -133,8 +133,10 @@ class CTranslate2Decoder:
             files = [Path(folder, f"{name}_vocabulary.json") for name in ("shared", side)]
             found.append(next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), None))
         check_vocabulary(folder, tokenizer, *found)
-        if use_shortlist and not Path(folder, VMAP_FILE).is_file():
-            raise ValueError(f"{folder} has no shortlist ({VMAP_FILE}): export its model again with shortlist=true")
+        if use_shortlist and not Path(folder, SHORTLIST_FILE).is_file():
+            raise ValueError(
+                f"{folder} has no shortlist ({SHORTLIST_FILE}): export its model again with shortlist=true"
+            )
         self.tokenizer, self.decoding, self.max_length, self.n_best = tokenizer, decoding, max_length, n_best
         self.use_shortlist = use_shortlist
         self.entries = vocabulary(tokenizer, "target")

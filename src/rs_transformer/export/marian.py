@@ -26,12 +26,13 @@ from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, lay
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import PAD_LOGIT_BIAS, RSMarianForConditionalGeneration
-from ..shortlist import LEX_FILE, Shortlist
+from ..shortlist import Shortlist
 from ..tokenization import check_vocabulary, convert_source_ids_to_tokens, vocabulary, vocabulary_size
 
 logger = logging.get_logger(__name__)
 
 QUANTIZATIONS = ("float32",)
+SHORTLIST_FILE = "lex.s2t"
 CONFIG_KEY = "special:model.yml"
 # The engine has the first of its vocabulary for every sentence, here the end of sentence, and so many candidates of a
 # piece: all that the file has, and those that are less probable than nothing.
@@ -431,9 +432,9 @@ def _vocabulary_files(folder: Path) -> list[Path]:
 
 def write_shortlist(shortlist: Shortlist, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a shortlist into a converted model's folder; its `decoder.yml` uses it from then on."""
-    shortlist.save(Path(folder, LEX_FILE), tokenizer)
+    shortlist.save(Path(folder, SHORTLIST_FILE), tokenizer)
     settings = yaml.safe_load(Path(folder, "decoder.yml").read_text("utf-8"))
-    settings["shortlist"] = [LEX_FILE, *SHORTLIST_LIMITS]
+    settings["shortlist"] = [SHORTLIST_FILE, *SHORTLIST_LIMITS]
     Path(folder, "decoder.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
@@ -476,8 +477,8 @@ class MarianDecoder:
         self.entries = vocabulary(tokenizer, "target")
         options = {}
         if use_shortlist:
-            Shortlist.load(folder / LEX_FILE, tokenizer)  # for what is wrong with it
-            options["shortlist"] = [str(folder / LEX_FILE), *map(str, SHORTLIST_LIMITS)]
+            Shortlist.load(folder / SHORTLIST_FILE, tokenizer)  # for what is wrong with it
+            options["shortlist"] = [str(folder / SHORTLIST_FILE), *map(str, SHORTLIST_LIMITS)]
         self.engine = _pymarian().Translator(
             models=str(folder / "model.npz"),
             vocabs=[str(file) for file in files],

@@ -2,10 +2,12 @@
 
 import logging
 import re
+import sys
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 PACKAGE = __name__.split(".")[0]
@@ -42,6 +44,14 @@ def set_up_logging(main_process: bool) -> None:
             logger.addHandler(log)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def keep_bars() -> bool:
+    """Whether standard error is a terminal; elsewhere the libraries' progress bars are switched off."""
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+        disable_progress_bars()
+    return sys.stderr.isatty()
 
 
 def log_to(file: Path) -> None:

@@ -107,6 +107,16 @@ def environment_of_programs() -> dict[str, str]:
     return environment
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Processes that are started in the block are of no group, though this one may be."""
+    taken = {name: os.environ.pop(name) for name in tuple(os.environ) if LAUNCHERS.fullmatch(name)}
+    try:
+        yield
+    finally:
+        os.environ |= taken
+
+
 def _program() -> list[str]:
     """This process's program and its arguments, as an interpreter takes them."""
     module = sys.modules["__main__"].__spec__

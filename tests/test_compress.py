@@ -1,0 +1,237 @@
+"""`training/compress.py`: from a parent to a folder that ships, goals, kills, and what is refused at the start."""
+
+import json
+import shutil
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import ctranslate2  # noqa: F401  the engine of the exports
+import pytest
+from conftest import script
+from killing import kill
+from reverse_task import reverse_pairs, write_jsonl
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from rs_transformer import expand
+from rs_transformer.checkpoints import load_parent
+from rs_transformer.commands.compress import Compression
+from rs_transformer.compress.arguments import CompressOptions
+from rs_transformer.compress.material import load_material
+from rs_transformer.compress.plan import Plan, make_plan
+from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.training.run_folder import weights_digest
+from rs_transformer.utils.processes import PatientGroup
+from rs_transformer.utils.recipes import RecipeParser
+
+compress = script("compress")
+LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
+# The letters are the least vocabulary; some pieces of two go.
+OPTIONS = ["--max_vocabulary", 25, "--word_weight", 0.5, "--decoder_layers", 1, "--updates", 12, "--max_tokens", 256]
+OPTIONS += ["--calibration_updates", 4, "--bf16", "false", "--teacher_num_beams", 1, *LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def parent(trained, made_once) -> Path:
+    """A stock Marian of two layers a side that has learned the task."""
+
+    def write(folder: Path) -> None:
+        model, tokenizer = load_parent(str(trained))
+        for part in (expand(model), tokenizer):
+            part.save_pretrained(folder)
+
+    return made_once("stock", write)
+
+
+@pytest.fixture(scope="module")
+def text(made_once) -> dict[str, Path]:
+    """Few training pairs, some text of the source language, and a test set."""
+
+    def write(folder: Path) -> None:
+        pairs = reverse_pairs(360, seed=5)
+        write_jsonl(folder / "train.jsonl", pairs[:300])
+        write_jsonl(folder / "test.jsonl", pairs[300:320])
+        (folder / "mono.txt").write_text("".join(f"{source}\n" for source, _ in pairs[320:]))
+
+    folder = made_once("compress_text", write)
+    return {"train_file": folder / "train.jsonl", "test_file": folder / "test.jsonl", "mono": folder / "mono.txt"}
+
+
+def command(parent, text, output, *more, options=OPTIONS) -> list[object]:
+    """The options of a compression of pairs and monolingual text."""
+    files = ["--train_file", text["train_file"], "--test_file", text["test_file"], "--monolingual_file", text["mono"]]
+    return [parent, "--output_dir", output, *files, *options, *more]
+
+
+@pytest.fixture(scope="module")
+def compressed(parent, text, made_once) -> Path:
+    return made_once("compressed", lambda folder: compress(*command(parent, text, folder / "out"))) / "out"
+
+
+def test_a_parent_becomes_a_folder_that_ships(compressed, parent, text, capsys):
+    plan = json.loads((compressed / "compress.json").read_text())
+    assert plan["vocabulary"]["child"]["source"] <= 25 < plan["vocabulary"]["parent"]["source"]
+    assert plan["training"]["updates"] == {"collapsed": 4, "distilled": 7, "shallow": 5}
+    model = AutoModelForSeq2SeqLM.from_pretrained(compressed / "model")
+    tokenizer = AutoTokenizer.from_pretrained(compressed / "model")
+    assert (model.config.decoder_layers, model.config.decoder_unique_layers) == (1, 1)
+    assert model.config.vocab_size == plan["vocabulary"]["child"]["source"]
+    assert model.num_parameters(only_trainable=True) == plan["child"]["parameters"]
+    assert translate(model, tokenizer, ["a b c"], DecodingArguments(num_beams=1, max_new_tokens=8))
+    card = (compressed / "model" / "README.md").read_text()
+    assert f"a collapse of `{parent}`, method calibrated, whose vocabulary was trimmed to 25 entries" in card
+    assert "CTranslate2" in card
+    report = json.loads((compressed / "report" / "report.json").read_text())
+    assert [row["engine"] for row in report["engines"]] == ["ctranslate2"]
+    assert report["references"]
+    exported = json.loads((compressed / "export/ctranslate2/export.json").read_text())
+    assert exported["arguments"]["quantization"] == "int8"
+    assert exported["shortlist"]["pairs"] == 340  # the parent's translations among them
+    file = compressed / "export/ctranslate2/model.bin"
+    assert file.stat().st_size == pytest.approx(plan["child"]["int8"], rel=0.02)
+    # Again: nothing is done.
+    before = {each: each.stat().st_mtime_ns for each in compressed.rglob("*") if each.is_file()}
+    compress(*command(parent, text, compressed))
+    assert capsys.readouterr().out.count("done already") == 9
+    assert before == {each: each.stat().st_mtime_ns for each in compressed.rglob("*") if each.is_file()}
+
+
+def test_the_teacher_is_the_parent_with_a_smaller_vocabulary(compressed, parent):
+    decoding = DecodingArguments(num_beams=1, max_new_tokens=16)
+    both = [load_parent(str(folder)) for folder in (parent, compressed / "trimmed")]
+    whole, trimmed = (tokenizer for _, tokenizer in both)
+    sources = [source for source, _ in reverse_pairs(60, seed=9)]
+    same = [source for source in sources if whole.tokenize(source) == trimmed.tokenize(source)]
+    translations = [translate(*model, same, decoding) for model in both]
+    kept = [pair for pair in zip(*translations, strict=True) if whole.tokenize(pair[0]) == trimmed.tokenize(pair[0])]
+    assert len(kept) > 5
+    assert all(ours == theirs for ours, theirs in kept)
+
+
+@pytest.mark.parametrize(
+    ("at", "call"),
+    [("rs_transformer.commands.compress.write_trimmed", 1), ("torch.save", 10)],
+    ids=["before the vocabulary", "amid a checkpoint"],
+)
+def test_killed_and_started_again_it_is_the_same_model(at, call, compressed, parent, text, tmp_path):
+    options = command(parent, text, tmp_path / "out", "--report", "false")
+    kill("training/compress.py", *options, at=at, call=call, moment="amid" if at == "torch.save" else "before")
+    compress(*options)
+    assert weights_digest(tmp_path / "out/model") == weights_digest(compressed / "model")
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(parent, text, tmp_path, capsys):
+    compress(*command(parent, text, tmp_path / "out", "--dry_run"))
+    printed = capsys.readouterr().out
+    for expected in ("1 x 2 steps", "| shallow", "export/ctranslate2", "int8 MB"):
+        assert expected in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def plan_for(parent, text):
+    """The plan for some options, made without writing anything."""
+    parser = RecipeParser(CompressOptions.types(), positional="model_name_or_path")
+    given = [parent, "--output_dir", "none", "--train_file", text["train_file"], "--bf16", "false", *LENGTHS]
+    material = load_material(CompressOptions(*parser.parse_recipe([str(part) for part in given])))
+
+    def plan(*options):
+        options = parser.parse_recipe([str(part) for part in (*given, *options)])
+        return make_plan(CompressOptions(*options), material, time.perf_counter())
+
+    return plan
+
+
+def test_a_size_chooses_the_vocabulary_or_the_stored_layers(plan_for):
+    whole = plan_for()
+    assert not whole.vocabulary["trim"]  # every piece is needed
+    less = whole.child["int8"] - 200  # three entries of 72 bytes
+    small = plan_for("--target_size", less / 1e6)
+    assert small.vocabulary["child"]["source"] == whole.vocabulary["child"]["source"] - 3
+    assert less - 72 < small.child["int8"] <= less
+    assert small.training["word_weight"] == 0  # pieces are missing
+    large = plan_for("--target_size", 0.3, "--decoder_layers", 2)
+    assert (large.child["encoder_unique_layers"], large.child["decoder_unique_layers"]) == (2, 2)
+    assert large.child["int8"] <= 0.3e6
+
+
+def test_a_speed_chooses_the_depth_and_a_budget_the_updates(plan_for):
+    plan = plan_for("--target_speedup", 0.01, "--budget_minutes", 3)
+    assert plan.child["decoder_layers"] == 2
+    assert plan.speedup.keys() == {2, 1}
+    assert plan.training["updates"].keys() == {"collapsed", "distilled"}
+    assert sum(plan.minutes.values()) <= 3
+    two = plan_for("--budget_minutes", 3, "--decoder_layers", 1).training["updates"]
+    assert two["distilled"] / two["shallow"] == pytest.approx(1.5, rel=0.01)
+    assert (
+        sum(plan_for("--budget_minutes", 900).training["updates"].values()) - 400
+        == 50 * plan.training["updates_an_epoch"]
+    )
+
+
+@pytest.mark.parametrize(("most", "depth"), [(200, 1), (0, 2)])
+def test_validation_chooses_the_least_depth_within_the_loss(most, depth, compressed, parent, text, tmp_path, caplog):
+    parser = RecipeParser(CompressOptions.types(), positional="model_name_or_path")
+    given = [parent, "--output_dir", tmp_path, "--train_file", text["train_file"], *LENGTHS, "--max_bleu_loss", most]
+    given += ["--validation_file", text["test_file"]]
+    options = CompressOptions(*parser.parse_recipe([str(part) for part in given]))
+    plan = Plan.from_json(json.loads((compressed / "compress.json").read_text()))
+    plan.child |= {"decoder_layers": None, "decoder_depths": [2, 1]}
+    (tmp_path / "distilled").symlink_to(compressed / "distilled")
+    compression = Compression(options, plan, PatientGroup())
+    compression.choose_depth()
+    assert compression.depth == depth
+    assert ("falls short by" in caplog.text) == (depth == 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--decoder_layers", 3], r"decoder_layers must lie in 1\.\.2"),
+        (["--target_speedup", 2, "--decoder_layers", 1], "leave decoder_layers out"),
+        (["--engines", "tensorrt"], "there is no engine 'tensorrt'"),
+        (["--quantization", "int3"], "quantization must be one of"),
+        (["--budget_minutes", 0.001], r"with 200 updates it takes about \d"),
+        (["--target_size", 0.01], r"cannot be reached: .* has \d+\.\d+ MB in int8"),
+        (["--target_speedup", 1000], "with decoder depth 1 the child is"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, list) else "",
+)
+def test_what_cannot_be_is_said_before_anything_is_done(options, message, parent, text, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compress(parent, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS, *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_of_other_languages_is_refused(parent, text, tmp_path):
+    pairs = reverse_pairs(100, seed=5)
+    others = [(source, target) for (source, _), (_, target) in pairwise(pairs)]
+    file = write_jsonl(tmp_path / "shifted.jsonl", others)
+    with pytest.raises(ValueError, match="as probable after other sources as after their own"):
+        compress(parent, "--output_dir", tmp_path / "out", "--train_file", file, *LENGTHS)
+    (tmp_path / "mono.txt").write_text("これは別の言葉です。\n")
+    with pytest.raises(ValueError, match=r"mono\.txt is not written as fw is"):
+        compress(parent, "--output_dir", tmp_path / "out", "--monolingual_file", tmp_path / "mono.txt", *LENGTHS)
+
+
+def test_a_parent_without_tokenizer_and_a_full_disk_are_said_at_once(parent, text, tmp_path, monkeypatch):
+    bare = tmp_path / "bare"
+    shutil.copytree(parent, bare, ignore=shutil.ignore_patterns("*.spm", "vocab.json"))
+    with pytest.raises(ValueError, match="has no complete tokenizer"):
+        compress(bare, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"leave about .* GB free: make room"):
+        compress(parent, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_goes_on_with_its_own_plan_alone(compressed, parent, text, tmp_path):
+    with pytest.raises(ValueError, match="seed=1, now it is 2"):
+        compress(*command(parent, text, compressed, "--seed", 2))
+    other = {**text, "test_file": text["train_file"]}
+    with pytest.raises(ValueError, match="test_file="):
+        compress(*command(parent, other, compressed))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        compress(*command(parent, text, tmp_path))
