@@ -57,6 +57,7 @@ from rs_transformer.export import ctranslate2, onnx, web
 from rs_transformer.metrics import corpus_scores, paired_bootstrap
 from rs_transformer.shortlist import Shortlist
 from rs_transformer.utils.files import check_output_file, write_json
+from rs_transformer.utils.measuring import processor
 from rs_transformer.utils.text_files import read_columns
 
 HERE = Path(__file__).resolve().parent
@@ -413,9 +414,7 @@ def _pairs(file: str, *languages: str) -> list[tuple[str, str]]:
 
 
 def _machine() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = {"processor": next(line.split(": ")[1] for line in lines if line.startswith("model name"))}
-    found |= {"Python": platform.python_version(), "CTranslate2": version("ctranslate2")}
+    found = {"processor": processor(), "Python": platform.python_version(), "CTranslate2": version("ctranslate2")}
     if shutil.which("node"):
         found["Node"] = subprocess.run(
             ["node", "--version"], capture_output=True, text=True, check=True
