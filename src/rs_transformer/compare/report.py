@@ -65,7 +65,17 @@ def write_report(
 
 
 def _write_into_card(result: Mapping[str, Any], child: Path, benchmark: tuple[str, str] | None) -> None:
-    kept = ("dataset", "sentences", "references", "decoding", "timed_sentences", "rounds", "machine", "versions")
+    kept = (
+        "dataset",
+        "split",
+        "sentences",
+        "references",
+        "decoding",
+        "timed_sentences",
+        "rounds",
+        "machine",
+        "versions",
+    )
     record = {
         "parent": {**result["parent"], "model": "/".join(Path(result["parent"]["model"]).parts[-2:])},
         "child": {"parameters": result["child"]["parameters"], "weights_sha256": weights_digest(child)},
