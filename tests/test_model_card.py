@@ -145,7 +145,7 @@ def card_that_says(text, trained, folder):
     figures = dict.fromkeys(("bytes", "load_seconds", "single", "batched"), 1.0)
     engine = dict.fromkeys(("engine", "quantization"), text) | {"same": 1.0, "chrf_to_parent": 1.0, "speedup": figures}
     engine |= {"parent": figures, "child": figures, "quality": {"parent": score, "child": score}}
-    comparison = {"dataset": text, "sentences": 1, "references": True, "engines": [engine]}
+    comparison = {"dataset": text, "split": text, "sentences": 1, "references": True, "engines": [engine]}
     comparison["timed_sentences"] = {"single": 1, "batched": 1}
     comparison |= {"parent": {"model": text, "parameters": 1}, "machine": {"cpu": text, "threads": 1}}
     comparison |= {"child": {"parameters": 1, "weights_sha256": weights_digest(folder)}, "decoding": {"num_beams": 1}}

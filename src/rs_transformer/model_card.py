@@ -278,7 +278,7 @@ def _compared_scores(comparison: dict[str, Any] | None) -> list[EvalResult]:
             task_type="translation",
             dataset_type=one_line(comparison["dataset"]),
             dataset_name=one_line(comparison["dataset"]),
-            dataset_split="test",
+            dataset_split=one_line(comparison["split"]),
             metric_type=metric,
             metric_name=f"{label}, {engine_title(row)}, beam {comparison['decoding']['num_beams']}",
             metric_value=round(row["quality"]["child"][metric], 2),
@@ -426,7 +426,7 @@ def _comparison(folder: Path) -> dict[str, Any] | None:
     record = _read(file)
     if record is None:
         return None
-    _check(record, ["sentences"], ["dataset"], str(file))
+    _check(record, ["sentences"], ["dataset", "split"], str(file))
     for part, numbers, texts in (
         ("parent", ["parameters"], ["model"]),
         ("child", ["parameters"], ["weights_sha256"]),

@@ -63,7 +63,9 @@ def compare(
     child_exports: Sequence[str | Path] = (),
     revision: str = "main",
     decoding: DecodingArguments | None = None,
-    dataset: str = "test",
+    target_lang: str | None = None,
+    dataset: str = "test data",
+    split: str = "test",
     threads: int = 1,
     timed_sentences: int = 100,
     rounds: int = 5,
@@ -88,7 +90,8 @@ def compare(
             their shortlists. What is not among them is exported into `output_dir/work`, without one.
         revision: of the parent: branch, tag or commit.
         decoding: how to translate, for quality and speed alike.
-        dataset: what the test data is called.
+        target_lang: by which BLEU splits words; default: what the child's tokenizer says.
+        dataset, split: what the test data is called, and the part of it that the sentences are.
         threads: of each engine; Marian's takes one.
         timed_sentences: the first so many that are not blank are timed one at a time, in batches the first
             `WAYS["batched"]` times as many.
@@ -124,23 +127,22 @@ def compare(
         **asdict(decoding),
         **{"threads": threads, "timed_sentences": timed_sentences, "rounds": rounds},
     }
+    target_lang = target_lang or models["child"].languages[1]
     with claimed(output):
         work = _open(output, settings)
         for name, (target, quantization) in chosen.items():
             for side, model in models.items():
                 if name not in exports[side]:
                     exports[side][name] = _export(model, target, quantization, work / f"{side}-{_file_name(name)}")
-        rows, translations = [], {}
+        rows, shown = [], None
         for name, (target, quantization) in chosen.items():
             deployments = {
                 side: _deployment(model, target, exports[side][name], threads) for side, model in models.items()
             }
-            figures, translations[name] = _measure(name, deployments, work, rounds)
-            row = {"engine": target, "quantization": quantization, **figures}
-            rows.append(row | _score(translations[name], references, models["child"].languages[1], bootstrap_samples))
-    first = next(iter(chosen))
-    command, secrets = without_secrets(sys.argv)
-    packages = dict.fromkeys([*RECORDED_PACKAGES, *(TARGETS[target] for target, _ in chosen.values())])
+            figures, translations = _measure(name, deployments, work, rounds)
+            scores = _score(translations, references, target_lang, bootstrap_samples)
+            rows.append({"engine": target, "quantization": quantization, **figures, **scores})
+            shown = shown or translations  # the first engine's
     return {
         **{
             side: {"model": model.name, "parameters": model.parameters, "sha256": model.digest}
@@ -148,17 +150,25 @@ def compare(
         },
         "languages": models["child"].languages,
         "dataset": dataset,
+        "split": split,
         "sentences": len(sources),
         "references": references is not None,
         "decoding": asdict(decoding),
         "timed_sentences": {way: len(timed) for way, timed in models["child"].timed.items()},
         "rounds": rounds,
         "machine": {"cpu": processor(), "threads": threads},
-        "versions": {"python": sys.version.split()[0]} | {package: version(package) for package in packages},
-        "command": masked(command, secrets),
+        **_origin(chosen),
         "engines": rows,
-        "examples": _examples(sources, references, translations[first], examples),
+        "examples": _examples(sources, references, shown, examples),
     }
+
+
+def _origin(chosen: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """The command, without secrets, and the versions of what it ran on."""
+    command, secrets = without_secrets(sys.argv)
+    packages = dict.fromkeys([*RECORDED_PACKAGES, *(TARGETS[target] for target, _ in chosen.values())])
+    versions = {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
+    return {"command": masked(command, secrets), "versions": versions}
 
 
 def choose_engines(

@@ -28,6 +28,9 @@ REPORT = "report"
 # Of a model's own card; another README.md in its folder is somebody's.
 OWN_CARD = "rs-transformer"
 SIDES = ("parent", "child")
+# What a card needs of a comparison, beside the models.
+CARD_FIELDS = ("dataset", "split", "sentences", "references", "decoding", "timed_sentences", "rounds", "machine")
+CARD_FIELDS += ("versions", "engines")
 TITLES = {
     "size": "Size and loading",
     "speed": "Speed",
@@ -65,11 +68,10 @@ def write_report(
 
 
 def _write_into_card(result: Mapping[str, Any], child: Path, benchmark: tuple[str, str] | None) -> None:
-    kept = ("dataset", "sentences", "references", "decoding", "timed_sentences", "rounds", "machine", "versions")
     record = {
         "parent": {**result["parent"], "model": "/".join(Path(result["parent"]["model"]).parts[-2:])},
         "child": {"parameters": result["child"]["parameters"], "weights_sha256": weights_digest(child)},
-        **{name: result[name] for name in (*kept, "engines")},
+        **{name: result[name] for name in CARD_FIELDS},
         "benchmark": None if benchmark is None else dict(zip(("dataset_id", "task_id"), benchmark, strict=True)),
     }
     write_json(record, child / COMPARISON)
