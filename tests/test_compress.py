@@ -120,8 +120,8 @@ def test_killed_and_started_again_it_is_the_same_model(at, call, compressed, par
     assert weights_digest(tmp_path / "out/model") == weights_digest(compressed / "model")
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(parent, text, tmp_path, capsys):
-    compress(*command(parent, text, tmp_path / "out", "--dry_run"))
+def test_a_dry_run_shows_the_plan_and_writes_nothing(trained, text, tmp_path, capsys):
+    compress(*command(trained, text, tmp_path / "out", "--dry_run"))  # a parent that is recurrently stacked itself
     printed = capsys.readouterr().out
     for expected in ("1 x 2 steps", "| shallow", "export/ctranslate2", "int8 MB"):
         assert expected in printed
