@@ -286,23 +286,28 @@ class Planner:
         torch.set_num_threads(1)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                engines = [
-                    self._engine(endless(model, tokenizer.eos_token_id), tokenizer, length, Path(folder, str(number)))
-                    for number, (model, tokenizer) in enumerate(models)
-                ]
+                engines = []
+                for number, (model, tokenizer) in enumerate(models):
+                    shortlist = self.shortlist if number else None
+                    model = endless(model, tokenizer.eos_token_id)
+                    engines.append(self._engine(model, tokenizer, length, Path(folder, str(number)), shortlist))
                 return speedups(engines, sources)[1:]
         finally:
             torch.set_num_threads(threads)
 
     def _engine(
-        self, model: MarianMTModel, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments, folder: Path
+        self,
+        model: MarianMTModel,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: DecodingArguments,
+        folder: Path,
+        shortlist: Shortlist | None = None,
     ) -> Engine:
-        """What a model's speed is measured with; of a child with a shortlist, if it gets one."""
+        """What a model translates in: CTranslate2 in int8, where that is installed, or PyTorch."""
         if not is_installed("ctranslate2"):
             return TransformersEngine(model, tokenizer, decoding)
         engine = load_engine("ctranslate2")
         engine.LoadedConverter(model, tokenizer).convert(str(folder), quantization="int8")
-        shortlist = self.shortlist if isinstance(model, RSMarianForConditionalGeneration) else None
         if shortlist is not None:
             engine.write_shortlist(shortlist, folder, tokenizer)
         return engine.load(folder, tokenizer, decoding, use_shortlist=shortlist is not None)
