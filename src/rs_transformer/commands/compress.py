@@ -46,7 +46,7 @@ from ..distillation.losses import DistillationLossArguments
 from ..distillation.targets import TargetArguments
 from ..distillation.teachers import TeacherArguments
 from ..export import install, is_installed, load_engine
-from ..model_card import COMPARISON, write_card
+from ..model_card import COMPARISON, card_disagreements
 from ..tokenization import TokenizerArguments
 from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
@@ -253,7 +253,7 @@ class Compression:
             name = f"export/{engine}"
             stages.append(Stage(name, (out / name).is_dir, partial(self.export, engine)))
         if self.options.shipping.report:
-            stages.append(Stage("report", (out / MODEL / COMPARISON).is_file, self.report))
+            stages.append(Stage("report", self.has_report, self.report))
         return stages
 
     # What the stages are told
@@ -468,6 +468,11 @@ class Compression:
             last = list(self.plan.training["updates"])[-1]
             lay_out(self.output / last, self.output / MODEL, self.repo, **self.said)
 
+    def has_report(self) -> bool:
+        """Whether the child's card has the comparison."""
+        model = self.output / MODEL
+        return (model / COMPARISON).is_file() and not card_disagreements(model)
+
     @property
     def repo(self) -> str:
         return self.options.shipping.repo or str(self.output / MODEL)
@@ -534,8 +539,7 @@ class Compression:
                 decoding=self.options.decoding,
                 dataset=name,
             )
-        write_report(result, folder)
-        write_card(self.output / MODEL, self.repo, **self.said)
+        write_report(result, folder, repository=self.repo, **self.said)
         for header, rows in tables(result).values():
             print(f"{markdown_table(header, rows)}\n")
         print(*summary(result), sep="\n", flush=True)

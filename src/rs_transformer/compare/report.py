@@ -40,7 +40,13 @@ TITLES = {
 
 
 def write_report(
-    result: Mapping[str, Any], folder: str | Path, *, card: bool = True, benchmark: tuple[str, str] | None = None
+    result: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    card: bool = True,
+    benchmark: tuple[str, str] | None = None,
+    repository: str | None = None,
+    **said: Any,
 ) -> None:
     """Write `report.md`, `report.json`, `report.html` and `report.png`.
 
@@ -51,6 +57,7 @@ def write_report(
             no card of this package stays.
         benchmark: the dataset on the Hub and its task, as its `eval.yaml` has it, that the test sentences are; the
             child's folder then gets `.eval_results/comparison.yaml`, too.
+        repository, said: for the card, as `build_card`.
 
     Raises:
         ValueError: matplotlib is not installed, or the child's folder has a file that a card cannot be made of.
@@ -64,10 +71,16 @@ def write_report(
     write_text(markdown(result, picture.name), folder / f"{REPORT}.md")
     write_text(page(result, picture.read_bytes()), folder / f"{REPORT}.html")
     if card and Path(result["child"]["model"], CONFIG_NAME).is_file():
-        _write_into_card(result, Path(result["child"]["model"]), benchmark)
+        _write_into_card(result, Path(result["child"]["model"]), benchmark, repository, said)
 
 
-def _write_into_card(result: Mapping[str, Any], child: Path, benchmark: tuple[str, str] | None) -> None:
+def _write_into_card(
+    result: Mapping[str, Any],
+    child: Path,
+    benchmark: tuple[str, str] | None,
+    repository: str | None,
+    said: Mapping[str, Any],
+) -> None:
     record = {
         "parent": {**result["parent"], "model": "/".join(Path(result["parent"]["model"]).parts[-2:])},
         "child": {"parameters": result["child"]["parameters"], "weights_sha256": weights_digest(child)},
@@ -79,7 +92,7 @@ def _write_into_card(result: Mapping[str, Any], child: Path, benchmark: tuple[st
     if file.is_file() and OWN_CARD not in file.read_text("utf-8", errors="replace"):
         logger.warning(f"{file} is no card of this package and stays; training/publish.py --card true writes one.")
         return
-    write_card(child)
+    write_card(child, repository, **said)
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:

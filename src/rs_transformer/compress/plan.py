@@ -286,16 +286,11 @@ class Planner:
         torch.set_num_threads(1)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                engines = [
-                    self._engine(
-                        endless(model, tokenizer.eos_token_id),
-                        tokenizer,
-                        length,
-                        Path(folder, str(number)),
-                        self.shortlist if number else None,  # the parent has none
-                    )
-                    for number, (model, tokenizer) in enumerate(models)
-                ]
+                engines = []
+                for number, (model, tokenizer) in enumerate(models):
+                    shortlist = self.shortlist if number else None
+                    model = endless(model, tokenizer.eos_token_id)
+                    engines.append(self._engine(model, tokenizer, length, Path(folder, str(number)), shortlist))
                 return speedups(engines, sources)[1:]
         finally:
             torch.set_num_threads(threads)
@@ -308,7 +303,7 @@ class Planner:
         folder: Path,
         shortlist: Shortlist | None = None,
     ) -> Engine:
-        """What a model's speed is measured with."""
+        """What a model translates in: CTranslate2 in int8, where that is installed, or PyTorch."""
         if not is_installed("ctranslate2"):
             return TransformersEngine(model, tokenizer, decoding)
         engine = load_engine("ctranslate2")
