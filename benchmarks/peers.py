@@ -252,7 +252,7 @@ def in_ctranslate2(
     if shortlist:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ctranslate2.write_shortlist(Shortlist.load(shortlist, tokenizer), folder, tokenizer)
-        files.append(folder / ctranslate2.VMAP_FILE)
+        files.append(folder / ctranslate2.SHORTLIST_FILE)
     engine = f"CTranslate2{WITH_SHORTLIST if shortlist else ''}"
     return System(model, engine, _python_command("ctranslate2", options), files, trained=trained)
 

@@ -83,9 +83,9 @@ def write(rows: Iterable[Pair], file: Path) -> None:
 
 def held_out(rows: list[Pair]) -> tuple[list[Pair], list[Pair]]:
     """The training set without, and pairs for a test set, no side of which is in it (compared without case)."""
-    chosen = random.Random(SEED).sample(sorted({(en.lower(), ja.lower()) for en, ja in rows}), HELD_OUT)
+    chosen = set(random.Random(SEED).sample(sorted({(en.lower(), ja.lower()) for en, ja in rows}), HELD_OUT))
     sides = {side for pair in chosen for side in pair}
-    out = {pair: None for pair in rows if (pair[0].lower(), pair[1].lower()) in set(chosen)}
+    out = {pair: None for pair in rows if (pair[0].lower(), pair[1].lower()) in chosen}
     kept = [(en, ja) for en, ja in rows if en.lower() not in sides and ja.lower() not in sides]
     return kept, list({(en.lower(), ja.lower()): (en, ja) for en, ja in out}.values())
 

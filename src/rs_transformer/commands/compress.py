@@ -131,6 +131,10 @@ def check_engines(options: CompressOptions) -> None:
         if not is_installed(engine):
             raise ValueError(f"engines={engine} needs: {install(engine)}, to verify what is exported")
     quantization = options.shipping.quantization
+    if options.shipping.report and "transformers" in known and quantization in known["transformers"][1:]:
+        raise ValueError(
+            f"the report compares engines=transformers in float32, not in {quantization}: set report=false for it"
+        )
     if known and not any(quantization in each for each in known.values()):
         names = dict.fromkeys(name for each in known.values() for name in each)
         raise ValueError(f"quantization must be one of {', '.join(names)}, got {quantization!r}")
@@ -281,7 +285,7 @@ class Compression:
             return corpus
         pairs = str(self.output / "monolingual" / PAIRS)
         if not corpus.has_split("train"):
-            return replace(corpus, train_file=[pairs])
+            return replace(corpus, train_file=[pairs], source_column=None, target_column=None)
         return replace(corpus, synthetic_file=[*(corpus.synthetic_file or []), pairs])
 
     @property
@@ -519,9 +523,10 @@ class Compression:
         if (pairs := found.get("test", found.get("validation"))) is not None:
             sources, references = pairs["source"][:], pairs["target"][:]
             split = "test" if "test" in found else "validation"
-            name = corpus.dataset_name or "/".join(Path(corpus.files(split)[0]).parts[-2:])
+            files = corpus.files(split)
+            name = corpus.dataset_name if files is None else "/".join(Path(files[0]).parts[-2:])
         else:
-            name = VERIFICATION_FILE
+            name, split = VERIFICATION_FILE, "train"
             sources, references = read_sentences(str(self.output / name), "source"), None
         engines = engines_of(self.options)
         exports = [self.output / "export" / engine for engine in engines]
@@ -537,7 +542,9 @@ class Compression:
                 child_exports=exports,
                 revision=revision,
                 decoding=self.options.decoding,
+                target_lang=corpus.target_lang,
                 dataset=name,
+                split=split,
             )
         write_report(result, folder, repository=self.repo, **self.said)
         for header, rows in tables(result).values():

@@ -149,7 +149,8 @@ def _verification_data(
     """Sources, and references if there are any."""
     if not args.verification:
         return [], None
-    if (args.verify is None) != corpus_args.has_split(args.split):
+    given = corpus_args.files(args.split) is not None
+    if (args.verify is None and not corpus_args.has_split(args.split)) or (args.verify is not None and given):
         raise ValueError(
             f"give source sentences to verify with (verify), or a dataset ({args.split}_file or dataset_name), not "
             "both; or verification=false"

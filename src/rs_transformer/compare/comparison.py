@@ -110,6 +110,8 @@ def compare(
         RuntimeError: the process of an engine ended, as where there is too little memory.
     """
     output, decoding = Path(output_dir), decoding or DecodingArguments()
+    # One name for each folder, however it is written.
+    parent, child = (str(Path(name)) if Path(name).is_dir() else name for name in (parent, child))
     if not any(source.strip() for source in sources):
         raise ValueError("there are no test sentences to compare on")
     if references is not None and len(references) != len(sources):
@@ -375,6 +377,7 @@ def _fingerprint(deployment: Deployment) -> dict[str, Any]:
     files = [] if deployment.folder == deployment.model else sorted(folder.rglob("*"))
     return {
         "versions": {package: version(package) for package in packages},
+        "processor": processor(),
         "files": digest([str(file) for file in files if file.is_file()]),
     }
 

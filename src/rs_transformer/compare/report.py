@@ -69,9 +69,10 @@ def write_report(
     with atomic_file(picture) as staged:
         draw(result, staged)
     write_text(markdown(result, picture.name), folder / f"{REPORT}.md")
-    write_text(page(result, picture.read_bytes()), folder / f"{REPORT}.html")
     if card and Path(result["child"]["model"], CONFIG_NAME).is_file():
         _write_into_card(result, Path(result["child"]["model"]), benchmark, repository, said)
+    # The page last: where it is, all is.
+    write_text(page(result, picture.read_bytes()), folder / f"{REPORT}.html")
 
 
 def _write_into_card(

@@ -198,7 +198,8 @@ class Planner:
         if measured and shape.decoder_layers is not None:
             raise ValueError(f"{measured[0]} chooses the decoder's depth: leave decoder_layers out")
         given = shape.decoder_layers or min(DEPTH, deepest)
-        self.depths = list(range(deepest, 0, -1)) if measured else [given]
+        least = min(shape.decoder_unique_layers or 1, deepest)
+        self.depths = list(range(deepest, least - 1, -1)) if measured else [given]
         self.stored = {side: getattr(shape, f"{side}_unique_layers") or 1 for side in SIDES}
         for side, most in (("encoder", config.encoder_layers), ("decoder", min(self.depths))):
             if self.stored[side] > most:
@@ -236,10 +237,13 @@ class Planner:
                 continue  # some steps would have a layer of their own
             if sizes_of(self.config(sizes, **_named(stored))).int8 <= most:
                 self.stored = stored
+                if self.material.monolingual:
+                    entries = largest_vocabulary(self.config(sizes), most)
+                    self.trim_options["max_vocabulary"] = min(entries, shape.max_vocabulary or entries)
                 return
         entries = largest_vocabulary(self.config(sizes), most)
-        # Of monolingual text not all characters of the translations are known yet.
-        for characters in ("all", "text") if self.material.train is not None else ("all",):
+        # Of monolingual text not all pieces and characters of the translations are known yet.
+        for characters in ("all",) if self.material.monolingual else ("all", "text"):
             least = least_vocabulary(self.parent, self.tokenizer, self.counts, characters)
             if entries >= least:
                 self.trim_options = {"max_vocabulary": entries, "characters": characters}
@@ -259,19 +263,17 @@ class Planner:
 
     def _reach_speed(self, wanted: float) -> None:
         """Keep the depths at which the child is as many times as fast as its parent."""
-        least = self.stored["decoder"]
-        depths = [depth for depth in self.depths if depth >= least]
-        children = [with_depth(self.child, decoder_layers=depth) for depth in depths]
-        found = self._speedups(children)
-        self.speedup = {depth: round(ratio, 2) for depth, ratio in zip(depths, found, strict=True)}
-        self.depths = [depth for depth in depths if self.speedup[depth] >= wanted]
-        if not self.depths:
+        children = [with_depth(self.child, decoder_layers=depth) for depth in self.depths]
+        found = dict(zip(self.depths, self._speedups(children), strict=True))
+        self.speedup = {depth: round(ratio, 2) for depth, ratio in found.items()}
+        reached = [depth for depth, ratio in found.items() if ratio >= wanted]
+        if not reached:
+            least = min(found)
             raise ValueError(
-                f"target_speedup {wanted:g} cannot be reached: with decoder depth {depths[-1]} the child is "
-                f"{self.speedup[depths[-1]]:.2f} times as fast as its parent on single sentences"
+                f"target_speedup {wanted:g} cannot be reached: with decoder depth {least} the child is "
+                f"{found[least]:.2f} times as fast as its parent on single sentences"
             )
-        if self.options.goal.max_bleu_loss is None:
-            self.depths = self.depths[:1]
+        self.depths = reached if self.options.goal.max_bleu_loss is not None else reached[:1]
 
     def _speedups(self, children: Sequence[RSMarianForConditionalGeneration]) -> list[float]:
         models = [(self.parent, self.tokenizer), *((child, self.base_tokenizer) for child in children)]
@@ -441,7 +443,7 @@ class Planner:
             "bf16": bf16,
             "word_weight": word_weight,
             "learning_rate": student.learning_rate or float(f"{1e-3 * (128 / width) ** 0.5:.2g}"),
-            "updates": {"collapsed": student.calibration_updates, **parts},
+            "updates": {"collapsed": self.calibration_updates, **parts},
             "updates_an_epoch": epoch,
             "seconds_an_update": {"distilled": update, "shallow": update_shallow},
             "save_steps": {
@@ -450,6 +452,12 @@ class Planner:
             },
         }
         plan.minutes = {stage: round(number, 2) for stage, number in minutes.items() if number}
+
+    @property
+    def calibration_updates(self) -> int:
+        """None where all of the parent's layers stay."""
+        shared = any(self.stored[side] < stored_layers(self.parent.config, side) for side in SIDES)
+        return self.options.student.calibration_updates if shared else 0
 
     def word_weight(self, plan: Plan) -> float:
         """As given; else none where the trimmed parent does not read the text as it has learned to."""
@@ -467,7 +475,7 @@ class Planner:
         seconds = {
             "monolingual": text["sentences"] * self.decode_seconds / processes,
             "trimmed": self.trim * (self.count_seconds + 2),
-            "collapsed": self.options.student.calibration_updates * (update + teacher),
+            "collapsed": self.calibration_updates * (update + teacher),
             "distilled": 1.5 * passes,
             "depths": validated * self.decode_seconds * (1 + len(self.depths)) * (goal.max_bleu_loss is not None),
         }

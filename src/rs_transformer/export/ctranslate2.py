@@ -8,6 +8,7 @@ CTranslate2 stores equal weights once: each shared layer is in the file once, an
 step embeddings and the LayerNorms of steps are folded into the weights of the steps.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,14 +72,15 @@ class RSMarianLoader(converters.MarianMTLoader):
 
 
 class LoadedConverter(Converter):
-    """Converts a model that is in memory."""
+    """Converts a model that is in memory, and leaves it as it is."""
 
     def __init__(self, model: MarianMTModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model, tokenizer
 
     @torch.no_grad()
     def _load(self) -> TransformerSpec:
-        return RSMarianLoader()(self.model, self.tokenizer)
+        # CTranslate2 quantizes the tensors that it is given, in place and on the CPU.
+        return RSMarianLoader()(copy.deepcopy(self.model).cpu(), self.tokenizer)
 
 
 def convert(model: str, output_dir: str | Path, quantization: str = "float32", revision: str = "main") -> None:
