@@ -384,6 +384,27 @@ def test_ctranslate2s_own_command_converts_with_the_package(trained, tmp_path):
     assert (tmp_path / "ct2" / "model.bin").is_file()
 
 
+def test_a_model_in_memory_is_left_as_it_is(tokenizer, tmp_path):
+    """CTranslate2 quantizes in place."""
+    model = unrolled_marian(rs_model(**config_from_tokenizer(tokenizer)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ctranslate2_export.LoadedConverter(model, tokenizer).convert(str(tmp_path / "ct2"), quantization="int8")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_sentences_to_verify_with_go_with_a_dataset_that_is_named(trained, task, tmp_path):
+    """Whose test split nobody has asked for; its training split is for the shortlist."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        shutil.copy(task["validation"], data / f"{split}.jsonl")
+    more = ["--dataset_name", data, "--source_lang", "fw", "--target_lang", "bw", "--shortlist", "--min_same", 0]
+    export(*options(trained, tmp_path / "ct2", "--to", "ctranslate2", *more))
+    record = json.loads((tmp_path / "ct2" / "export.json").read_text())
+    assert record["shortlist"]["pairs"] == 100
+    assert record["verification"][0]["sentences"] == len(SENTENCES)
+
+
 def test_export_to_transformers_is_stock_marian(trained, tmp_path):
     export(*options(trained, tmp_path / "marian", "--to", "transformers"))
     config = json.loads((tmp_path / "marian" / "config.json").read_text())
