@@ -150,15 +150,13 @@ def test_a_size_chooses_the_vocabulary_or_the_stored_layers(plan_for):
     assert large.child["int8"] <= 0.3e6
 
 
-def test_a_speed_chooses_the_depth_and_a_budget_the_updates(plan_for, monkeypatch):
-    for name in ("seconds_an_update", "seconds_a_pass"):  # whatever else the machine has to do
-        monkeypatch.setattr(f"rs_transformer.compress.plan.{name}", lambda *args, **options: 2.0)
-    plan = plan_for("--target_speedup", 0.01, "--budget_minutes", 42)
+def test_a_speed_chooses_the_depth_and_a_budget_the_updates(plan_for):
+    plan = plan_for("--target_speedup", 0.01, "--budget_minutes", 20)
     assert plan.child["decoder_layers"] == 2
     assert plan.speedup.keys() == {2, 1}
     assert plan.training["updates"].keys() == {"collapsed", "distilled"}
-    assert 30 < sum(plan.minutes.values()) <= 42
-    two = plan_for("--budget_minutes", 42, "--decoder_layers", 1).training["updates"]
+    assert sum(plan.minutes.values()) <= 20
+    two = plan_for("--budget_minutes", 20, "--decoder_layers", 1).training["updates"]
     assert two["distilled"] / two["shallow"] == pytest.approx(1.5, rel=0.01)
     assert (
         sum(plan_for("--budget_minutes", 900).training["updates"].values()) - 400

@@ -15,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -55,7 +56,7 @@ from ..utils.console import keep_bars, set_up_logging
 from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json, write_text
 from ..utils.map_shards import check_settings
 from ..utils.plotting import check_matplotlib
-from ..utils.processes import PatientGroup, alone, run
+from ..utils.processes import PatientGroup, all_threads, alone, run
 from ..utils.recipes import RecipeParser
 from ..utils.tables import markdown_table
 from ..vocabulary import TEXT_SIDES, plan_trim
@@ -86,11 +87,13 @@ class Stage:
         name: also of its folder.
         done: whether it is finished, by what it has left.
         work: does it, or goes on with it; called by all processes.
+        shared: whether they share the work; else the main process does all of it.
     """
 
     name: str
     done: Callable[[], bool]
     work: Callable[[], Any]
+    shared: bool = False
 
 
 def compress(options: CompressOptions) -> Plan:
@@ -229,7 +232,8 @@ class Compression:
             if state.is_main_process:
                 print(f"[{number}/{len(stages)}] {stage.name}{': done already' if done else ''}", flush=True)
             if not done:
-                stage.work()
+                with nullcontext() if stage.shared else all_threads():
+                    stage.work()
             self.group.wait()
         if state.is_main_process:
             print(f"The child is in {self.output / MODEL}.", flush=True)
@@ -243,15 +247,15 @@ class Compression:
         if self.converts_parent:
             stages.append(Stage(CONVERTED, (out / CONVERTED).is_dir, self.convert_parent))
         if self.options.compress.monolingual_file is not None:
-            stages.append(Stage("monolingual", (out / "monolingual" / SYNTHESIS).is_file, self.translate))
+            stages.append(Stage("monolingual", (out / "monolingual" / SYNTHESIS).is_file, self.translate, shared=True))
         if plan.vocabulary["trim"]:
             stages.append(Stage("trimmed", (out / "trimmed").is_dir, self.trim))
         stages.append(Stage("collapsed", (out / "collapsed").is_dir, self.collapse))
-        stages.append(Stage("distilled", partial(is_finished, out / "distilled"), self.distill))
+        stages.append(Stage("distilled", partial(is_finished, out / "distilled"), self.distill, shared=True))
         if plan.child["decoder_layers"] is None:
-            stages.append(Stage("depths", (out / DEPTHS).is_file, self.choose_depth))
+            stages.append(Stage("depths", (out / DEPTHS).is_file, self.choose_depth, shared=True))
         if "shallow" in plan.training["updates"]:
-            stages.append(Stage("shallow", partial(is_finished, out / "shallow"), self.distill_shallow))
+            stages.append(Stage("shallow", partial(is_finished, out / "shallow"), self.distill_shallow, shared=True))
         stages.append(Stage(MODEL, (out / MODEL).is_dir, self.lay_out))
         for engine in engines_of(self.options):
             name = f"export/{engine}"
@@ -420,7 +424,7 @@ class Compression:
                 **{name: child[name] for name in layers},
                 **{name: child[name] or None for name in ("step_layer_norms", "step_biases")},
                 method="calibrated" if shares else "average",
-                calibration_updates=student.calibration_updates,
+                calibration_updates=self.plan.training["updates"]["collapsed"],
                 calibration_max_tokens=student.max_tokens,
                 seed=student.seed,
             ),

@@ -110,7 +110,10 @@ class StudentArguments:
             "help": "Updates of both distillations together; default: ten epochs, or what budget_minutes chooses."
         },
     )
-    calibration_updates: int = field(default=UPDATES, metadata={"help": "Updates of the collapse's calibration."})
+    calibration_updates: int | None = field(
+        default=None,
+        metadata={"help": f"Updates of the collapse's calibration; default: {UPDATES}, fewer in a short budget."},
+    )
     learning_rate: float | None = field(
         default=None, metadata={"help": "Its peak; default: 1e-3 at d_model 128, less by the root of the width."}
     )

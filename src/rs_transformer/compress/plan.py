@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, MarianConfig, MarianMTModel, PreTrainedTokenizerBase
 
 from ..attention.alignment import count_links
+from ..calibration import UPDATES
 from ..checkpoints import commit_of
 from ..configuration_rs_marian import SIDES, RSMarianConfig
 from ..corpus import prepare_training_pairs
@@ -41,13 +42,15 @@ from ..vocabulary import (
 from .arguments import CompressOptions
 from .material import Material
 from .sizes import largest_vocabulary, sizes_of, with_vocabulary
-from .timing import endless, seconds_a_pass, seconds_an_update, speedups
+from .timing import endless, pass_of, seconds_of, speedups, update_of
 
 WORD_WEIGHT, WORD_TOP_K = 0.5, 16
 COVERED = 0.99  # of a side's tokens: where less is left of them, a trimmed parent is no teacher
 DEPTH = 2  # of the decoder, where nobody chooses
 EPOCHS, MOST_EPOCHS = 10, 50
 LEAST_UPDATES = 200  # of both distillations
+CALIBRATION_SHARE, LEAST_CALIBRATION = 0.1, 100  # of a budget; updates
+DISTILLATIONS = ("distilled", "shallow")
 SHARE = 0.6  # of the updates, for the first distillation, where there are two
 WORTH_TRIMMING = 0.95  # of the entries: where as many stay, trimming gives nothing
 SAMPLE = 10_000  # pairs that are encoded
@@ -396,76 +399,88 @@ class Planner:
 
     def choose_updates(self, plan: Plan, started: float) -> None:
         """Time an update and all else, and divide what is left of the budget between the distillations."""
-        student, goal = self.options.student, self.options.goal
+        student = self.options.student
         batches, epoch = self.batches()
-        plan.text["tokens"] = epoch * PartialState().num_processes * student.max_tokens
         word_weight = self.word_weight(plan)
-        top_k = WORD_TOP_K if word_weight else 0
-        deepest = self.parent.config.decoder_layers
-        typical = (min(self.depths) + deepest) // 2 if goal.max_bleu_loss is not None else deepest
-        shallow = with_depth(self.child, decoder_layers=self.depths[0])
-        timed = {
-            bf16: [
-                seconds_an_update(model, batches, top_k=top_k, bf16=bf16)
-                for model in (with_depth(self.child, decoder_layers=typical), shallow)
-            ]
-            for bf16 in ([False, True] if student.bf16 is None else [student.bf16])
-        }
-        bf16 = min(timed, key=lambda kind: sum(timed[kind]))
-        update, update_shallow = timed[bf16]
-        teacher = seconds_a_pass(self.base, batches)
-        two = self.depths[0] < deepest or goal.max_bleu_loss is not None
-        passes = epoch * teacher * bool(word_weight)
-        minutes = self._other_minutes(plan, epoch, passes, teacher, timed.get(False, timed[bf16])[0])
-        mean = SHARE * update + (1 - SHARE) * update_shallow if two else update
-        if student.updates is not None:
-            updates = student.updates
-        elif goal.budget_minutes is not None:
-            planning = (time.perf_counter() - started) / 60
-            needed = planning + MARGIN * sum(minutes.values())
-            updates = int((goal.budget_minutes - needed) * 60 / MARGIN / mean)
-            if updates < LEAST_UPDATES:
-                least = needed + MARGIN * LEAST_UPDATES * mean / 60
-                raise ValueError(
-                    f"budget_minutes {goal.budget_minutes:g} is not enough: with {LEAST_UPDATES} updates it takes "
-                    f"about {least:.1f} minutes, {needed:.1f} of them for all else"
-                )
-            updates = min(updates, MOST_EPOCHS * epoch)
-        else:
-            updates = max(LEAST_UPDATES, EPOCHS * epoch)
-        first = max(1, round(SHARE * updates)) if two else updates
-        parts = {"distilled": first} | ({"shallow": max(1, updates - first)} if two else {})
-        minutes["distilled"] += first * update / 60
-        if two:
-            minutes["shallow"] = minutes.get("shallow", 0.0) + parts["shallow"] * update_shallow / 60
+        seconds = self._timed(batches, WORD_TOP_K if word_weight else 0)
+        precisions = [False, True] if student.bf16 is None else [student.bf16]
+        bf16 = min(precisions, key=lambda precision: sum(seconds[stage, precision] for stage in DISTILLATIONS))
+        shallower = self.depths[0] < self.parent.config.decoder_layers or self.options.goal.max_bleu_loss is not None
+        shares = {"distilled": SHARE, "shallow": 1 - SHARE} if shallower else {"distilled": 1.0}
+        calibrating = seconds["distilled", False] + seconds["pass"]
+        updates = {"collapsed": self.calibration_updates(calibrating)}
+        minutes = self._other_minutes(plan, epoch, seconds["pass"])
+        minutes["collapsed"] = updates["collapsed"] * calibrating / 60
+        minutes["distilled"] = 1.5 * epoch * seconds["pass"] / 60 * bool(word_weight)
+        planned = (time.perf_counter() - started) / 60
+        mean = sum(share * seconds[stage, bf16] for stage, share in shares.items()) / 60
+        number = self._updates_in(planned + MARGIN * sum(minutes.values()), MARGIN * mean, epoch)
+        updates |= {stage: max(1, round(share * number)) for stage, share in shares.items()}
+        for stage in shares:
+            minutes[stage] = minutes.get(stage, 0.0) + updates[stage] * seconds[stage, bf16] / 60
+        each = max(1, round(CHECKPOINT_SECONDS / seconds["distilled", bf16]))
         width = self.parent.config.d_model
         plan.training = {
             "bf16": bf16,
             "word_weight": word_weight,
             "learning_rate": student.learning_rate or float(f"{1e-3 * (128 / width) ** 0.5:.2g}"),
-            "updates": {"collapsed": self.calibration_updates, **parts},
+            "updates": updates,
             "updates_an_epoch": epoch,
-            "seconds_an_update": {"distilled": update, "shallow": update_shallow},
-            "save_steps": {
-                stage: max(1, min(-(-number // 5), round(CHECKPOINT_SECONDS / update)))
-                for stage, number in parts.items()
-            },
+            "seconds_an_update": {stage: seconds[stage, bf16] for stage in shares},
+            "save_steps": {stage: min(-(-updates[stage] // 5), each) for stage in shares},
         }
         plan.minutes = {stage: round(number, 2) for stage, number in minutes.items() if number}
+        plan.text["tokens"] = epoch * PartialState().num_processes * student.max_tokens
 
-    @property
-    def calibration_updates(self) -> int:
-        """None where all of the parent's layers stay."""
-        shared = any(self.stored[side] < stored_layers(self.parent.config, side) for side in SIDES)
-        return self.options.student.calibration_updates if shared else 0
+    def _timed(self, batches: list[Any], top_k: int) -> dict[Any, float]:
+        """Seconds of the teacher's pass over a batch (`"pass"`), and of an update by stage and whether in bfloat16."""
+        deepest, elastic = self.parent.config.decoder_layers, self.options.goal.max_bleu_loss is not None
+        depths = {"distilled": (min(self.depths) + deepest) // 2 if elastic else deepest, "shallow": self.depths[0]}
+        works: dict[Any, Any] = {"pass": pass_of(self.base)}
+        for stage in DISTILLATIONS:
+            update = update_of(with_depth(self.child, decoder_layers=depths[stage]), top_k)
+            works |= {(stage, bf16): partial(update, bf16=bf16) for bf16 in (False, True)}
+        return seconds_of(works, batches)
+
+    def _updates_in(self, needed: float, mean: float, epoch: int) -> int:
+        """Updates of both distillations: as given, or as many as the budget allows, or some epochs.
+
+        Args:
+            needed: minutes for all else.
+            mean: minutes of an update.
+            epoch: updates that it has.
+        """
+        given, budget = self.options.student.updates, self.options.goal.budget_minutes
+        if given is not None:
+            return given
+        if budget is None:
+            return max(LEAST_UPDATES, EPOCHS * epoch)
+        updates = int((budget - needed) / mean)
+        if updates < LEAST_UPDATES:
+            raise ValueError(
+                f"budget_minutes {budget:g} is not enough: with {LEAST_UPDATES} updates it takes about "
+                f"{needed + LEAST_UPDATES * mean:.1f} minutes, {needed:.1f} of them for all else"
+            )
+        return min(updates, MOST_EPOCHS * epoch)
+
+    def calibration_updates(self, seconds: float) -> int:
+        """As given; else the usual number, or as many as a share of the budget allows."""
+        given, budget = self.options.student.calibration_updates, self.options.goal.budget_minutes
+        if given is not None or budget is None:
+            return given or UPDATES
+        return max(LEAST_CALIBRATION, min(UPDATES, int(CALIBRATION_SHARE * 60 * budget / seconds)))
 
     def word_weight(self, plan: Plan) -> float:
         """As given; else none where the trimmed parent does not read the text as it has learned to."""
         given, covered = self.options.student.word_weight, min(plan.vocabulary["covered"].values())
         return given if given is not None else WORD_WEIGHT if covered >= COVERED else 0.0
 
-    def _other_minutes(self, plan: Plan, epoch: int, passes: float, teacher: float, update: float) -> dict[str, float]:
-        """Estimates of all but the updates of the distillations."""
+    def _other_minutes(self, plan: Plan, epoch: int, teacher: float) -> dict[str, float]:
+        """Estimates of the stages that train nothing.
+
+        Args:
+            teacher: seconds of its pass over a batch.
+        """
         text, goal = plan.text, self.options.goal
         processes = PartialState().num_processes
         sizes = {split: len(dataset) for split, dataset in self.material.evaluated.items()}
@@ -475,8 +490,6 @@ class Planner:
         seconds = {
             "monolingual": text["sentences"] * self.decode_seconds / processes,
             "trimmed": self.trim * (self.count_seconds + 2),
-            "collapsed": self.calibration_updates * (update + teacher),
-            "distilled": 1.5 * passes,
             "depths": validated * self.decode_seconds * (1 + len(self.depths)) * (goal.max_bleu_loss is not None),
         }
         for engine in engines:

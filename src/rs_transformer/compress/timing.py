@@ -5,10 +5,10 @@ Not for the quality of a trained model, nor its speed beside its parent's in a r
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import cycle
 from operator import truediv
 from typing import Any
 
@@ -25,22 +25,20 @@ from ..utils.measuring import interleave
 WARM_UP, TIMED = 2, 5
 
 
-def seconds_an_update(
-    model: MarianMTModel, batches: Sequence[Mapping[str, torch.Tensor]], *, top_k: int = 0, bf16: bool = False
-) -> float:
-    """What an update takes that learns from references and, if `top_k`, a teacher's most probable tokens; the median.
+Batch = Mapping[str, torch.Tensor]
 
-    The model keeps its weights.
 
-    Args:
-        batches: `input_ids`, `attention_mask`, `labels` and `decoder_input_ids`, taken in turn.
+def update_of(model: MarianMTModel, top_k: int = 0) -> Callable[[Batch, bool], None]:
+    """An update that learns from references and, if `top_k`, a teacher's most probable tokens; the weights stay.
+
+    Returns:
+        What takes a batch, with `decoder_input_ids`, and whether to compute in bfloat16.
     """
-    was_training = model.training
-    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
     pad = model.config.pad_token_id
 
-    def update(batch: Mapping[str, torch.Tensor]) -> None:
+    def update(batch: Batch, bf16: bool) -> None:
+        model.train()
         batch = dict(batch)
         labels = without_padding(batch.pop("labels"), pad)
         with torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext():
@@ -55,32 +53,35 @@ def seconds_an_update(
         optimizer.step()
         optimizer.zero_grad()
 
-    try:
-        return _median_seconds(update, batches, model.device)
-    finally:
-        model.train(was_training)
+    return update
 
 
-def seconds_a_pass(model: MarianMTModel, batches: Sequence[Mapping[str, torch.Tensor]]) -> float:
-    """What a teacher's pass over a batch takes; the median."""
+def pass_of(model: MarianMTModel) -> Callable[[Batch], None]:
+    """A teacher's look at a batch."""
 
     @torch.inference_mode()
-    def look(batch: Mapping[str, torch.Tensor]) -> None:
+    def look(batch: Batch) -> None:
         shown = {name: tensor for name, tensor in batch.items() if name != "labels"}
         F.log_softmax(model(**shown, use_cache=False).logits.float(), -1)
 
-    return _median_seconds(look, batches, model.device)
+    return look
 
 
-def _median_seconds(work: Callable[[Any], None], batches: Sequence[Any], device: torch.device) -> float:
-    seconds = []
-    for number in range(WARM_UP + TIMED):
-        start = time.perf_counter()
-        work(batches[number % len(batches)])
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARM_UP:])
+def seconds_of(works: Mapping[Any, Callable[[Batch], None]], batches: Sequence[Batch]) -> dict[Any, float]:
+    """What each work on a batch takes, the median of some; they take turns."""
+
+    def in_turn(work: Callable[[Batch], None]) -> Callable[[], None]:
+        turn = cycle(batches)
+
+        def step() -> None:
+            work(next(turn))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+
+        return step
+
+    seconds = interleave({name: in_turn(work) for name, work in works.items()}, TIMED, warm_up=WARM_UP)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def endless(model: MarianMTModel, eos_token_id: int) -> MarianMTModel:

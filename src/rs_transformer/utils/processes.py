@@ -117,6 +117,17 @@ def alone() -> Iterator[None]:
         os.environ |= taken
 
 
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """One process works, for all of its machine: it has their threads, too, while they wait for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _program() -> list[str]:
     """This process's program and its arguments, as an interpreter takes them."""
     module = sys.modules["__main__"].__spec__
