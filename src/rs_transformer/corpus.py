@@ -172,6 +172,11 @@ class CorpusArguments:
         """Whether files or a dataset name were given for `split`; a named dataset may still lack the split."""
         return self.files(split) is not None or self.dataset_name is not None
 
+    def split_name(self, split: str) -> str | None:
+        """What a split is called where its scores are shown: its first file, with the folder, or the dataset."""
+        files = self.files(split)
+        return self.dataset_name if files is None else "/".join(Path(files[0]).parts[-2:])
+
 
 @dataclass
 class OptionalCorpusArguments(CorpusArguments):

@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from ..checkpoints import load_tokenizer
 from ..compare.comparison import compare
-from ..compare.report import summary, tables, write_report
+from ..compare.report import print_report, write_report
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments
 from ..export import TARGETS
@@ -26,7 +26,6 @@ from ..utils.plotting import check_matplotlib
 from ..utils.processes import run
 from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
-from ..utils.tables import markdown_table
 
 
 @dataclass
@@ -139,9 +138,7 @@ def compare_models(
     write_report(
         result, args.output_dir, card=args.card, benchmark=None if args.benchmark is None else tuple(args.benchmark)
     )
-    for header, rows in tables(result).values():
-        print(f"{markdown_table(header, rows)}\n")
-    print(*summary(result), sep="\n")
+    print_report(result)
     print(f"open {Path(args.output_dir, 'report.html')} in a browser", flush=True)
     return result
 
@@ -157,9 +154,7 @@ def _load_pairs(args: CompareArguments, corpus_args: OptionalCorpusArguments) ->
     check_language_pair(tokenizer, **languages)
     corpus_args = replace(corpus_args, **languages)
     pairs = load_split(corpus_args, args.split)
-    files = corpus_args.files(args.split)
-    name = corpus_args.dataset_name if files is None else "/".join(Path(files[0]).parts[-2:])
-    return pairs["source"][:], pairs["target"][:], name
+    return pairs["source"][:], pairs["target"][:], corpus_args.split_name(args.split)
 
 
 GROUPS = (CompareArguments, OptionalCorpusArguments, DecodingArguments)

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from ..checkpoints import commit_of, load_config, load_parent, load_translator
 from ..compare.comparison import compare
-from ..compare.report import summary, tables, write_report
+from ..compare.report import print_report, write_report
 from ..compress.arguments import CompressOptions
 from ..compress.material import Material, load_material
 from ..compress.plan import (
@@ -527,8 +527,7 @@ class Compression:
         if (pairs := found.get("test", found.get("validation"))) is not None:
             sources, references = pairs["source"][:], pairs["target"][:]
             split = "test" if "test" in found else "validation"
-            files = corpus.files(split)
-            name = corpus.dataset_name if files is None else "/".join(Path(files[0]).parts[-2:])
+            name = corpus.split_name(split)
         else:
             name, split = VERIFICATION_FILE, "train"
             sources, references = read_sentences(str(self.output / name), "source"), None
@@ -551,9 +550,7 @@ class Compression:
                 split=split,
             )
         write_report(result, folder, repository=self.repo, **self.said)
-        for header, rows in tables(result).values():
-            print(f"{markdown_table(header, rows)}\n")
-        print(*summary(result), sep="\n", flush=True)
+        print_report(result)
 
 
 def print_plan(plan: Plan, options: CompressOptions) -> None:

@@ -21,13 +21,13 @@ from ..utils.files import atomic_file, write_json, write_text
 from ..utils.markdown import code, one_line, plain
 from ..utils.plotting import check_matplotlib
 from ..utils.tables import markdown_table
+from .comparison import SIDES
 
 logger = logging.get_logger(__name__)
 
 REPORT = "report"
 # Of a model's own card; another README.md in its folder is somebody's.
 OWN_CARD = "rs-transformer"
-SIDES = ("parent", "child")
 # What a card needs of a comparison, beside the models.
 CARD_FIELDS = ("dataset", "split", "sentences", "references", "decoding", "timed_sentences", "rounds", "machine")
 CARD_FIELDS += ("versions", "engines")
@@ -111,6 +111,13 @@ def summary(result: Mapping[str, Any]) -> list[str]:
             line += f"; its BLEU is {ours['bleu']:.2f}, the parent's {theirs['bleu']:.2f} (p {ours['bleu_p']:.3f})"
         lines.append(f"{line}; {row['same']:.0%} of the translations are the same.")
     return lines
+
+
+def print_report(result: Mapping[str, Any]) -> None:
+    """Print the tables and the summary."""
+    for header, rows in tables(result).values():
+        print(f"{markdown_table(header, rows)}\n")
+    print(*summary(result), sep="\n", flush=True)
 
 
 def tables(result: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
