@@ -22,7 +22,7 @@ from rs_transformer.compare.comparison import compare
 from rs_transformer.compare.report import markdown, page, write_report
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.metrics import corpus_scores, sentence_chrf
-from rs_transformer.model_card import build_card, card_disagreements
+from rs_transformer.model_card import build_card, card_disagreements, write_card
 
 run = script("compare")
 DECODING = DecodingArguments(num_beams=1, max_new_tokens=16)
@@ -191,7 +191,12 @@ def test_the_childs_card_has_the_figures_in_the_form_of_the_hub(compared, tmp_pa
     record["child"]["weights_sha256"] = "of other weights"
     (child / "comparison.json").write_text(json.dumps(record))
     assert build_card(child).data.eval_results is None
-    # What somebody wrote stays.
+    # What was said when it was laid out for the Hub stays, and what somebody wrote.
+    write_card(child, "org/small", base_model="org/large", license="cc-by-4.0")
+    write_report(compared.result | {"child": compared.result["child"] | {"model": str(child)}}, tmp_path)
+    card = ModelCard.load(child / "README.md")
+    assert (card.data.base_model, card.data.license) == ("org/large", "cc-by-4.0")
+    assert 'pipeline("translation", model="org/small")' in card.text
     (child / "README.md").write_text("# Ours\n")
     write_report(compared.result | {"child": compared.result["child"] | {"model": str(child)}}, tmp_path)
     assert (child / "README.md").read_text() == "# Ours\n"

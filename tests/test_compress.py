@@ -1,6 +1,7 @@
 """`training/compress.py`: from a parent to a folder that ships, goals, kills, and what is refused at the start."""
 
 import json
+import re
 import shutil
 import time
 from itertools import pairwise
@@ -15,10 +16,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import expand
 from rs_transformer.checkpoints import load_parent
-from rs_transformer.commands.compress import Compression
+from rs_transformer.commands.compress import Compression, new_plan
 from rs_transformer.compress.arguments import CompressOptions
 from rs_transformer.compress.material import load_material
 from rs_transformer.compress.plan import Plan, make_plan
+from rs_transformer.corpus import load_evaluation_splits, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.training.run_folder import weights_digest
 from rs_transformer.utils.processes import PatientGroup
@@ -28,7 +30,8 @@ compress = script("compress")
 LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
 # The letters are the least vocabulary; some pieces of two go.
 OPTIONS = ["--max_vocabulary", 25, "--word_weight", 0.5, "--decoder_layers", 1, "--updates", 12, "--max_tokens", 256]
-OPTIONS += ["--calibration_updates", 4, "--bf16", "false", "--teacher_num_beams", 1, *LENGTHS]
+OPTIONS += ["--adaptation_updates", 5, "--calibration_updates", 4, "--bf16", "false"]
+OPTIONS += ["--teacher_num_beams", 1, *LENGTHS]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def compressed(parent, text, made_once) -> Path:
 def test_a_parent_becomes_a_folder_that_ships(compressed, parent, text, capsys):
     plan = json.loads((compressed / "compress.json").read_text())
     assert plan["vocabulary"]["child"]["source"] <= 25 < plan["vocabulary"]["parent"]["source"]
-    assert plan["training"]["updates"] == {"collapsed": 4, "distilled": 7, "shallow": 5}
+    assert plan["training"]["updates"] == {"adapted": 5, "collapsed": 4, "distilled": 12}
     model = AutoModelForSeq2SeqLM.from_pretrained(compressed / "model")
     tokenizer = AutoTokenizer.from_pretrained(compressed / "model")
     assert (model.config.decoder_layers, model.config.decoder_unique_layers) == (1, 1)
@@ -118,8 +121,9 @@ def test_killed_amid_a_checkpoint_and_started_again_it_is_the_same_model(compres
 def test_a_dry_run_shows_the_plan_and_writes_nothing(trained, text, tmp_path, capsys):
     compress(*command(trained, text, tmp_path / "out", "--dry_run"))  # a parent that is recurrently stacked itself
     printed = capsys.readouterr().out
-    for expected in ("1 x 2 steps", "| shallow", "export/ctranslate2", "int8 MB"):
+    for expected in ("1 x 2 steps", "| distilled", "export/ctranslate2", "int8 MB"):
         assert expected in printed
+    assert re.search(r"collapsed +\| +\| +0\.0 ", printed)  # which needs no calibration
     assert not list(tmp_path.iterdir())
 
 
@@ -144,7 +148,10 @@ def test_a_size_chooses_the_vocabulary_or_the_stored_layers(plan_for):
     small = plan_for("--target_size", less / 1e6)
     assert small.vocabulary["child"]["source"] == whole.vocabulary["child"]["source"] - 3
     assert less - 72 < small.child["int8"] <= less
-    assert small.training["word_weight"] == 0  # pieces are missing
+    # Pieces are missing: about an epoch for the parent to learn to do without.
+    assert small.training["updates"]["adapted"] == small.training["updates_an_epoch"]
+    assert "adapted" not in whole.training["updates"]
+    assert "adapted" not in plan_for("--target_size", less / 1e6, "--adaptation_updates", 0).training["updates"]
     large = plan_for("--target_size", 0.3, "--decoder_layers", 2)
     assert (large.child["encoder_unique_layers"], large.child["decoder_unique_layers"]) == (2, 2)
     assert large.child["int8"] <= 0.3e6
@@ -156,7 +163,7 @@ def test_a_speed_chooses_the_depth_and_a_budget_the_updates(plan_for):
     assert plan.speedup.keys() == {2, 1}
     assert plan.training["updates"].keys() == {"collapsed", "distilled"}
     assert sum(plan.minutes.values()) <= 20
-    two = plan_for("--budget_minutes", 20, "--decoder_layers", 1).training["updates"]
+    two = plan_for("--budget_minutes", 20, "--max_bleu_loss", 1).training["updates"]
     assert two["distilled"] / two["shallow"] == pytest.approx(1.5, rel=0.01)
     assert (
         sum(plan_for("--budget_minutes", 900).training["updates"].values()) - 400
@@ -219,6 +226,23 @@ def test_a_parent_without_tokenizer_and_a_full_disk_are_said_at_once(parent, tex
     with pytest.raises(OSError, match=r"leave about .* GB free: make room"):
         compress(parent, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_is_kept_and_scored_once(parent, text, tmp_path):
+    dataset = tmp_path / "pairs"
+    dataset.mkdir()
+    for split in ("train", "test"):
+        shutil.copyfile(text[f"{split}_file"], dataset / f"{split}.jsonl")
+    parser = RecipeParser(CompressOptions.types(), positional="model_name_or_path")
+    given = [parent, "--output_dir", tmp_path / "out", "--dataset_name", dataset, *OPTIONS]
+    options = CompressOptions(*parser.parse_recipe([str(part) for part in given]))
+    plan = new_plan(options, tmp_path / "out", time.perf_counter())
+    (dataset / "train.jsonl").unlink()
+    compression = Compression(options, plan, PatientGroup())
+    trained_on = load_split(compression.corpus(), "train")
+    assert [(pair["source"], pair["target"]) for pair in trained_on] == reverse_pairs(360, seed=5)[:300]
+    assert load_evaluation_splits(compression.corpus()) == {}  # no stage scores itself
+    assert load_evaluation_splits(compression.evaluated).keys() == {"test"}
 
 
 def test_a_folder_goes_on_with_its_own_plan_alone(compressed, parent, text, tmp_path):

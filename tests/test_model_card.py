@@ -225,6 +225,14 @@ def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, 
     assert "python training/train.py recipe.yaml" in text
 
 
+def test_card_names_what_was_trimmed(folder):
+    sizes = {side: {"entries": {"parent": 50, "trimmed": 40}} for side in ("source", "target")}
+    for separate, shown in ((False, "40"), (True, "40 + 40")):
+        record = {"parent": "org/whole", "separate_vocabs": separate, **sizes}
+        (folder / "trim.json").write_text(json.dumps(record))
+        assert f"`org/whole`, with its vocabulary trimmed to {shown} entries" in build_card(folder).text
+
+
 def test_card_of_a_student_names_its_teachers_and_the_command(folder):
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe |= {"teachers": ["org/teacher", "runs/second"], "targets": "best", "word_weight": 0.5}

@@ -25,7 +25,7 @@ from .export import TITLES
 from .layer_transfer import collapsed_config, count_parameters
 from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
 from .pipeline_rs_marian import split_code
-from .training.run_folder import RESULTS, RUN_RECORD, resumed_lines, weights_digest
+from .training.run_folder import LINEAGE, RESULTS, RUN_RECORD, resumed_lines, weights_digest
 from .utils.files import atomic_file, write_text
 from .utils.markdown import code, one_line, plain
 from .utils.tables import markdown_table
@@ -40,6 +40,8 @@ EVAL_RESULTS = ".eval_results/comparison.yaml"
 BENCHMARK_METRIC = "bleu"
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
+# How the template's first example loads a model that is on the Hub.
+REPOSITORY = re.compile(r'(?:model=|from_pretrained\()"([\w.-]+/[\w.-]+)"')
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 # What an RSMarian has that a stock Marian has not, beside shared layers.
 OWN_FIELDS = (
@@ -97,8 +99,8 @@ class CardFacts:
 
 def build_card(folder: str | Path, repository: str | None = None, **said: Any) -> ModelCard:
     """The card of a model in a folder, from its `config.json`, weights, tokenizer and what of these is there:
-    `results.json`, `recipe.yaml`, `collapse.json` (of what it was fine-tuned from), `depth_sweep.json`,
-    `comparison.json`, `card.yaml`.
+    `results.json`, `recipe.yaml`, `collapse.json` and `trim.json` (of what it was fine-tuned from),
+    `depth_sweep.json`, `comparison.json`, `card.yaml`.
 
     Args:
         folder: of a run, or laid out as a Hub repository.
@@ -157,7 +159,7 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
         depths=_depths(path),
         comparison=_comparison_section(comparison),
         data=facts.data.strip() if facts.data else _training_data(recipe, training),
-        lineage=_lineage(recipe, _read(path / "collapse.json"), _read(path / RUN_RECORD) or {}),
+        lineage=_lineage(recipe, *(_read(path / name) for name in LINEAGE), _read(path / RUN_RECORD) or {}),
         training=training,
         seed=plain(recipe.get("seed")),
         script="distill.py" if _teachers(recipe) else "train.py",
@@ -180,6 +182,21 @@ def write_card(folder: str | Path, repository: str | None = None, **said: Any) -
         write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), file)
     else:
         file.unlink(missing_ok=True)
+
+
+def card_facts(folder: str | Path) -> dict[str, Any]:
+    """What a folder's card says that no other file there knows, as `build_card` takes it; nothing if there is none.
+
+    The repository, and of `CardFacts` what is in the card's metadata.
+    """
+    file = Path(folder, CARD)
+    if not file.is_file():
+        return {}
+    card = ModelCard.load(file)
+    facts = {name: getattr(card.data, name, None) for name in ("license", "datasets", "base_model", "tags")}
+    if named := REPOSITORY.search(card.text):
+        facts["repository"] = named[1]
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def card_disagreements(folder: str | Path) -> list[str]:
@@ -511,16 +528,20 @@ def _check(row: Any, numbers: Sequence[str], texts: Sequence[str], where: str) -
             raise ValueError(f"{where} must have a text {name!r}, got {row.get(name)!r}")
 
 
-def _lineage(recipe: dict[str, Any], collapse: dict[str, Any] | None, record: dict[str, Any]) -> list[str]:
+def _lineage(
+    recipe: dict[str, Any], collapse: dict[str, Any] | None, trim: dict[str, Any] | None, record: dict[str, Any]
+) -> list[str]:
     """What the model was made from, by the names that its recipe has for it, and what was changed on the way."""
     lines = []
     origin = ""
+    trimmed = (collapse or {}).get("trimmed") or trim or {}
     if collapse is not None:
-        trimmed = collapse.get("trimmed") or {}
         parent = code(trimmed.get("parent") or collapse.get("parent"))
         origin = f"a collapse of {parent}, method {plain(collapse.get('method'))}"
         if trimmed:
             origin += f", whose vocabulary was trimmed to {_entries(trimmed)} entries"
+    elif trimmed:
+        origin = f"{code(trimmed.get('parent'))}, with its vocabulary trimmed to {_entries(trimmed)} entries"
     if parent := recipe.get("model_name_or_path"):
         lines.append(f"Fine-tuned from {code(parent)}" + (f", which goes back to {origin}" if origin else ""))
     elif origin:
@@ -543,10 +564,12 @@ def _teachers(recipe: Mapping[str, Any]) -> list[str]:
 def _entries(trimmed: dict[str, Any]) -> str:
     """What a trimming has left, of each vocabulary where there are two."""
     try:
-        sizes = dict.fromkeys(int(trimmed[side]["entries"]["trimmed"]) for side in ("source", "target"))
+        sizes = [int(trimmed[side]["entries"]["trimmed"]) for side in ("source", "target")]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"collapse.json does not hold what it should, under 'trimmed': {error}") from error
-    return " + ".join(f"{size:,}" for size in sizes)
+        raise ValueError(f"{' or '.join(LINEAGE)} does not hold what it should of a trimming: {error}") from error
+    # A record of an earlier version does not say whether there are two.
+    separate = trimmed.get("separate_vocabs", sizes[0] != sizes[1])
+    return " + ".join(f"{size:,}" for size in (sizes if separate else sizes[:1]))
 
 
 def _tables(text: str) -> dict[str, list[str]]:

@@ -154,7 +154,7 @@ def collapse_checkpoint(
         FileExistsError: there is something in the output folder.
         ValueError, OSError: the parent or the data does not fit, or is not there; the message says which.
     """
-    output = Path(args.output_dir).resolve()  # a link is followed, not replaced
+    output = Path(args.output_dir)
     check_output(output)
     splits = load_needed_splits(args, corpus_args)
     texts = read_texts(vocabulary_args, corpus_args)

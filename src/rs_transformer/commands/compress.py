@@ -5,10 +5,10 @@
     rs-transformer compress runs/parent --output_dir runs/small --monolingual_file news.ja --target_size 4
     rs-transformer compress runs/parent --output_dir runs/small --train_file train.jsonl --dry_run
 
-The stages, each a command of its own: translate monolingual text (synthesize), trim the vocabulary, collapse, distil
-from the parent, distil with fewer decoder steps, lay out (publish), export. Each has a folder in the output folder;
-the child is in `model`, what engines load in `export`. `compress.json` has the plan. The same command goes on where it
-was stopped; several processes share the work (`accelerate launch`).
+The stages, each a command of its own: translate monolingual text (synthesize), trim the vocabulary, let the parent
+learn to read with it (train), collapse, distil from the parent, lay out (publish), export. Each has a folder in the
+output folder; the child is in `model`, what engines load in `export`. `compress.json` has the plan. The same command
+goes on where it was stopped; several processes share the work (`accelerate launch`).
 """
 
 import json
@@ -52,7 +52,7 @@ from ..tokenization import TokenizerArguments
 from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
 from ..training.run_folder import complete_checkpoints, is_finished
-from ..utils.console import keep_bars, set_up_logging
+from ..utils.console import bars_on_terminals, set_up_logging
 from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json, write_text
 from ..utils.map_shards import check_settings
 from ..utils.plotting import check_matplotlib
@@ -73,7 +73,8 @@ from .trim import TrimArguments, VocabularyArguments, trimmed_sizes, write_trimm
 
 logger = logging.get_logger(__name__)
 
-PLAN, DEPTHS, HELD_OUT_FILE, VERIFICATION_FILE = "compress.json", "depths.json", "validation.jsonl", "verification.txt"
+PLAN, DEPTHS = "compress.json", "depths.json"
+TRAIN_FILE, HELD_OUT_FILE, VERIFICATION_FILE = "train.parquet", "validation.jsonl", "verification.txt"
 MODEL, CONVERTED = "model", "parent_ctranslate2"
 CTRANSLATE2 = "ctranslate2"
 WARM_UP = 100  # updates
@@ -110,7 +111,7 @@ def compress(options: CompressOptions) -> Plan:
     state, group, output = PartialState(), PatientGroup(), Path(options.compress.output_dir)
     dry_run = options.compress.dry_run
     set_up_logging(state.is_local_main_process)
-    keep_bars()
+    bars_on_terminals()
     check_engines(options)
     with claimed(output, state.is_main_process and not dry_run):
         plan: Plan | None = None
@@ -168,13 +169,15 @@ def found_plan(options: CompressOptions, output: Path) -> Plan | None:
 
 
 def new_plan(options: CompressOptions, output: Path, started: float) -> Plan:
-    """Make a plan; unless it is for show, write it, and the sentences that are held out and verified with."""
+    """Make a plan; unless it is for show, write it, and the text that is held out, verified with, or a dataset's."""
     material = load_material(options)
     plan = make_plan(options, material, started)
     if options.compress.dry_run:
         return plan
     check_room(output, disk_bytes(plan))
     with staged_folder(output) as staging:
+        if material.corpus.files("train") is None and material.train is not None:
+            load_split(replace(material.corpus, synthetic_file=None), "train").to_parquet(staging / TRAIN_FILE)
         if material.held_out is not None:
             corpus = material.corpus
             names = (corpus.source_column or "source", corpus.target_column or "target")
@@ -197,9 +200,10 @@ def verification_sentences(material: Material) -> list[str]:
 def disk_bytes(plan: Plan) -> int:
     """What all stages together leave on the disk, roughly."""
     child, parent = plan.child["float32"], plan.parent["float32"]
-    runs = len(plan.training["updates"]) - 1
+    runs = {stage: parent if stage == "adapted" else child for stage in plan.training["updates"]}
+    runs.pop("collapsed", None)
     distributions = plan.text["tokens"] * WORD_TOP_K * 6 * bool(plan.training["word_weight"])
-    return parent + child + runs * 2 * 4 * child + 3 * child + distributions
+    return parent + child + 2 * 4 * sum(runs.values()) + 3 * child + distributions
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -250,6 +254,8 @@ class Compression:
             stages.append(Stage("monolingual", (out / "monolingual" / SYNTHESIS).is_file, self.translate, shared=True))
         if plan.vocabulary["trim"]:
             stages.append(Stage("trimmed", (out / "trimmed").is_dir, self.trim))
+        if "adapted" in plan.training["updates"]:
+            stages.append(Stage("adapted", partial(is_finished, out / "adapted"), self.adapt, shared=True))
         stages.append(Stage("collapsed", (out / "collapsed").is_dir, self.collapse))
         stages.append(Stage("distilled", partial(is_finished, out / "distilled"), self.distill, shared=True))
         if plan.child["decoder_layers"] is None:
@@ -274,7 +280,9 @@ class Compression:
 
     @property
     def teacher(self) -> tuple[str, str]:
-        """Name and revision of what the child starts from and learns from: the parent, trimmed if it is to be."""
+        """Name and revision of what the child starts from and learns from: the parent, as it is after its stages."""
+        if "adapted" in self.plan.training["updates"]:
+            return str(self.output / "adapted"), "main"
         return (str(self.output / "trimmed"), "main") if self.plan.vocabulary["trim"] else self.parent
 
     @property
@@ -284,7 +292,12 @@ class Compression:
 
     def corpus(self) -> CorpusArguments:
         """What is trained on, the parent's translations among it."""
-        corpus = replace(self.evaluated, validation_file=None, test_file=None)
+        corpus = replace(
+            self.evaluated, validation_file=None, test_file=None, dataset_name=None, dataset_config_name=None
+        )
+        if (self.output / TRAIN_FILE).is_file():
+            train = {"train_file": [str(self.output / TRAIN_FILE)], "max_train_samples": None}
+            corpus = replace(corpus, **train, source_column="source", target_column="target")
         if self.options.compress.monolingual_file is None:
             return corpus
         pairs = str(self.output / "monolingual" / PAIRS)
@@ -305,24 +318,32 @@ class Compression:
         """Of the child's decoder: planned, or chosen by validation."""
         return self.plan.child["decoder_layers"] or json.loads((self.output / DEPTHS).read_text())["decoder_layers"]
 
-    def train(self, stage: str, **model: Any) -> None:
-        """Train the child: on the targets and by the parent's distributions, or on the targets alone.
+    def groups(self, stage: str, **model: Any) -> dict[str, Any]:
+        """What a training is told.
 
         Args:
             model: fields of `ModelArguments`.
         """
-        training, (teacher, revision) = self.plan.training, self.teacher
-        groups = {
+        return {
             "model": ModelArguments(dropout=self.options.student.dropout, **model),
             "corpus": self.corpus(),
             "tokenizer": TokenizerArguments(),
             "decoding": self.options.decoding,
             "training": self.training_arguments(stage),
         }
+
+    def train(self, stage: str, **model: Any) -> None:
+        """Train a model on the targets."""
+        groups = self.groups(stage, **model)
+        if complete_checkpoints(self.output / stage):
+            groups["training"].resume_from_checkpoint = "true"
+        run_training(TrainOptions(**groups))
+
+    def teach(self, stage: str, **model: Any) -> None:
+        """Train the child: on the targets and by the parent's distributions, or on the targets alone."""
+        training, (teacher, revision) = self.plan.training, self.teacher
         if not training["word_weight"]:
-            if complete_checkpoints(self.output / stage):
-                groups["training"].resume_from_checkpoint = "true"
-            run_training(TrainOptions(**groups))
+            self.train(stage, **model)
             return
         weights = {"word_weight": training["word_weight"], "word_top_k": WORD_TOP_K}
         distill(
@@ -331,7 +352,7 @@ class Compression:
                 teacher=TeacherArguments(teachers=[teacher], teacher_revision=revision),
                 targets=TargetArguments(targets="reference"),
                 loss=DistillationLossArguments(**weights),
-                **groups,
+                **self.groups(stage, **model),
             )
         )
 
@@ -401,30 +422,38 @@ class Compression:
 
     def trim(self) -> None:
         """The parent's vocabulary, to the text that is learned from."""
-        wanted, (parent, revision) = self.plan.vocabulary, self.parent
-        model, tokenizer = load_parent(parent, revision)
+        wanted, args = self.plan.vocabulary, self.options.compress
+        model, tokenizer = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
         train = load_split(self.corpus(), "train")
         texts = ([text for text in train[side] if text] for side in TEXT_SIDES)
         options = {name: wanted[name] for name in ("max_vocabulary", "characters")}
         plan = plan_trim(model, tokenizer, *texts, **options)
         record = {"text": self.plan.text, **options, **trimmed_sizes(model, tokenizer, plan)}
-        trimming = TrimArguments(parent, str(self.output / "trimmed"), revision)
+        trimming = TrimArguments(args.model_name_or_path, str(self.output / "trimmed"), args.revision)
         write_trimmed(trimming, model, tokenizer, plan, record)
+
+    def adapt(self) -> None:
+        """The parent, to read and write the text with the pieces that it has left."""
+        self.train("adapted", model_name_or_path=str(self.output / "trimmed"))
 
     def collapse(self) -> None:
         """The parent's layers, into those that are stored."""
-        child, student, (teacher, revision) = self.plan.child, self.options.student, self.teacher
-        layers = [f"{side}_unique_layers" for side in SIDES]
-        shares = any(child[name] < self.plan.parent[name] for name in layers)
+        args, child, student = self.options.compress, self.plan.child, self.options.student
+        model, revision = self.teacher
+        if self.teacher == self.parent:  # by its own name, which goes into the record
+            model, revision = args.model_name_or_path, args.revision
+        calibration = {"method": "average"}
+        if (updates := self.plan.training["updates"].get("collapsed")) is not None:
+            calibration = {"method": "calibrated", "calibration_updates": updates}
         collapse_checkpoint(
             CollapseArguments(
-                model_name_or_path=teacher,
+                model_name_or_path=model,
                 revision=revision,
+                allow_pickle=args.allow_pickle,
                 output_dir=str(self.output / "collapsed"),
-                **{name: child[name] for name in layers},
+                **{f"{side}_unique_layers": child[f"{side}_unique_layers"] for side in SIDES},
                 **{name: child[name] or None for name in ("step_layer_norms", "step_biases")},
-                method="calibrated" if shares else "average",
-                calibration_updates=self.plan.training["updates"]["collapsed"],
+                **calibration,
                 calibration_max_tokens=student.max_tokens,
                 seed=student.seed,
             ),
@@ -434,8 +463,9 @@ class Compression:
         )
 
     def distill(self) -> None:
-        """The parent into the child at the parent's depth; where the depth is to be chosen, for all of them."""
-        self.train("distilled", model_name_or_path=str(self.output / "collapsed"))
+        """The parent into the child; where its depth is to be chosen, for all of them."""
+        depth = self.plan.child["decoder_layers"]
+        self.teach("distilled", model_name_or_path=str(self.output / "collapsed"), decoder_layers=depth)
 
     def choose_depth(self) -> None:
         """The least depth of the decoder that loses no more BLEU on validation data than it may."""
@@ -467,8 +497,8 @@ class Compression:
             write_json(record, self.output / DEPTHS)
 
     def distill_shallow(self) -> None:
-        """The parent into the child at its own depth."""
-        self.train("shallow", model_name_or_path=str(self.output / "distilled"), decoder_layers=self.depth)
+        """The parent into the child at the depth that was chosen."""
+        self.teach("shallow", model_name_or_path=str(self.output / "distilled"), decoder_layers=self.depth)
 
     def lay_out(self) -> None:
         """What is put on the Hub, with its card."""
@@ -549,6 +579,7 @@ class Compression:
                 dataset=name,
                 split=split,
             )
+        result["parent"]["model"] = self.options.compress.model_name_or_path  # not its copy, if it was a pickle
         write_report(result, folder, repository=self.repo, **self.said)
         print_report(result)
 
@@ -558,7 +589,9 @@ def print_plan(plan: Plan, options: CompressOptions) -> None:
     header = ["", "encoder", "decoder", "vocabulary", "parameters", "float32 MB", "int8 MB"]
     rows = []
     for name, model in (("parent", plan.parent), ("child", plan.child)):
-        entries = dict.fromkeys(plan.vocabulary[name].values())
+        entries = list(plan.vocabulary[name].values())
+        if not plan.vocabulary["separate_vocabs"]:
+            del entries[1:]
         rows.append([name, *(_shape(model, side) for side in SIDES), " + ".join(f"{size:,}" for size in entries)])
         rows[-1] += [f"{model['parameters']:,}", *(f"{model[kind] / 1e6:.2f}" for kind in ("float32", "int8"))]
     print(markdown_table(header, rows))
@@ -566,9 +599,9 @@ def print_plan(plan: Plan, options: CompressOptions) -> None:
         print(f"The vocabulary stays: the text needs {plan.vocabulary['needed']:.0%} of its entries.")
     elif plan.text["sentences"]:
         print("The vocabulary is about so large: the pieces of the parent's translations come to it.")
-    if options.student.word_weight is None and not plan.training["word_weight"]:
+    if "adapted" in plan.training["updates"]:
         covered = " and ".join(f"{share:.1%} of the {side}" for side, share in plan.vocabulary["covered"].items())
-        print(f"The child learns from the text alone: the pieces that stay are {covered} tokens.")
+        print(f"The parent learns to read the text anew: the pieces that stay are {covered} tokens.")
     for depth, ratio in plan.speedup.items():
         print(f"decoder depth {depth}: {ratio:.2f} times the parent's speed on single sentences")
     output, updates = Path(options.compress.output_dir), plan.training["updates"]

@@ -31,7 +31,7 @@ from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
 from ..model_card import CARD, EVAL_RESULTS, card_disagreements, weight_files, write_card
-from ..training.run_folder import check_scores, restate_weights
+from ..training.run_folder import LINEAGE, check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
 from ..utils.recipes import RecipeParser
@@ -42,8 +42,7 @@ RECORDS = (
     "recipe.yaml",
     "run.json",
     "results.json",
-    "collapse.json",
-    "trim.json",
+    *LINEAGE,
     "distillation.json",
     "depth_sweep.json",
     "comparison.json",

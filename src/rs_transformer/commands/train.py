@@ -44,6 +44,7 @@ from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
 from ..training.progress import StartSummary
 from ..training.run_folder import (
+    LINEAGE,
     RESULTS,
     RUN_LOG,
     checkpoint_to_resume,
@@ -56,7 +57,7 @@ from ..training.run_folder import (
     write_run_record,
 )
 from ..training.trainer import TranslationTrainer
-from ..utils.console import keep_bars, log_to, set_up_logging
+from ..utils.console import bars_on_terminals, log_to, set_up_logging
 from ..utils.files import claimed, read_mapping, write_json, write_text
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
@@ -238,14 +239,14 @@ def print_end(trainer: TranslationTrainer, results: Mapping[str, Any]) -> None:
 def set_up_screen(args: TranslationTrainingArguments) -> None:
     """Short lines of the main process of each machine on the screen; progress bars on terminals only."""
     set_up_logging(args.should_log)
-    args.disable_tqdm = not keep_bars() or args.disable_tqdm
+    args.disable_tqdm = not bars_on_terminals() or args.disable_tqdm
 
 
 def keep_lineage(parent: str | None, output_dir: str) -> None:
-    """Copy what a collapsed parent says of itself into the run's folder, for the model card."""
-    record = Path(parent or "", "collapse.json")
-    if parent is not None and record.is_file():
-        shutil.copyfile(record, Path(output_dir, record.name))
+    """Copy what a collapsed or trimmed parent says of itself into the run's folder, for the model card."""
+    for name in LINEAGE if parent is not None else ():
+        if (record := Path(parent, name)).is_file():
+            shutil.copyfile(record, Path(output_dir, name))
 
 
 def check_output_dir(args: TranslationTrainingArguments) -> str | None:

@@ -146,7 +146,7 @@ def trim_checkpoint(
         ValueError, OSError: the model or the text does not fit, or is not there, or nothing is left to remove; the
             message says which.
     """
-    output = Path(args.output_dir).resolve()  # a link is followed, not replaced
+    output = Path(args.output_dir)
     check_output(output)
     if not vocabulary_args.files:
         raise ValueError("there is no text to trim the vocabulary to: give vocabulary_files")
@@ -179,7 +179,7 @@ def write_trimmed(
     Returns:
         What is in `trim.json`.
     """
-    output, group = Path(args.output_dir).resolve(), PatientGroup()  # a link is followed, not replaced
+    output, group = Path(args.output_dir), PatientGroup()
     group.wait()  # no process may find what another has written already
     record: dict[str, Any] = {}
     if PartialState().is_main_process:
@@ -251,16 +251,14 @@ def trim_record(
     }
 
 
-def trimmed_sizes(
-    parent: MarianMTModel, tokenizer: PreTrainedTokenizerBase, plan: TrimPlan
-) -> dict[str, dict[str, Any]]:
-    """The sizes of each side before and after.
+def trimmed_sizes(parent: MarianMTModel, tokenizer: PreTrainedTokenizerBase, plan: TrimPlan) -> dict[str, Any]:
+    """Whether there are two vocabularies, and the sizes of each side before and after.
 
     `entries` are rows of the embeddings, `pieces` those of the SentencePiece model, `covered` is the share of the
     text's known tokens whose entries are left.
     """
     rows, pieces = embedding_rows(parent), count_pieces(tokenizer)
-    return {
+    sides = {
         side: {
             "entries": {"parent": rows[side], "trimmed": len(plan.ids[side])},
             "pieces": {"parent": pieces[side], "trimmed": plan.pieces[side]},
@@ -268,12 +266,15 @@ def trimmed_sizes(
         }
         for side in TEXT_SIDES
     }
+    return {"separate_vocabs": tokenizer.separate_vocabs, **sides}
 
 
 def in_words(record: dict[str, Any]) -> str:
     """The sizes of a record for the screen."""
     source, target = (record[side]["entries"] for side in TEXT_SIDES)
-    sides = [("vocabulary", source)] if source == target else [("source vocabulary", source), ("target", target)]
+    sides = [("vocabulary", source)]
+    if record["separate_vocabs"]:
+        sides = [("source vocabulary", source), ("target", target)]
     sizes = ", ".join(f"{what} {size['trimmed']:,} of {size['parent']:,} entries" for what, size in sides)
     covered = " and ".join(f"{record[side]['covered']:.2%} of the {side}" for side in TEXT_SIDES)
     return f"{sizes}, for {covered} tokens"

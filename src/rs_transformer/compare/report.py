@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from transformers.utils import CONFIG_NAME, logging
 
-from ..model_card import CARD, COMPARISON, METRICS, engine_title, write_card
+from ..model_card import CARD, COMPARISON, METRICS, card_facts, engine_title, write_card
 from ..pipeline_rs_marian import split_code
 from ..training.run_folder import weights_digest
 from ..utils.files import atomic_file, write_json, write_text
@@ -93,7 +93,7 @@ def _write_into_card(
     if file.is_file() and OWN_CARD not in file.read_text("utf-8", errors="replace"):
         logger.warning(f"{file} is no card of this package and stays; training/publish.py --card true writes one.")
         return
-    write_card(child, repository, **said)
+    write_card(child, **card_facts(child) | said | ({} if repository is None else {"repository": repository}))
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:

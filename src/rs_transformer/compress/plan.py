@@ -3,6 +3,7 @@
 It is made once, from the parent, the text and some timed updates, and kept: a compression that goes on goes on by it.
 """
 
+import copy
 import tempfile
 import time
 from collections import Counter
@@ -45,12 +46,12 @@ from .sizes import largest_vocabulary, sizes_of, with_vocabulary
 from .timing import endless, pass_of, seconds_of, speedups, update_of
 
 WORD_WEIGHT, WORD_TOP_K = 0.5, 16
-COVERED = 0.99  # of a side's tokens: where less is left of them, a trimmed parent is no teacher
+COVERED = 0.99  # of a side's tokens: where less is left of them, a trimmed parent has to learn to read the text anew
 DEPTH = 2  # of the decoder, where nobody chooses
 EPOCHS, MOST_EPOCHS = 10, 50
 LEAST_UPDATES = 200  # of both distillations
 CALIBRATION_SHARE, LEAST_CALIBRATION = 0.1, 100  # of a budget; updates
-DISTILLATIONS = ("distilled", "shallow")
+ADAPTATION_SHARE, ADAPTATION_EPOCHS = 0.2, 1  # of a budget, at most; of the trimmed parent's training
 SHARE = 0.6  # of the updates, for the first distillation, where there are two
 WORTH_TRIMMING = 0.95  # of the entries: where as many stay, trimming gives nothing
 SAMPLE = 10_000  # pairs that are encoded
@@ -380,6 +381,7 @@ class Planner:
             },
             vocabulary={
                 "trim": self.trim,
+                "separate_vocabs": self.tokenizer.separate_vocabs,
                 **self.trim_options,
                 "parent": rows,
                 "child": sizes,
@@ -401,24 +403,28 @@ class Planner:
         """Time an update and all else, and divide what is left of the budget between the distillations."""
         student = self.options.student
         batches, epoch = self.batches()
-        word_weight = self.word_weight(plan)
+        word_weight = WORD_WEIGHT if student.word_weight is None else student.word_weight
         seconds = self._timed(batches, WORD_TOP_K if word_weight else 0)
         precisions = [False, True] if student.bf16 is None else [student.bf16]
-        bf16 = min(precisions, key=lambda precision: sum(seconds[stage, precision] for stage in DISTILLATIONS))
-        shallower = self.depths[0] < self.parent.config.decoder_layers or self.options.goal.max_bleu_loss is not None
-        shares = {"distilled": SHARE, "shallow": 1 - SHARE} if shallower else {"distilled": 1.0}
-        calibrating = seconds["distilled", False] + seconds["pass"]
-        updates = {"collapsed": self.calibration_updates(calibrating)}
-        minutes = self._other_minutes(plan, epoch, seconds["pass"])
-        minutes["collapsed"] = updates["collapsed"] * calibrating / 60
-        minutes["distilled"] = 1.5 * epoch * seconds["pass"] / 60 * bool(word_weight)
+        shares = {"distilled": 1.0}
+        if self.options.goal.max_bleu_loss is not None:  # all depths first, then the chosen one
+            shares = {"distilled": SHARE, "shallow": 1 - SHARE}
+        bf16 = min(precisions, key=lambda precision: sum(seconds[stage, precision] for stage in shares))
+        adapting, calibrating = seconds["adapted", bf16], seconds["calibrated"] + seconds["pass"]
+        updates = self.adaptation_updates(plan, epoch, adapting)
+        if any(layers < stored_layers(self.parent.config, side) for side, layers in self.stored.items()):
+            updates["collapsed"] = self.calibration_updates(calibrating)
+        minutes = self._other_minutes(plan, epoch, seconds["aligned"])
+        minutes |= {"adapted": updates.get("adapted", 0) * adapting / 60}
+        minutes |= {"collapsed": updates.get("collapsed", 0) * calibrating / 60}
+        minutes |= {"distilled": 1.5 * epoch * seconds["pass"] / 60 * bool(word_weight)}
         planned = (time.perf_counter() - started) / 60
         mean = sum(share * seconds[stage, bf16] for stage, share in shares.items()) / 60
         number = self._updates_in(planned + MARGIN * sum(minutes.values()), MARGIN * mean, epoch)
         updates |= {stage: max(1, round(share * number)) for stage, share in shares.items()}
         for stage in shares:
             minutes[stage] = minutes.get(stage, 0.0) + updates[stage] * seconds[stage, bf16] / 60
-        each = max(1, round(CHECKPOINT_SECONDS / seconds["distilled", bf16]))
+        trained = [stage for stage in updates if stage != "collapsed"]
         width = self.parent.config.d_model
         plan.training = {
             "bf16": bf16,
@@ -426,20 +432,32 @@ class Planner:
             "learning_rate": student.learning_rate or float(f"{1e-3 * (128 / width) ** 0.5:.2g}"),
             "updates": updates,
             "updates_an_epoch": epoch,
-            "seconds_an_update": {stage: seconds[stage, bf16] for stage in shares},
-            "save_steps": {stage: min(-(-updates[stage] // 5), each) for stage in shares},
+            "seconds_an_update": {stage: seconds[stage, bf16] for stage in trained},
+            "save_steps": {stage: save_steps(updates[stage], seconds[stage, bf16]) for stage in trained},
         }
         plan.minutes = {stage: round(number, 2) for stage, number in minutes.items() if number}
         plan.text["tokens"] = epoch * PartialState().num_processes * student.max_tokens
 
     def _timed(self, batches: list[Any], top_k: int) -> dict[Any, float]:
-        """Seconds of the teacher's pass over a batch (`"pass"`), and of an update by stage and whether in bfloat16."""
-        deepest, elastic = self.parent.config.decoder_layers, self.options.goal.max_bleu_loss is not None
-        depths = {"distilled": (min(self.depths) + deepest) // 2 if elastic else deepest, "shallow": self.depths[0]}
+        """Seconds of a batch: the teacher's pass, the child's, a calibration's child, and each stage's update.
+
+        Returns:
+            By `"pass"`, `"aligned"`, `"calibrated"`, or a stage and whether in bfloat16.
+        """
+        depth = self.depths[0]
+        if self.options.goal.max_bleu_loss is not None:  # trained for all of them
+            depth = (min(self.depths) + self.parent.config.decoder_layers) // 2
+        updates = {
+            "adapted": update_of(copy.deepcopy(self.base)),
+            "distilled": update_of(with_depth(self.child, decoder_layers=depth), top_k),
+            "shallow": update_of(with_depth(self.child, decoder_layers=self.depths[0]), top_k),
+        }
         works: dict[Any, Any] = {"pass": pass_of(self.base)}
-        for stage in DISTILLATIONS:
-            update = update_of(with_depth(self.child, decoder_layers=depths[stage]), top_k)
-            works |= {(stage, bf16): partial(update, bf16=bf16) for bf16 in (False, True)}
+        works["aligned"] = pass_of(with_depth(self.child, decoder_layers=self.depths[0]))
+        works["calibrated"] = partial(update_of(copy.deepcopy(self.child)), bf16=False)
+        works |= {
+            (stage, bf16): partial(update, bf16=bf16) for stage, update in updates.items() for bf16 in (False, True)
+        }
         return seconds_of(works, batches)
 
     def _updates_in(self, needed: float, mean: float, epoch: int) -> int:
@@ -470,16 +488,29 @@ class Planner:
             return given or UPDATES
         return max(LEAST_CALIBRATION, min(UPDATES, int(CALIBRATION_SHARE * 60 * budget / seconds)))
 
-    def word_weight(self, plan: Plan) -> float:
-        """As given; else none where the trimmed parent does not read the text as it has learned to."""
-        given, covered = self.options.student.word_weight, min(plan.vocabulary["covered"].values())
-        return given if given is not None else WORD_WEIGHT if covered >= COVERED else 0.0
+    def adaptation_updates(self, plan: Plan, epoch: int, seconds: float) -> dict[str, int]:
+        """Updates in which a parent whose vocabulary lost much learns to read the text: as given, or about an epoch.
 
-    def _other_minutes(self, plan: Plan, epoch: int, teacher: float) -> dict[str, float]:
+        Args:
+            epoch: updates that it has.
+            seconds: of one.
+        """
+        given, budget = self.options.student.adaptation_updates, self.options.goal.budget_minutes
+        if not self.trim or given == 0:
+            return {}
+        if given is None:
+            if min(plan.vocabulary["covered"].values()) >= COVERED:
+                return {}
+            given = ADAPTATION_EPOCHS * epoch
+            if budget is not None:
+                given = min(given, int(ADAPTATION_SHARE * 60 * budget / seconds))
+        return {"adapted": max(1, given)}
+
+    def _other_minutes(self, plan: Plan, epoch: int, aligned: float) -> dict[str, float]:
         """Estimates of the stages that train nothing.
 
         Args:
-            teacher: seconds of its pass over a batch.
+            aligned: seconds of the child's pass over a batch.
         """
         text, goal = plan.text, self.options.goal
         processes = PartialState().num_processes
@@ -493,11 +524,20 @@ class Planner:
             "depths": validated * self.decode_seconds * (1 + len(self.depths)) * (goal.max_bleu_loss is not None),
         }
         for engine in engines:
-            aligned = epoch * processes * teacher * 2 * self.options.shipping.shortlist
-            seconds[f"export/{engine}"] = 10 + aligned + 8 * VERIFIED * self.decode_seconds
+            aligning = 2 * epoch * processes * aligned * self.options.shipping.shortlist
+            seconds[f"export/{engine}"] = 10 + aligning + 8 * VERIFIED * self.decode_seconds
         if self.options.shipping.report:
             seconds["report"] = max(1, len(engines)) * (60 + 2 * compared * self.decode_seconds)
         return {stage: number / 60 for stage, number in seconds.items()}
+
+
+def save_steps(updates: int, seconds: float) -> int:
+    """Updates from one checkpoint to the next: some minutes, and a fifth of all at most.
+
+    Args:
+        seconds: of an update.
+    """
+    return min(-(-updates // 5), max(1, round(CHECKPOINT_SECONDS / seconds)))
 
 
 def engines_of(options: CompressOptions) -> list[str]:

@@ -29,6 +29,7 @@ logger = logging.get_logger(__name__)
 COMPLETE_MARKER = "checkpoint_complete.json"
 RECIPE = "recipe.yaml"
 RUN_RECORD = "run.json"
+LINEAGE = ("collapse.json", "trim.json")  # what a model says of its parents
 RESULTS = "results.json"
 RUN_LOG = "run.log"
 # Arguments that may be others when a run goes on: they do not change what is learned.

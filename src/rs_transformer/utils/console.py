@@ -46,8 +46,8 @@ def set_up_logging(main_process: bool) -> None:
         logger.propagate = False
 
 
-def keep_bars() -> bool:
-    """Whether standard error is a terminal; elsewhere the libraries' progress bars are switched off."""
+def bars_on_terminals() -> bool:
+    """Switch the libraries' progress bars off where standard error is no terminal; whether it is one."""
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
         disable_progress_bars()

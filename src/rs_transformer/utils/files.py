@@ -127,9 +127,10 @@ def check_output(output: Path) -> None:
 def staged_folder(output: Path) -> Iterator[Path]:
     """A folder to write into that becomes `output` at the end, and goes away if anything fails.
 
-    A killed process leaves it behind as `.NAME.partial`; the next one starts anew. Two at once are refused
-    (`claimed`).
+    A link is followed, not replaced. A killed process leaves it behind as `.NAME.partial`; the next one starts anew.
+    Two at once are refused (`claimed`).
     """
+    output = output.resolve()
     staging = output.with_name(f".{output.name}.partial")
     with claimed(output):
         shutil.rmtree(staging, ignore_errors=True)
