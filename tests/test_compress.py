@@ -30,7 +30,7 @@ compress = script("compress")
 LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
 # The letters are the least vocabulary; some pieces of two go.
 OPTIONS = ["--max_vocabulary", 25, "--word_weight", 0.5, "--decoder_layers", 1, "--updates", 12, "--max_tokens", 256]
-OPTIONS += ["--adaptation_updates", 5, "--calibration_updates", 4, "--bf16", "false"]
+OPTIONS += ["--adaptation_updates", 5, "--calibration_updates", 4, "--bf16", "true"]
 OPTIONS += ["--teacher_num_beams", 1, *LENGTHS]
 
 

@@ -372,6 +372,7 @@ class Compression:
             adam_beta2=0.98,
             label_smoothing_factor=0.1,
             bf16=training["bf16"],
+            use_cpu=PartialState().device.type == "cpu",  # where bf16 is refused without it
             elastic_decoder_layers=min(child["decoder_depths"]) if elastic else None,
             eval_strategy="no",
             save_strategy="steps",
