@@ -1,6 +1,7 @@
 """Kill commands at random moments, start them again, and hold what comes of it to a run that nobody killed.
 
-    python benchmarks/kill_check.py --rounds 32 --seed 1
+    python benchmarks/kill_check.py --rounds 34 --seed 1
+    python benchmarks/kill_check.py --rounds 11 --seed 1 --only "compress*"
 
 The task is that of the tests, `tests/reverse_task.py`. In turn a process is killed (SIGKILL) while it trains, saves a
 checkpoint, evaluates the final model, trains for the second time after a first kill, distils, translates, or is in one
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ from rs_transformer.training.run_folder import weights_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPRESS = "rs_transformer.commands.compress"
-COMPRESS_STAGES = ("translate", "trim", "collapse", "distill", "choose_depth", "distill_shallow")
+COMPRESS_STAGES = ("translate", "trim", "adapt", "collapse", "distill", "choose_depth", "distill_shallow")
 COMPRESS_STAGES += ("lay_out", "export", "report")
 TRAINER = "rs_transformer.training.trainer:TranslationTrainer"
 # What is killed: the command, and the function in whose time that happens.
@@ -71,8 +73,8 @@ DISTILL += "--save_strategy steps --save_steps 11 --report_to none --seed 3 --lo
 COMPRESSION = (
     "--max_train_samples 400 --max_source_length 16 --max_target_length 16 --num_beams 1 --max_new_tokens 16 "
 )
-COMPRESSION += "--max_vocabulary 25 --max_bleu_loss 0.5 --updates 40 --calibration_updates 20 --max_tokens 256 "
-COMPRESSION += "--word_weight 0.5 --bf16 false --teacher_num_beams 2 --min_same 0"
+COMPRESSION += "--max_vocabulary 25 --max_bleu_loss 0.5 --updates 40 --adaptation_updates 20 --calibration_updates 20 "
+COMPRESSION += "--max_tokens 256 --word_weight 0.5 --bf16 false --teacher_num_beams 2 --min_same 0"
 
 
 def commands(work: Path, task: dict[str, Path]) -> dict[str, list[str]]:
@@ -274,20 +276,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="How many commands are killed.")
     parser.add_argument("--seed", type=int, default=1, help="Of the moments.")
+    parser.add_argument("--only", default="*", help="Stages, * in them stands for anything.")
     parser.add_argument("--keep", action="store_true", help="Leave the folders.")
     args = parser.parse_args()
+    stages = [stage for stage in STAGES if fnmatch(stage, args.only)]
+    if not stages:
+        parser.error(f"--only: no stage is called {args.only}; stages: {', '.join(STAGES)}")
     work = Path(tempfile.mkdtemp(prefix="kill_check_"))
     options = commands(work, write_task(work))
     whole: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[float]] = {}
-    for command in dict.fromkeys(command for command, _ in STAGES.values()):
+    for command in dict.fromkeys(["train", *(STAGES[stage][0] for stage in stages)]):  # others start from its model
         folder = work / "whole" / command
         (folder / "out").mkdir(parents=True)
         places = {at for of, at in STAGES.values() if of == command}
         found = finish(command, [*options[command], *output_options(command, folder, False)], places, folder)
         seconds |= {stage: found[at] for stage, (of, at) in STAGES.items() if of == command}
         whole[command] = outcome(command, folder)
-    draw, stages = random.Random(args.seed), list(STAGES)
+    draw = random.Random(args.seed)
     rounds = []
     for number in range(args.rounds):
         stage = stages[number % len(stages)]
