@@ -9,7 +9,9 @@
 - interface: `gettext`, strings of three English words or more. Its own 1,000 test strings are few: 2,000 more are
   held out from the training set, with all that has a side in common with them.
 
-Validation and test sets are those of the corpora, tanaka's left aside (their English was published in lower case).
+`augmented.ja-en.jsonl`, and everyday's `augmented.en-ja.jsonl`, have more pairs to train with, variants of training pairs
+by rule (`variants.py`). Validation and test sets are those of the corpora, tanaka's left aside (their English was
+published in lower case).
 """
 
 import argparse
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sacremoses import MosesTokenizer, MosesTruecaser
+from variants import augmented
 
 Pair = tuple[str, str]  # English, Japanese
 
@@ -129,6 +132,13 @@ def main() -> None:
     write(train, args.output_dir / "interface" / "train.jsonl")
     write(strings["validation"], args.output_dir / "interface" / "validation.jsonl")
     write(strings["test"] + more, args.output_dir / "interface" / "test.jsonl")
+
+    for corpus in ("everyday", "documentation", "interface"):
+        rows = list(pairs(args.output_dir / corpus / "train.jsonl"))
+        variants = augmented([(ja, en) for en, ja in rows], ("ja", "en"), SEED)
+        write(((en, ja) for ja, en in variants), args.output_dir / corpus / "augmented.ja-en.jsonl")
+        if corpus == "everyday":
+            write(augmented(rows, ("en", "ja"), SEED), args.output_dir / corpus / "augmented.en-ja.jsonl")
 
 
 if __name__ == "__main__":
