@@ -9,7 +9,7 @@
 - interface: `gettext`, strings of three English words or more. Its own 1,000 test strings are few: 2,000 more are
   held out from the training set, with all that has a side in common with them.
 
-`augmented.ja-en.jsonl`, and everyday's `augmented.en-ja.jsonl`, have more pairs to train with, variants of training pairs
+`augmented.ja-en.jsonl`, and everyday's `augmented.en-ja.jsonl`, have more pairs to train with, variants of the others
 by rule (`variants.py`). Validation and test sets are those of the corpora, tanaka's left aside (their English was
 published in lower case).
 """
