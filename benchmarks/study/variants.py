@@ -13,16 +13,16 @@ Pair = tuple[str, str]
 EMOJI = "😀"
 # To train with: others beside the one that is tested.
 MORE_EMOJI = "😀😃😄😁😆😅😂🙂😉😊😍😘😎😢😭😡😱👍👎👏🙏💪❤💕✨🎉🔥🌸🍣🍺☕🎂🚗✈🏠📷🎵⚽🐱🐶"
-# What is exchanged for what, by language; names are Tatoeba's most frequent, and others that are as well known.
+# What is exchanged for what, by language: names that Tatoeba's sentences have, and others that are as well known.
 NAMES = {
-    "ja": {"トム": "ケンジ", "メアリー": "サラ", "ボブ": "ルイス", "ナンシー": "アンナ"},
-    "en": {"Tom": "Kenji", "Mary": "Sarah", "Bob": "Louis", "Nancy": "Anna"},
+    "ja": {"トム": "ケンジ", "メアリー": "サラ"},
+    "en": {"Tom": "Kenji", "Mary": "Sarah"},
 }
 FULL_STOPS = "。.．"
 HALF_WIDTH = {unicodedata.normalize("NFKC", chr(code)): chr(code) for code in range(0xFF61, 0xFFA0)}
 VOICED = {"\u3099": "ﾞ", "\u309a": "ﾟ"}
 FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F) if chr(code).isalnum()}
-DIGITS = str.maketrans("123456789", "234567891")
+DIGITS = str.maketrans("123456789１２３４５６７８９", "234567891２３４５６７８９１")
 
 
 def half_width(text: str) -> str:
@@ -38,8 +38,10 @@ def half_width(text: str) -> str:
 def exchange_names(pair: Pair, languages: Pair) -> Pair:
     """The same sentence of somebody else; as it was unless both sides name the person."""
     for ours, theirs in zip(*(NAMES.get(language, {}).items() for language in languages), strict=True):
-        if ours[0] in pair[0] and theirs[0] in pair[1]:
-            return pair[0].replace(*ours), pair[1].replace(*theirs)
+        if all(name.search(text) for name, text in zip(map(_word, (ours[0], theirs[0])), pair, strict=True)):
+            sides = zip(pair, (ours, theirs), strict=True)
+            first, second = (_word(old).sub(new, text) for text, (old, new) in sides)
+            return first, second
     return pair
 
 
@@ -48,11 +50,15 @@ def exchange_digits(pair: Pair, languages: Pair) -> Pair:
     numbers = [re.findall(r"[0-9]+", unicodedata.normalize("NFKC", text)) for text in pair]
     if not numbers[0] or sorted(numbers[0]) != sorted(numbers[1]):
         return pair
-    return pair[0].translate(DIGITS).translate(_full(DIGITS)), pair[1].translate(DIGITS)
+    if any(re.search(r"[0-9](st|nd|rd|th)\b", text) for text in pair):
+        return pair
+    first, second = (text.translate(DIGITS) for text in pair)
+    return first, second
 
 
-def _full(table: dict[int, int]) -> dict[int, int]:
-    return {code + 0xFEE0: other + 0xFEE0 for code, other in table.items()}
+def _word(name: str) -> re.Pattern[str]:
+    """A name as a word of its own; Japanese has no spaces."""
+    return re.compile(rf"\b{name}\b" if name.isascii() else name)
 
 
 def on_source(change: Callable[[str], str]) -> Callable[[Pair, Pair], Pair]:

@@ -185,7 +185,7 @@ def write_card(folder: str | Path, repository: str | None = None, **said: Any) -
 
 
 def card_facts(folder: str | Path) -> dict[str, Any]:
-    """What a folder's card says that no other file there knows, as `build_card` takes it; nothing if there is none.
+    """What a folder's card says that `card.yaml` does not, as `build_card` takes it; nothing if there is no card.
 
     The repository, and of `CardFacts` what is in the card's metadata.
     """
@@ -193,7 +193,9 @@ def card_facts(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     card = ModelCard.load(file)
-    facts = {name: getattr(card.data, name, None) for name in ("license", "datasets", "base_model", "tags")}
+    said = _read(Path(folder, "card.yaml")) or {}
+    names = ("license", "datasets", "base_model", "tags")
+    facts = {name: getattr(card.data, name, None) for name in names if said.get(name) is None}
     if named := REPOSITORY.search(card.text):
         facts["repository"] = named[1]
     return {name: value for name, value in facts.items() if value is not None}
@@ -540,6 +542,7 @@ def _lineage(
         origin = f"a collapse of {parent}, method {plain(collapse.get('method'))}"
         if trimmed:
             origin += f", whose vocabulary was trimmed to {_entries(trimmed)} entries"
+            origin += " and which was then trained on" if trimmed.get("trained") else ""
     elif trimmed:
         origin = f"{code(trimmed.get('parent'))}, with its vocabulary trimmed to {_entries(trimmed)} entries"
     if parent := recipe.get("model_name_or_path"):

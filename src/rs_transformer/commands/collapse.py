@@ -38,7 +38,7 @@ from ..layer_transfer import (
 )
 from ..tokenization import check_language_pair
 from ..training.batches import TokenBatchSampler
-from ..training.run_folder import RECORDED_PACKAGES
+from ..training.run_folder import RECORDED_PACKAGES, RUN_RECORD
 from ..utils.files import check_output, read_mapping, staged_folder, write_json
 from ..utils.processes import PatientGroup, run
 from ..utils.ranges import check_range
@@ -213,9 +213,12 @@ def trim_parent(
 
 
 def trimmed_before(parent: str) -> dict[str, Any]:
-    """What to record of a parent that `trim` has made, of which and to what."""
+    """What to record of a parent that `trim` has made, of which and to what, and whether it was trained since."""
     record = read_mapping(Path(parent, TRIMMED))
-    return {"trimmed": {name: record[name] for name in record if name != "versions"}} if record else {}
+    if not record:
+        return {}
+    kept = {name: record[name] for name in record if name != "versions"}
+    return {"trimmed": kept | {"trained": Path(parent, RUN_RECORD).is_file()}}
 
 
 def load_needed_splits(args: CollapseArguments, corpus_args: CorpusArguments) -> dict[str, Dataset]:

@@ -32,6 +32,7 @@ from ..compare.report import print_report, write_report
 from ..compress.arguments import CompressOptions
 from ..compress.material import Material, load_material
 from ..compress.plan import (
+    FORMAT,
     VERIFIED,
     WORD_TOP_K,
     Plan,
@@ -155,6 +156,10 @@ def found_plan(options: CompressOptions, output: Path) -> Plan | None:
     if not content:
         check_output(output)
         return None
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{output} was begun by another version of rs-transformer: go on with that one, or choose another folder"
+        )
     plan = Plan.from_json(content)
     check_settings(output, plan.options, fixed_options(options))
     name, revision = options.compress.model_name_or_path, options.compress.revision
@@ -600,9 +605,11 @@ def print_plan(plan: Plan, options: CompressOptions) -> None:
         print(f"The vocabulary stays: the text needs {plan.vocabulary['needed']:.0%} of its entries.")
     elif plan.text["sentences"]:
         print("The vocabulary is about so large: the pieces of the parent's translations come to it.")
+    covered = " and ".join(f"{share:.1%} of the {side}" for side, share in plan.vocabulary["covered"].items())
     if "adapted" in plan.training["updates"]:
-        covered = " and ".join(f"{share:.1%} of the {side}" for side, share in plan.vocabulary["covered"].items())
         print(f"The parent learns to read the text anew: the pieces that stay are {covered} tokens.")
+    elif options.student.word_weight is None and not plan.training["word_weight"]:
+        print(f"The child learns from the text alone: the pieces that stay are {covered} tokens.")
     for depth, ratio in plan.speedup.items():
         print(f"decoder depth {depth}: {ratio:.2f} times the parent's speed on single sentences")
     output, updates = Path(options.compress.output_dir), plan.training["updates"]

@@ -107,7 +107,7 @@ class StudentArguments:
     updates: int | None = field(
         default=None,
         metadata={
-            "help": "Updates of both distillations together; default: ten epochs, or what budget_minutes chooses."
+            "help": "Updates of the child after its calibration; default: ten epochs, or what budget_minutes chooses."
         },
     )
     calibration_updates: int | None = field(
@@ -126,9 +126,13 @@ class StudentArguments:
     )
     max_tokens: int = field(default=1280, metadata={"help": "Token budget of a batch, in each process."})
     word_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the parent's distributions beside the targets; default: 0.5."}
+        default=None,
+        metadata={
+            "help": "Weight of the parent's distributions beside the targets; default: 0.5, and 0 where trimming took "
+            "pieces that the text has and the parent has not learned to do without."
+        },
     )
-    dropout: float = field(default=0.1, metadata={"help": "Of the child, in training."})
+    dropout: float = field(default=0.1, metadata={"help": "In all trainings, the parent's too."})
     bf16: bool | None = field(
         default=None, metadata={"help": "Train in bfloat16; default: where it is faster, which is timed."}
     )

@@ -51,7 +51,7 @@ DEPTH = 2  # of the decoder, where nobody chooses
 EPOCHS, MOST_EPOCHS = 10, 50
 LEAST_UPDATES = 200  # of both distillations
 CALIBRATION_SHARE, LEAST_CALIBRATION = 0.1, 100  # of a budget; updates
-ADAPTATION_SHARE, ADAPTATION_EPOCHS = 0.2, 1  # of a budget, at most; of the trimmed parent's training
+ADAPTATION_SHARE, LEAST_ADAPTATION = 0.2, 100  # of a budget, for the trimmed parent's training; updates
 SHARE = 0.6  # of the updates, for the first distillation, where there are two
 WORTH_TRIMMING = 0.95  # of the entries: where as many stay, trimming gives nothing
 SAMPLE = 10_000  # pairs that are encoded
@@ -64,6 +64,7 @@ MARGIN = 1.15  # what estimates are multiplied by where there is a budget
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.bin", "*.spm", "*vocab.json")
 # What material makes of options.
 RESOLVED = ("source_lang", "target_lang", "max_source_length", "max_target_length", "max_train_samples")
+FORMAT = 2  # of compress.json: other stages have another one
 # Options that no finished stage depends on.
 CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "report", "repo")
 
@@ -81,6 +82,7 @@ class Plan:
         training: what the distillations are told; `updates` of each stage.
         minutes: of each stage, estimated.
         speedup: on single sentences by decoder depth, where that was measured.
+        format: `FORMAT` of the version that made it.
     """
 
     options: dict[str, Any]
@@ -91,6 +93,7 @@ class Plan:
     training: dict[str, Any] = field(default_factory=dict)
     minutes: dict[str, float] = field(default_factory=dict)
     speedup: dict[int, float] = field(default_factory=dict)
+    format: int = FORMAT
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Plan":
@@ -403,15 +406,17 @@ class Planner:
         """Time an update and all else, and divide what is left of the budget between the distillations."""
         student = self.options.student
         batches, epoch = self.batches()
-        word_weight = WORD_WEIGHT if student.word_weight is None else student.word_weight
-        seconds = self._timed(batches, WORD_TOP_K if word_weight else 0)
+        adapts = self.adapts(plan)
+        seconds = self._timed(batches, WORD_TOP_K if student.word_weight != 0 else 0, adapts)
         precisions = [False, True] if student.bf16 is None else [student.bf16]
         shares = {"distilled": 1.0}
         if self.options.goal.max_bleu_loss is not None:  # all depths first, then the chosen one
             shares = {"distilled": SHARE, "shallow": 1 - SHARE}
         bf16 = min(precisions, key=lambda precision: sum(seconds[stage, precision] for stage in shares))
-        adapting, calibrating = seconds["adapted", bf16], seconds["calibrated"] + seconds["pass"]
-        updates = self.adaptation_updates(plan, epoch, adapting)
+        adapting, calibrating = seconds.get(("adapted", bf16), 0.0), seconds["calibrated"] + seconds["pass"]
+        updates = {"adapted": self.adaptation_updates(epoch, adapting)} if adapts else {}
+        updates = {stage: number for stage, number in updates.items() if number}
+        word_weight = self.word_weight(plan, "adapted" in updates)
         if any(layers < stored_layers(self.parent.config, side) for side, layers in self.stored.items()):
             updates["collapsed"] = self.calibration_updates(calibrating)
         minutes = self._other_minutes(plan, epoch, seconds["aligned"])
@@ -438,20 +443,20 @@ class Planner:
         plan.minutes = {stage: round(number, 2) for stage, number in minutes.items() if number}
         plan.text["tokens"] = epoch * PartialState().num_processes * student.max_tokens
 
-    def _timed(self, batches: list[Any], top_k: int) -> dict[Any, float]:
+    def _timed(self, batches: list[Any], top_k: int, adapts: bool) -> dict[Any, float]:
         """Seconds of a batch: the teacher's pass, the child's, a calibration's child, and each stage's update.
 
         Returns:
-            By `"pass"`, `"aligned"`, `"calibrated"`, or a stage and whether in bfloat16.
+            By `"pass"`, `"aligned"`, `"calibrated"`, or a stage that there may be and whether in bfloat16.
         """
-        depth = self.depths[0]
-        if self.options.goal.max_bleu_loss is not None:  # trained for all of them
+        depth, elastic = self.depths[0], self.options.goal.max_bleu_loss is not None
+        if elastic:  # trained for all of them
             depth = (min(self.depths) + self.parent.config.decoder_layers) // 2
-        updates = {
-            "adapted": update_of(copy.deepcopy(self.base)),
-            "distilled": update_of(with_depth(self.child, decoder_layers=depth), top_k),
-            "shallow": update_of(with_depth(self.child, decoder_layers=self.depths[0]), top_k),
-        }
+        updates = {"distilled": update_of(with_depth(self.child, decoder_layers=depth), top_k)}
+        if elastic:
+            updates["shallow"] = update_of(with_depth(self.child, decoder_layers=self.depths[0]), top_k)
+        if adapts:
+            updates["adapted"] = update_of(copy.deepcopy(self.base))
         works: dict[Any, Any] = {"pass": pass_of(self.base)}
         works["aligned"] = pass_of(with_depth(self.child, decoder_layers=self.depths[0]))
         works["calibrated"] = partial(update_of(copy.deepcopy(self.child)), bf16=False)
@@ -488,23 +493,34 @@ class Planner:
             return given or UPDATES
         return max(LEAST_CALIBRATION, min(UPDATES, int(CALIBRATION_SHARE * 60 * budget / seconds)))
 
-    def adaptation_updates(self, plan: Plan, epoch: int, seconds: float) -> dict[str, int]:
-        """Updates in which a parent whose vocabulary lost much learns to read the text: as given, or about an epoch.
+    def adapts(self, plan: Plan) -> bool:
+        """Whether the parent is to learn to read the text anew: as said, or where trimming took much of what it has.
+
+        Raises:
+            ValueError: it is said, and nothing is trimmed.
+        """
+        given = self.options.student.adaptation_updates
+        if given and not self.trim:
+            raise ValueError(f"adaptation_updates={given} is for a vocabulary that is trimmed, and this one stays")
+        return self.trim and (min(plan.vocabulary["covered"].values()) < COVERED if given is None else given > 0)
+
+    def adaptation_updates(self, epoch: int, seconds: float) -> int:
+        """As given, or about an epoch; none in a budget whose share for it is too short to teach anything.
 
         Args:
             epoch: updates that it has.
             seconds: of one.
         """
         given, budget = self.options.student.adaptation_updates, self.options.goal.budget_minutes
-        if not self.trim or given == 0:
-            return {}
-        if given is None:
-            if min(plan.vocabulary["covered"].values()) >= COVERED:
-                return {}
-            given = ADAPTATION_EPOCHS * epoch
-            if budget is not None:
-                given = min(given, int(ADAPTATION_SHARE * 60 * budget / seconds))
-        return {"adapted": max(1, given)}
+        if given is not None or budget is None:
+            return given or epoch
+        updates = min(epoch, int(ADAPTATION_SHARE * 60 * budget / seconds))
+        return updates if updates >= min(epoch, LEAST_ADAPTATION) else 0
+
+    def word_weight(self, plan: Plan, adapted: bool) -> float:
+        """As given; else none where the trimmed parent does not read the text as it has learned to."""
+        given, covered = self.options.student.word_weight, min(plan.vocabulary["covered"].values())
+        return given if given is not None else WORD_WEIGHT if adapted or covered >= COVERED else 0.0
 
     def _other_minutes(self, plan: Plan, epoch: int, aligned: float) -> dict[str, float]:
         """Estimates of the stages that train nothing.

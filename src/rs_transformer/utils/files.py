@@ -116,10 +116,11 @@ def check_output_file(file: str | Path, inputs: Iterable[str | Path] = (), what:
 
 
 def check_output(output: Path) -> None:
-    """Raise `FileExistsError` unless a folder can get this name at the end."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    """Raise `FileExistsError` unless a folder can get this name, or a link's target its own, at the end."""
+    target = output.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
-    if output.is_mount():
+    if target.is_mount():
         raise FileExistsError(f"output_dir: {output} is a mount point and cannot be replaced; name a folder in it")
 
 
