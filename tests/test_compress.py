@@ -191,6 +191,7 @@ def test_validation_chooses_the_least_depth_within_the_loss(most, depth, compres
     [
         (["--decoder_layers", 3], r"decoder_layers must lie in 1\.\.2"),
         (["--target_speedup", 2, "--decoder_layers", 1], "leave decoder_layers out"),
+        (["--adaptation_updates", 5], "adaptation_updates=5 is for a vocabulary that is trimmed"),
         (["--engines", "tensorrt"], "there is no engine 'tensorrt'"),
         (["--quantization", "int3"], "quantization must be one of"),
         (["--budget_minutes", 0.001], r"with 200 updates it takes about \d"),
@@ -251,6 +252,11 @@ def test_a_folder_goes_on_with_its_own_plan_alone(compressed, parent, text, tmp_
     other = {**text, "test_file": text["train_file"]}
     with pytest.raises(ValueError, match="test_file="):
         compress(*command(parent, other, compressed))
+    plan = json.loads((compressed / "compress.json").read_text())
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "compress.json").write_text(json.dumps(plan | {"format": 1}))
+    with pytest.raises(ValueError, match="begun by another version of rs-transformer"):
+        compress(*command(parent, text, tmp_path / "earlier"))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
         compress(*command(parent, text, tmp_path))
