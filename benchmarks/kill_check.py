@@ -60,7 +60,16 @@ STAGES = {
 }
 FOREIGN = ("checkpoint-best/model.txt", "checkpoint-10-keep/model.txt", "checkpoint-3/model.txt", "notes.txt")
 # What is another in each run.
-TIMES = ("runtime", "seconds", "per_second", "output_dir", "resume_from_checkpoint", "logging_dir", "rounds")
+TIMES = (
+    "runtime",
+    "seconds",
+    "per_second",
+    "speedup",
+    "output_dir",
+    "resume_from_checkpoint",
+    "logging_dir",
+    "rounds",
+)
 TRAIN = "--num_train_epochs 3 --max_train_samples 1200 --save_strategy steps --save_steps 17 --eval_strategy steps "
 TRAIN += "--eval_steps 17 --logging_steps 10 --dropout 0.1 --average_checkpoints 2 --load_best_model_at_end true "
 TRAIN += "--metric_for_best_model loss --save_total_limit 3 --encoder_unique_layers 2 --decoder_unique_layers 2"
