@@ -85,6 +85,8 @@ def main() -> None:
                     "and after": bleu(after, references, others, args.target_lang),
                 }
             )
+    columns = list(rows[-1])
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]
     report(rows, args, ratio="translations of a trained model")
 
 
