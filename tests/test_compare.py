@@ -197,6 +197,9 @@ def test_the_childs_card_has_the_figures_in_the_form_of_the_hub(compared, tmp_pa
     card = ModelCard.load(child / "README.md")
     assert (card.data.base_model, card.data.license) == ("org/large", "cc-by-4.0")
     assert 'pipeline("translation", model="org/small")' in card.text
+    (child / "card.yaml").write_text("license: apache-2.0\n")  # what is corrected there wins over the former card
+    write_report(compared.result | {"child": compared.result["child"] | {"model": str(child)}}, tmp_path)
+    assert ModelCard.load(child / "README.md").data.license == "apache-2.0"
     (child / "README.md").write_text("# Ours\n")
     write_report(compared.result | {"child": compared.result["child"] | {"model": str(child)}}, tmp_path)
     assert (child / "README.md").read_text() == "# Ours\n"

@@ -82,7 +82,8 @@ def test_a_parent_becomes_a_folder_that_ships(compressed, parent, text, capsys):
     assert model.num_parameters(only_trainable=True) == plan["child"]["parameters"]
     assert translate(model, tokenizer, ["a b c"], DecodingArguments(num_beams=1, max_new_tokens=8))
     card = (compressed / "model" / "README.md").read_text()
-    assert f"a collapse of `{parent}`, method calibrated, whose vocabulary was trimmed to 25 entries and" in card
+    origin = f"a collapse of `{parent}`, method calibrated, whose vocabulary was trimmed to 25 entries"
+    assert f"{origin} and which was then trained on" in card
     assert "CTranslate2" in card
     report = json.loads((compressed / "report" / "report.json").read_text())
     assert [row["engine"] for row in report["engines"]] == ["ctranslate2"]
