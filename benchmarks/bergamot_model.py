@@ -1,6 +1,6 @@
 """A model in the form of bergamot, the engine of Firefox Translations: int8, without Marian's own converter.
 
-    python benchmarks/bergamot_model.py hub_cards/rs-marian-ja-en rs-bergamot --shortlist lex.s2t
+    python benchmarks/bergamot_model.py hub_cards/rs-marian-ja-en-tanaka rs-bergamot --shortlist lex.s2t
 
 Writes `model.bin`, `source.spm`, `target.spm` and, of a shortlist in Marian's form (that of `benchmarks/shortlist.py
 --output`), `lex.bin`. They are for `gemm-precision: int8shiftAll`, by which the engine scales each input as it comes;

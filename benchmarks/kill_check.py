@@ -44,7 +44,7 @@ from rs_transformer.training.run_folder import weights_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPRESS = "rs_transformer.commands.compress"
-COMPRESS_STAGES = ("translate", "trim", "adapt", "collapse", "distill", "choose_depth", "distill_shallow")
+COMPRESS_STAGES = ("translate", "trim", "collapse", "distill", "choose_depth", "distill_shallow")
 COMPRESS_STAGES += ("lay_out", "export", "report")
 TRAINER = "rs_transformer.training.trainer:TranslationTrainer"
 # What is killed: the command, and the function in whose time that happens.
@@ -82,7 +82,7 @@ DISTILL += "--save_strategy steps --save_steps 11 --report_to none --seed 3 --lo
 COMPRESSION = (
     "--max_train_samples 400 --max_source_length 16 --max_target_length 16 --num_beams 1 --max_new_tokens 16 "
 )
-COMPRESSION += "--max_vocabulary 25 --max_bleu_loss 0.5 --updates 40 --adaptation_updates 20 --calibration_updates 20 "
+COMPRESSION += "--max_vocabulary 25 --max_bleu_loss 0.5 --updates 40 --calibration_updates 20 "
 COMPRESSION += "--max_tokens 256 --word_weight 0.5 --bf16 false --teacher_num_beams 2 --min_same 0"
 
 

@@ -1,6 +1,6 @@
 """What a lexical shortlist costs: its coverage, and CTranslate2's translations with and without it.
 
-    python benchmarks/shortlist.py --model hub_cards/rs-marian-ja-en --train_file data/tanaka/train.jsonl \\
+    python benchmarks/shortlist.py --model hub_cards/rs-marian-ja-en-tanaka --train_file data/tanaka/train.jsonl \\
         --test_file data/tatoeba/test.jsonl --lowercase 1
     python benchmarks/shortlist.py --model runs/mixed --aligner eflomal --train_file data/tanaka/train.jsonl \\
         data/tatoeba/train.jsonl --test_file data/tatoeba/test.jsonl --output lex.s2t
@@ -59,7 +59,7 @@ def eflomal_links(source_ids: list[list[int]], target_ids: list[list[int]]) -> d
 def main() -> None:
     args = parse_args(
         __doc__,
-        model=(str, "hub_cards/rs-marian-ja-en", "A model's folder."),
+        model=(str, "hub_cards/rs-marian-ja-en-tanaka", "A model's folder."),
         aligner=(str, "attention", "attention or eflomal."),
         train_file=(str, [], "Pairs that it is made of."),
         test_file=(str, [], "Pairs that it is tried on."),

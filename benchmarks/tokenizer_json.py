@@ -1,6 +1,6 @@
 """How many texts `tokenizer.json` segments otherwise than the `MarianTokenizer` that it is made from.
 
-    python benchmarks/tokenizer_json.py --tokenizer hub_cards/rs-marian-ja-en --corpus data/*/*.jsonl
+    python benchmarks/tokenizer_json.py --tokenizer hub_cards/rs-marian-ja-en-tanaka --corpus data/*/*.jsonl
 
 Both sides of every pair are encoded as sources, by the tokenizers library and by transformers.js, which
 `npm ci --ignore-scripts --prefix hub_cards/web` installs.
@@ -36,7 +36,7 @@ def read_sides(file: str) -> list[str]:
 def main() -> None:
     args = parse_args(
         __doc__,
-        tokenizer=(str, "hub_cards/rs-marian-ja-en", "Folder of a MarianTokenizer."),
+        tokenizer=(str, "hub_cards/rs-marian-ja-en-tanaka", "Folder of a MarianTokenizer."),
         corpus=(str, ["training/data/tanaka-excerpt/test.jsonl"], "Files of pairs, in JSON lines."),
         batch=(int, 20000, "Texts at a time."),
     )

@@ -1,6 +1,6 @@
 """transformers.js with a model: in Node against PyTorch, and in a page against Node.
 
-    python benchmarks/web.py --models hub_cards/rs-marian-ja-en hub_cards/marian-ja-en --sentences 500 --in_page 50
+    python benchmarks/web.py --models hub_cards/rs-marian-ja-en-tanaka hub_cards/marian-ja-en --sentences 500 --in_page 50
 
 Greedy, at most 64 tokens, of the shipped excerpt's test set. Node: the share of translations that are PyTorch's, BLEU
 of both, the median of a sentence's milliseconds. Page: Chromium without a window, WebAssembly on one thread; the share
@@ -114,7 +114,7 @@ def same(first: list[str], second: list[str]) -> str:
 def main() -> None:
     args = parse_args(
         __doc__,
-        models=(str, ["hub_cards/rs-marian-ja-en"], "Folders of Marian or RSMarian models."),
+        models=(str, ["hub_cards/rs-marian-ja-en-tanaka"], "Folders of Marian or RSMarian models."),
         quantizations=(str, ["float32", "int8"], f"Of {', '.join(web.DTYPES)}."),
         sentences=(int, 500, "Sentences in Node."),
         in_page=(int, 50, "The first of them in the page."),

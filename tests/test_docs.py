@@ -196,6 +196,6 @@ def test_the_examples_of_layer_transfer_run(workspace, monkeypatch):
     expand(AutoModelForSeq2SeqLM.from_pretrained("hub_cards/marian-ja-en")).save_pretrained("parent")
     exec(collapsing.replace("Helsinki-NLP/opus-mt-ja-en", "parent"), names)
     assert names["student"].config.decoder_layer_map == [0, 0, 0, 1, 1, 1]
-    exec(loading.replace("runs/tuned", "hub_cards/rs-marian-ja-en"), names)
+    exec(loading.replace("runs/tuned", "hub_cards/rs-marian-ja-en-tanaka"), names)
     exec(expanding, names)
     assert type(AutoModelForSeq2SeqLM.from_pretrained("runs/marian")) is MarianMTModel

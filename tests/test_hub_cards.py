@@ -13,8 +13,14 @@ from rs_transformer.configuration_rs_marian import REMOTE_CODE_FILES
 from rs_transformer.model_card import build_card, card_disagreements
 
 HUB = ROOT / "hub_cards"
-MODELS = ["rs-marian-ja-en", "rs-marian-ja-en-scratch", "marian-ja-en"]
-TEST = ROOT / "training" / "data" / "tanaka-excerpt" / "test.jsonl"
+DATA = ROOT / "training" / "data"
+# With the text that each is scored on, and the longest translation there.
+MODELS = {
+    "rs-marian-ja-en": (DATA / "tatoeba-test" / "test.jsonl", 128),
+    "rs-marian-ja-en-tanaka": (DATA / "tanaka-excerpt" / "test.jsonl", 64),
+    "rs-marian-ja-en-scratch": (DATA / "tanaka-excerpt" / "test.jsonl", 64),
+    "marian-ja-en": (DATA / "tanaka-excerpt" / "test.jsonl", 64),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +60,11 @@ def test_the_source_lies_here_once_and_leaves_as_files(name, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_gives_the_scores_of_the_card(name, tmp_path):
-    output = tmp_path / "scores.json"
+    output, (test_file, longest) = tmp_path / "scores.json", MODELS[name]
     languages = ["--source_lang", "ja", "--target_lang", "en"]
-    decoding = ["--num_beams", 5, "--max_new_tokens", 64]
+    decoding = ["--num_beams", 5, "--max_new_tokens", longest]
     script("evaluate")(
-        "--systems", f"hub_cards/{name}", *languages, "--test_file", TEST, *decoding, "--output_file", output
+        "--systems", f"hub_cards/{name}", *languages, "--test_file", test_file, *decoding, "--output_file", output
     )
     (measured,) = json.loads(output.read_text())
     said = {

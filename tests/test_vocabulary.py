@@ -16,6 +16,7 @@ from rs_transformer import RSMarianForConditionalGeneration, trim_vocabulary
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.tokenization import count_tokens, encode, entries_of, train_tokenizer
+from rs_transformer.utils.sentencepiece_model import Subwords, without_pieces
 from rs_transformer.vocabulary import TEXT_SIDES, embedding_rows, plan_trim, removed_entries
 
 EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
@@ -468,6 +469,36 @@ def test_a_maximum_is_kept_and_filled(tokenizer_of, kind):
     assert len(plan_trim(model_of(parent), parent, *FEW, max_vocabulary=10**6).ids["source"]) == whole
     fewer = plan_trim(model_of(parent), parent, ["彼"], ["he"], characters="text", max_vocabulary=least - 200)
     assert len(fewer.ids["source"]) < 30
+
+
+def test_a_maximum_keeps_the_parts_of_the_words_that_go(tokenizer_of):
+    """The text is written with fewer tokens than by the most frequent ones alone, as SentencePiece itself counts."""
+    parent = tokenizer_of("unigram")
+    model, texts = model_of(parent), list(SIDES.values())
+    plan = plan_trim(model, parent, *texts, max_vocabulary=1500)
+    counts = {
+        side: count_tokens(parent, part, target=side == "target") for side, part in zip(TEXT_SIDES, texts, strict=True)
+    }
+    shares = {
+        token: sum(each[token] / each.total() for each in counts.values()) for token in set().union(*counts.values())
+    }
+    least = plan_trim(model, parent, ["彼"], ["he"]).tokens  # special tokens and single characters
+    free = sorted(shares.keys() - least["source"], key=shares.get, reverse=True)
+    frequent = least["source"] | set(free[: 1500 - len(entries_of(parent, "source").keys() & least["source"])])
+    assert abs(len(frequent & entries_of(parent, "source").keys()) - len(plan.ids["source"])) < 5
+    lengths = {"pruned": 0, "frequent": 0}
+    for side, part in zip(TEXT_SIDES, texts, strict=True):
+        whole = getattr(parent, f"spm_{side}").serialized_model_proto()
+        for name, kept in (("pruned", plan.tokens[side]), ("frequent", frequent)):
+            smaller = sentencepiece.SentencePieceProcessor(model_proto=without_pieces(whole, kept))
+            lengths[name] += sum(map(len, smaller.encode(part)))
+            subwords, marked = Subwords(whole), "\ue000"  # behind an unknown character, as in the middle of a word
+            known = [token for token in counts[side] if set(token) <= subwords.scores.keys()]
+            for token in sorted(set(known) - kept)[:200]:
+                written = smaller.encode(marked + token.replace("▁", " "), out_type=str)
+                behind = next(place for place, piece in enumerate(written, start=1) if marked in piece)
+                assert subwords.spelled(token, kept)[0] == written[behind:]
+    assert lengths["pruned"] < 0.98 * lengths["frequent"]
 
 
 # Files

@@ -8,15 +8,12 @@ import atexit
 import copy
 import json
 import shutil
-import struct
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, MarianMTModel, MarianTokenizer, PretrainedConfig
@@ -25,6 +22,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from .layer_transfer import build_like, check_marian
 from .pipeline_rs_marian import LANGUAGE_CODE
 from .tokenization import check_tokenizer, count_tokens, entries_of
+from .utils.sentencepiece_model import UNIGRAM, Subwords, without_pieces
 
 TEXT_SIDES = ("source", "target")
 CHARACTERS = ("all", "text")
@@ -38,12 +36,7 @@ ROWS = {
 }
 FILES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 UNKNOWN_SHARE = 0.5  # of a text's characters, from which on it is of another language
-# Of sentencepiece_model.proto. Its Python module runs on few versions of protobuf, and is not needed for this little.
-PIECES, TRAINER = 1, 2  # fields of a model
-TEXT, SCORE, KIND = 1, 2, 3  # fields of a piece
-MODEL_TYPE = 3  # a field of how it was trained
-UNIGRAM, BPE = 1, 2  # model types
-NORMAL, USER_DEFINED, UNUSED = 1, 4, 5  # kinds of pieces that a text is segmented by; the others are marks and bytes
+PRUNED = 0.1  # of a vocabulary, at a time
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,8 @@ def trim_vocabulary(
         sources, targets: texts of both sides, read once each; they need not be translations of each other.
         coverage: share of each side's tokens, above 0, at most 1, that the most frequent pieces are kept for. 1: all
             that occur.
-        max_vocabulary: entries at most, of each vocabulary where there are two; the rarest go.
+        max_vocabulary: entries at most, of each vocabulary where there are two; those go that the text is spelled best
+            without, of a BPE model the rarest.
         characters: the single characters that stay, so that any text can be spelled: `"all"` that the pieces have, or
             those of the `"text"`, others becoming unknown.
 
@@ -222,7 +216,7 @@ class _Side:
 
     def __init__(self, tokenizer: MarianTokenizer, side: str, texts: Iterable[str]):
         entries = entries_of(tokenizer, side)
-        self.subwords = _Subwords(getattr(tokenizer, f"spm_{side}").serialized_model_proto())
+        self.subwords = Subwords(getattr(tokenizer, f"spm_{side}").serialized_model_proto())
         self.counts = count_tokens(tokenizer, texts, target=side == "target")
         if not self.counts:
             raise ValueError(f"there is no {side} text to trim the vocabulary to: give some sentences")
@@ -268,50 +262,6 @@ class _Side:
 Counts = Mapping[str, _Side]  # of "source" and "target"
 
 
-class _Subwords:
-    """What a SentencePiece model says of its pieces.
-
-    Attributes:
-        scores: of the pieces that a text is segmented by.
-        pieces: all.
-        fixed: the pieces that have to stay: marks, bytes, what the user defined or barred, and, of a unigram model,
-            those with the lowest and the highest score, by which it reckons what an unknown character and what a
-            user's piece costs.
-    """
-
-    def __init__(self, model: bytes):
-        self.scores: dict[str, float] = {}
-        self.fixed: set[str] = set()
-        self.type, normal = model_type(model), {}
-        for number, value, _ in read_fields(model):
-            if number == PIECES:
-                text, score, kind = read_piece(value)
-                if kind in (NORMAL, USER_DEFINED, UNUSED):
-                    self.scores[text] = score
-                if kind == NORMAL:
-                    normal[text] = score
-                else:
-                    self.fixed.add(text)
-        self.pieces = self.scores.keys() | self.fixed
-        if self.type == UNIGRAM and normal:
-            self.fixed |= {min(normal, key=normal.get), max(normal, key=normal.get)}
-
-    def parts(self, piece: str) -> set[str]:
-        """What a BPE model merges on the way to a piece, whichever text it stands in; nothing of other models."""
-        parts: set[str] = set()
-        if self.type != BPE or piece not in self.scores:
-            return parts
-        symbols = list(piece)
-        while len(symbols) > 1:
-            merged = [left + right for left, right in pairwise(symbols)]
-            best = max(range(len(merged)), key=lambda place: self.scores.get(merged[place], -torch.inf))
-            if merged[best] not in self.scores:
-                break
-            parts.add(merged[best])
-            symbols[best : best + 2] = [merged[best]]
-        return parts
-
-
 def _groups(tokenizer: MarianTokenizer) -> list[Sequence[str]]:
     """The sides that have a vocabulary together."""
     return [[side] for side in TEXT_SIDES] if tokenizer.separate_vocabs else [TEXT_SIDES]
@@ -354,13 +304,55 @@ def _choose(
     for side in sides:
         for token in side.most_frequent(chosen, coverage):
             shares[token] += side.counts[token] / side.total
+    prunes = all(side.subwords.type == UNIGRAM for side in sides)
     for token in sorted(shares, key=lambda token: (-shares[token], entries.get(token, -1), token)):
         added = {token}.union(*(side.subwords.parts(token) for side in sides)) - chosen
         size += sum(part in entries for part in added)
-        if max_vocabulary is not None and size > max_vocabulary:
+        if max_vocabulary is not None and size > max_vocabulary and not prunes:
             break
         chosen |= added
+    if prunes and max_vocabulary is not None and size > max_vocabulary:
+        return _prune(entries, sides, chosen, floor, size - max_vocabulary)
     return chosen
+
+
+def _prune(
+    entries: Mapping[str, int], sides: Sequence[_Side], chosen: Collection[str], floor: Collection[str], number: int
+) -> set[str]:
+    """Make a vocabulary smaller as SentencePiece does a unigram model (Kudo 2018).
+
+    The tokens go without which the text loses least of its probability, some at a time, and what it is then spelled
+    with is counted anew: so what rare words are written with stays, which may be rarer than they are.
+
+    Args:
+        chosen: the tokens of one vocabulary, of which some are to go.
+        floor: those that stay.
+        number: how many are to go.
+    """
+    kept = set(chosen)
+    shares = [{token: side.counts[token] / side.total for token in sorted(side.known)} for side in sides]
+    going = sorted(set().union(*shares) - kept)
+    spelled: list[dict[str, tuple[list[str], float]]] = [{} for _ in sides]  # of each side's tokens
+    while True:
+        for side, share, parts in zip(sides, shares, spelled, strict=True):
+            for token in going:
+                if left := share.pop(token, 0.0):
+                    for part in side.subwords.spelled(token, kept)[0]:
+                        share[part] = share.get(part, 0.0) + left
+            for token in [token for token, (pieces, _) in parts.items() if not kept.issuperset(pieces)]:
+                del parts[token]
+        if not number:
+            return kept
+        losses = dict.fromkeys((token for token in kept.difference(floor) if token in entries), 0.0)
+        for side, share, parts in zip(sides, shares, spelled, strict=True):
+            for token in [token for token in share if token in losses and token in side.subwords.scores]:
+                if token not in parts:
+                    parts[token] = side.subwords.spelled(token, kept)
+                losses[token] += share[token] * (side.subwords.scores[token] - parts[token][1])
+        going = sorted(losses, key=lambda token: (losses[token], -entries[token]))
+        going = going[: min(number, max(1, round(PRUNED * len(kept))))]
+        number -= len(going)
+        kept.difference_update(going)
 
 
 def _common_ids(model: MarianMTModel, tokenizer: MarianTokenizer) -> set[int]:
@@ -422,7 +414,7 @@ def _trimmed_tokenizer(
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokenizer.save_pretrained(folder)
     for side, (spm, vocabulary) in FILES.items():
-        model = _without_pieces((folder / spm).read_bytes(), plan.tokens[side])
+        model = without_pieces((folder / spm).read_bytes(), plan.tokens[side])
         (folder / spm).write_bytes(model)
         if (folder / vocabulary).is_file():
             entries = json.loads((folder / vocabulary).read_text("utf-8"))
@@ -437,48 +429,3 @@ def _trimmed_tokenizer(
     for name in ("is_local", "local_files_only"):
         trimmed.init_kwargs.pop(name, None)  # they would be saved
     return trimmed
-
-
-def _without_pieces(model: bytes, kept: Collection[str]) -> bytes:
-    """A SentencePiece model with those of its pieces that are kept; the rest as it is, byte for byte."""
-    fields = read_fields(model)
-    return b"".join(whole for number, value, whole in fields if number != PIECES or read_piece(value)[0] in kept)
-
-
-def model_type(model: bytes) -> int:
-    """What a SentencePiece model was trained as."""
-    trainers = [value for number, value, _ in read_fields(model) if number == TRAINER]
-    return {number: part for number, part, _ in read_fields(b"".join(trainers))}.get(MODEL_TYPE, UNIGRAM)
-
-
-def read_piece(message: bytes) -> tuple[str, float, int]:
-    """Text, score and kind of a piece."""
-    fields = {number: value for number, value, _ in read_fields(message)}
-    (score,) = struct.unpack("<f", fields.get(SCORE, bytes(4)))
-    return str(fields[TEXT], "utf-8"), score, fields.get(KIND, NORMAL)
-
-
-def read_fields(message: bytes) -> Iterator[tuple[int, Any, bytes]]:
-    """The fields of a protocol buffer: number, value (an integer, or bytes), and the bytes of the whole field."""
-    place = 0
-    while place < len(message):
-        start = place
-        key, place = _varint(message, place)
-        if key & 7 == 0:
-            value, place = _varint(message, place)
-        else:
-            length, place = {1: (8, place), 5: (4, place)}.get(key & 7) or _varint(message, place)
-            value = message[place : place + length]
-            place += length
-        yield key >> 3, value, message[start:place]
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """The integer that begins at a place, seven bits a byte, and the place behind it."""
-    value = shift = 0
-    while True:
-        byte = message[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value, place

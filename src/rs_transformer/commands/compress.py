@@ -5,8 +5,8 @@
     rs-transformer compress runs/parent --output_dir runs/small --monolingual_file news.ja --target_size 4
     rs-transformer compress runs/parent --output_dir runs/small --train_file train.jsonl --dry_run
 
-The stages, each a command of its own: translate monolingual text (synthesize), trim the vocabulary, let the parent
-learn to read with it (train), collapse, distil from the parent, lay out (publish), export. Each has a folder in the
+The stages, each a command of its own: translate monolingual text (synthesize), trim the vocabulary, collapse, distil
+from the parent, lay out (publish), export. Each has a folder in the
 output folder; the child is in `model`, what engines load in `export`. `compress.json` has the plan. The same command
 goes on where it was stopped; several processes share the work (`accelerate launch`).
 """
@@ -205,10 +205,9 @@ def verification_sentences(material: Material) -> list[str]:
 def disk_bytes(plan: Plan) -> int:
     """What all stages together leave on the disk, roughly."""
     child, parent = plan.child["float32"], plan.parent["float32"]
-    runs = {stage: parent if stage == "adapted" else child for stage in plan.training["updates"]}
-    runs.pop("collapsed", None)
+    runs = len(plan.training["updates"].keys() - {"collapsed"})
     distributions = plan.text["tokens"] * WORD_TOP_K * 6 * bool(plan.training["word_weight"])
-    return parent + child + 2 * 4 * sum(runs.values()) + 3 * child + distributions
+    return parent + child + 2 * 4 * runs * child + 3 * child + distributions
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -259,8 +258,6 @@ class Compression:
             stages.append(Stage("monolingual", (out / "monolingual" / SYNTHESIS).is_file, self.translate, shared=True))
         if plan.vocabulary["trim"]:
             stages.append(Stage("trimmed", (out / "trimmed").is_dir, self.trim))
-        if "adapted" in plan.training["updates"]:
-            stages.append(Stage("adapted", partial(is_finished, out / "adapted"), self.adapt, shared=True))
         stages.append(Stage("collapsed", (out / "collapsed").is_dir, self.collapse))
         stages.append(Stage("distilled", partial(is_finished, out / "distilled"), self.distill, shared=True))
         if plan.child["decoder_layers"] is None:
@@ -284,10 +281,8 @@ class Compression:
         return (str(self.output / "parent"), "main") if args.allow_pickle else (args.model_name_or_path, args.revision)
 
     @property
-    def teacher(self) -> tuple[str, str]:
-        """Name and revision of what the child starts from and learns from: the parent, as it is after its stages."""
-        if "adapted" in self.plan.training["updates"]:
-            return str(self.output / "adapted"), "main"
+    def base(self) -> tuple[str, str]:
+        """Name and revision of what the child starts from: the parent, with the child's vocabulary."""
         return (str(self.output / "trimmed"), "main") if self.plan.vocabulary["trim"] else self.parent
 
     @property
@@ -346,7 +341,7 @@ class Compression:
 
     def teach(self, stage: str, **model: Any) -> None:
         """Train the child: on the targets and by the parent's distributions, or on the targets alone."""
-        training, (teacher, revision) = self.plan.training, self.teacher
+        training, (teacher, revision) = self.plan.training, self.parent
         if not training["word_weight"]:
             self.train(stage, **model)
             return
@@ -438,15 +433,11 @@ class Compression:
         trimming = TrimArguments(args.model_name_or_path, str(self.output / "trimmed"), args.revision)
         write_trimmed(trimming, model, tokenizer, plan, record)
 
-    def adapt(self) -> None:
-        """The parent, to read and write the text with the pieces that it has left."""
-        self.train("adapted", model_name_or_path=str(self.output / "trimmed"))
-
     def collapse(self) -> None:
         """The parent's layers, into those that are stored."""
         args, child, student = self.options.compress, self.plan.child, self.options.student
-        model, revision = self.teacher
-        if self.teacher == self.parent:  # by its own name, which goes into the record
+        model, revision = self.base
+        if self.base == self.parent:  # by its own name, which goes into the record
             model, revision = args.model_name_or_path, args.revision
         calibration = {"method": "average"}
         if (updates := self.plan.training["updates"].get("collapsed")) is not None:
@@ -603,13 +594,11 @@ def print_plan(plan: Plan, options: CompressOptions) -> None:
     print(markdown_table(header, rows))
     if not plan.vocabulary["trim"]:
         print(f"The vocabulary stays: the text needs {plan.vocabulary['needed']:.0%} of its entries.")
-    elif plan.text["sentences"]:
-        print("The vocabulary is about so large: the pieces of the parent's translations come to it.")
-    covered = " and ".join(f"{share:.1%} of the {side}" for side, share in plan.vocabulary["covered"].items())
-    if "adapted" in plan.training["updates"]:
-        print(f"The parent learns to read the text anew: the pieces that stay are {covered} tokens.")
-    elif options.student.word_weight is None and not plan.training["word_weight"]:
-        print(f"The child learns from the text alone: the pieces that stay are {covered} tokens.")
+    else:
+        covered = " and ".join(f"{share:.1%} of the {side}" for side, share in plan.vocabulary["covered"].items())
+        print(f"The pieces that stay are {covered} tokens; the others are spelled with them.")
+        if plan.text["sentences"]:
+            print("The vocabulary is about so large: the pieces of the parent's translations come to it.")
     for depth, ratio in plan.speedup.items():
         print(f"decoder depth {depth}: {ratio:.2f} times the parent's speed on single sentences")
     output, updates = Path(options.compress.output_dir), plan.training["updates"]

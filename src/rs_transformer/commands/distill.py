@@ -32,6 +32,7 @@ from ..corpus import CorpusArguments, warn_of_overlap
 from ..decoding import DecodingArguments
 from ..distillation.cache import cache_top_k
 from ..distillation.losses import DistillationLossArguments, check_depths, check_match, check_segmentation
+from ..distillation.resegmentation import is_part
 from ..distillation.targets import TargetArguments, load_targets, write_targets
 from ..distillation.teacher_corpus import check_corpus, check_sources, generate_corpus
 from ..distillation.teachers import Teacher, TeacherArguments, combined, load_teachers
@@ -117,6 +118,7 @@ class Distillation:
         """The student's trainer; computes the cache before, where there is to be one."""
         teacher = combined(self.teachers) if self.loss.active else None
         if self.loss.word_top_k:
+            own = self.teachers[0].tokenizer
             train_dataset = cache_top_k(
                 train_dataset,
                 teacher,
@@ -124,6 +126,7 @@ class Distillation:
                 self.loss.word_top_k,
                 self.cache_file,
                 teacher_digest=" ".join(each.digest for each in self.teachers),
+                teacher_tokenizer=own if same_vocabulary(processing_class, own) else None,
                 shard_size=self.shard_size,
             )
         if not self.loss.needs_teacher:
@@ -417,7 +420,7 @@ def check_student(
     if loss_args.active:
         longest = max(options.corpus.max_source_length, options.corpus.max_target_length)
         for teacher in teachers:
-            check_teacher(teacher, student, tokenizer, longest)
+            check_teacher(teacher, student, tokenizer, longest, loss_args)
             check_match(student.config, teacher.model.config, loss_args)
         vocabulary = student.get_output_embeddings().weight.shape[0]
         if loss_args.word_top_k > vocabulary:
@@ -426,9 +429,15 @@ def check_student(
 
 
 def check_teacher(
-    teacher: Teacher, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int
+    teacher: Teacher,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    loss: DistillationLossArguments,
 ) -> None:
     """Raise `ValueError` if more than a teacher's translations is to be learned, and its tokens are not the student's.
+
+    A student may have a part of the teacher's vocabulary where it learns from distributions that are kept.
 
     Args:
         longest: pair that the student trains on, in tokens.
@@ -436,14 +445,18 @@ def check_teacher(
     if teacher.prefix or hasattr(teacher.tokenizer, "src_lang"):
         raise ValueError(f"{teacher.name} is multilingual: learn from its translations alone")
     if difference := same_vocabulary(tokenizer, teacher.tokenizer):
-        raise ValueError(
-            f"student and teacher {teacher.name} must have one vocabulary for word_weight, hidden_weight and "
-            f"attention_weight: {difference}. Give the student the teacher's tokenizer_name_or_path, or learn "
-            "from translations alone"
-        )
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher.model)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"student and teacher {teacher.name} have output vocabularies of {sizes[0]} and {sizes[1]}")
+        if loss.needs_teacher or not is_part(tokenizer, teacher.tokenizer):
+            raise ValueError(
+                f"student and teacher {teacher.name} must have one vocabulary for word_weight, hidden_weight and "
+                f"attention_weight: {difference}. Give the student the teacher's tokenizer_name_or_path, or a part of "
+                "it (trim) and word_top_k, or learn from translations alone"
+            )
+    else:
+        sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher.model)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"student and teacher {teacher.name} have output vocabularies of {sizes[0]} and {sizes[1]}"
+            )
     positions = getattr(teacher.model.config, "max_position_embeddings", longest)
     if positions < longest:
         raise ValueError(

@@ -100,7 +100,10 @@ class VocabularyArguments:
     )
     max_vocabulary: int | None = field(
         default=None,
-        metadata={"help": "Entries at most, of each vocabulary where there are two; the rarest pieces go."},
+        metadata={
+            "help": "Entries at most, of each vocabulary where there are two; those go that the text is "
+            "spelled best without."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -114,25 +114,14 @@ class StudentArguments:
         default=None,
         metadata={"help": f"Updates of the collapse's calibration; default: {UPDATES}, fewer in a short budget."},
     )
-    adaptation_updates: int | None = field(
-        default=None,
-        metadata={
-            "help": "Updates of the parent itself after trimming, before it teaches; default: about an epoch (at most "
-            "a fifth of budget_minutes) where trimming takes pieces that the text has, else none."
-        },
-    )
     learning_rate: float | None = field(
         default=None, metadata={"help": "Its peak; default: 1e-3 at d_model 128, less by the root of the width."}
     )
     max_tokens: int = field(default=1280, metadata={"help": "Token budget of a batch, in each process."})
     word_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the parent's distributions beside the targets; default: 0.5, and 0 where trimming took "
-            "pieces that the text has and the parent has not learned to do without."
-        },
+        default=None, metadata={"help": "Weight of the parent's distributions beside the targets; default: 0.5."}
     )
-    dropout: float = field(default=0.1, metadata={"help": "In all trainings, the parent's too."})
+    dropout: float = field(default=0.1, metadata={"help": "In the child's trainings."})
     bf16: bool | None = field(
         default=None, metadata={"help": "Train in bfloat16; default: where it is faster, which is timed."}
     )
@@ -140,7 +129,6 @@ class StudentArguments:
 
     def __post_init__(self) -> None:
         check_range(self, "updates", "calibration_updates", "max_tokens", least=1)
-        check_range(self, "adaptation_updates", least=0)
         check_range(self, "learning_rate", above=0)
         check_range(self, "word_weight", least=0, most=1)
         check_range(self, "dropout", least=0, below=1)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,10 @@ from .sizes import largest_vocabulary, sizes_of, with_vocabulary
 from .timing import endless, pass_of, seconds_of, speedups, update_of
 
 WORD_WEIGHT, WORD_TOP_K = 0.5, 16
-COVERED = 0.99  # of a side's tokens: where less is left of them, a trimmed parent has to learn to read the text anew
 DEPTH = 2  # of the decoder, where nobody chooses
 EPOCHS, MOST_EPOCHS = 10, 50
 LEAST_UPDATES = 200  # of both distillations
 CALIBRATION_SHARE, LEAST_CALIBRATION = 0.1, 100  # of a budget; updates
-ADAPTATION_SHARE, LEAST_ADAPTATION = 0.2, 100  # of a budget, for the trimmed parent's training; updates
 SHARE = 0.6  # of the updates, for the first distillation, where there are two
 WORTH_TRIMMING = 0.95  # of the entries: where as many stay, trimming gives nothing
 SAMPLE = 10_000  # pairs that are encoded
@@ -64,7 +62,7 @@ MARGIN = 1.15  # what estimates are multiplied by where there is a budget
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.bin", "*.spm", "*vocab.json")
 # What material makes of options.
 RESOLVED = ("source_lang", "target_lang", "max_source_length", "max_target_length", "max_train_samples")
-FORMAT = 2  # of compress.json: other stages have another one
+FORMAT = 3  # of compress.json: other stages have another one
 # Options that no finished stage depends on.
 CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "report", "repo")
 
@@ -180,6 +178,8 @@ class Planner:
     def _sample(self, translated: list[tuple[str, str]]) -> Dataset:
         train = self.material.train
         if train is None:
+            sentences = len(self.material.monolingual)
+            translated = list(islice(cycle(translated), min(sentences, SAMPLE)))  # as many as fill batches
             sides = map(list, zip(*translated, strict=True))
             return Dataset.from_dict(dict(zip(("source", "target"), sides, strict=True)))
         return train.shuffle(seed=self.options.student.seed).select(range(min(len(train), SAMPLE)))
@@ -238,7 +238,8 @@ class Planner:
         sizes = {side: len(ids) for side, ids in self.kept.ids.items()}
         shape, depths = self.options.shape, {"encoder": self.parent.config.encoder_layers, "decoder": min(self.depths)}
         free = [side for side in SIDES if getattr(shape, f"{side}_unique_layers") is None]
-        for layers in range(max(depths.values()), 0, -1):
+        # Of monolingual text alone nobody knows yet how many entries the translations need.
+        for layers in range(max(depths.values()) if self.material.train is not None else 1, 0, -1):
             stored = self.stored | {side: min(layers, depths[side]) for side in free}
             if depths["encoder"] % stored["encoder"] or depths["decoder"] % stored["decoder"]:
                 continue  # some steps would have a layer of their own
@@ -406,21 +407,17 @@ class Planner:
         """Time an update and all else, and divide what is left of the budget between the distillations."""
         student = self.options.student
         batches, epoch = self.batches()
-        adapts = self.adapts(plan)
-        seconds = self._timed(batches, WORD_TOP_K if student.word_weight != 0 else 0, adapts)
+        word_weight = WORD_WEIGHT if student.word_weight is None else student.word_weight
+        seconds = self._timed(batches, WORD_TOP_K if word_weight else 0)
         precisions = [False, True] if student.bf16 is None else [student.bf16]
         shares = {"distilled": 1.0}
         if self.options.goal.max_bleu_loss is not None:  # all depths first, then the chosen one
             shares = {"distilled": SHARE, "shallow": 1 - SHARE}
         bf16 = min(precisions, key=lambda precision: sum(seconds[stage, precision] for stage in shares))
-        adapting, calibrating = seconds.get(("adapted", bf16), 0.0), seconds["calibrated"] + seconds["pass"]
-        updates = {"adapted": self.adaptation_updates(epoch, adapting)} if adapts else {}
-        updates = {stage: number for stage, number in updates.items() if number}
-        word_weight = self.word_weight(plan, "adapted" in updates)
+        calibrating, updates = seconds["calibrated"] + seconds["pass"], {}
         if any(layers < stored_layers(self.parent.config, side) for side, layers in self.stored.items()):
             updates["collapsed"] = self.calibration_updates(calibrating)
         minutes = self._other_minutes(plan, epoch, seconds["aligned"])
-        minutes |= {"adapted": updates.get("adapted", 0) * adapting / 60}
         minutes |= {"collapsed": updates.get("collapsed", 0) * calibrating / 60}
         minutes |= {"distilled": 1.5 * epoch * seconds["pass"] / 60 * bool(word_weight)}
         planned = (time.perf_counter() - started) / 60
@@ -443,7 +440,7 @@ class Planner:
         plan.minutes = {stage: round(number, 2) for stage, number in minutes.items() if number}
         plan.text["tokens"] = epoch * PartialState().num_processes * student.max_tokens
 
-    def _timed(self, batches: list[Any], top_k: int, adapts: bool) -> dict[Any, float]:
+    def _timed(self, batches: list[Any], top_k: int) -> dict[Any, float]:
         """Seconds of a batch: the teacher's pass, the child's, a calibration's child, and each stage's update.
 
         Returns:
@@ -455,9 +452,7 @@ class Planner:
         updates = {"distilled": update_of(with_depth(self.child, decoder_layers=depth), top_k)}
         if elastic:
             updates["shallow"] = update_of(with_depth(self.child, decoder_layers=self.depths[0]), top_k)
-        if adapts:
-            updates["adapted"] = update_of(copy.deepcopy(self.base))
-        works: dict[Any, Any] = {"pass": pass_of(self.base)}
+        works: dict[Any, Any] = {"pass": pass_of(self.parent)}
         works["aligned"] = pass_of(with_depth(self.child, decoder_layers=self.depths[0]))
         works["calibrated"] = partial(update_of(copy.deepcopy(self.child)), bf16=False)
         works |= {
@@ -492,35 +487,6 @@ class Planner:
         if given is not None or budget is None:
             return given or UPDATES
         return max(LEAST_CALIBRATION, min(UPDATES, int(CALIBRATION_SHARE * 60 * budget / seconds)))
-
-    def adapts(self, plan: Plan) -> bool:
-        """Whether the parent is to learn to read the text anew: as said, or where trimming took much of what it has.
-
-        Raises:
-            ValueError: it is said, and nothing is trimmed.
-        """
-        given = self.options.student.adaptation_updates
-        if given and not self.trim:
-            raise ValueError(f"adaptation_updates={given} is for a vocabulary that is trimmed, and this one stays")
-        return self.trim and (min(plan.vocabulary["covered"].values()) < COVERED if given is None else given > 0)
-
-    def adaptation_updates(self, epoch: int, seconds: float) -> int:
-        """As given, or about an epoch; none in a budget whose share for it is too short to teach anything.
-
-        Args:
-            epoch: updates that it has.
-            seconds: of one.
-        """
-        given, budget = self.options.student.adaptation_updates, self.options.goal.budget_minutes
-        if given is not None or budget is None:
-            return given or epoch
-        updates = min(epoch, int(ADAPTATION_SHARE * 60 * budget / seconds))
-        return updates if updates >= min(epoch, LEAST_ADAPTATION) else 0
-
-    def word_weight(self, plan: Plan, adapted: bool) -> float:
-        """As given; else none where the trimmed parent does not read the text as it has learned to."""
-        given, covered = self.options.student.word_weight, min(plan.vocabulary["covered"].values())
-        return given if given is not None else WORD_WEIGHT if adapted or covered >= COVERED else 0.0
 
     def _other_minutes(self, plan: Plan, epoch: int, aligned: float) -> dict[str, float]:
         """Estimates of the stages that train nothing.

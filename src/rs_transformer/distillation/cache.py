@@ -1,6 +1,6 @@
 """A teacher's most probable tokens for every target token, computed once and kept on disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from ..decoding import map_by_length
 from ..utils.map_shards import Rows, map_shards
 from ..utils.processes import PatientGroup
+from .resegmentation import Resegmentation
 
 CACHE_SCHEMA = pa.schema({"teacher_ids": pa.list_(pa.int32()), "teacher_log_probs": pa.list_(pa.float16())})
 
@@ -27,6 +28,7 @@ def cache_top_k(
     output: str | Path,
     *,
     teacher_digest: str,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     max_tokens: int = 4096,
     shard_size: int = 2000,
 ) -> Dataset:
@@ -37,9 +39,11 @@ def cache_top_k(
     Args:
         dataset: `input_ids` and `labels`, from `prepare_training_pairs`.
         teacher: in evaluation mode.
+        tokenizer: of the pairs.
         top_k: at most the vocabulary.
         output: the parquet file.
         teacher_digest: tells the teacher from another of the same name.
+        teacher_tokenizer: the teacher's own, where `tokenizer` is a part of it (`resegmentation`).
         max_tokens: budget of a batch.
 
     Returns:
@@ -48,12 +52,30 @@ def cache_top_k(
     Raises:
         ValueError: `output` comes from other pairs, another teacher or another `top_k`.
     """
-    collator = DataCollatorForSeq2Seq(tokenizer, model=teacher)
+    collator = DataCollatorForSeq2Seq(teacher_tokenizer or tokenizer, model=teacher)
+    resegmentation = None if teacher_tokenizer is None else Resegmentation(tokenizer, teacher_tokenizer)
 
     def most_probable(rows: Rows, advance: Callable[[int], None]) -> Rows:
         def of_batch(batch: list[int]) -> list[tuple[Any, Any]]:
             features = [{"input_ids": rows["input_ids"][i], "labels": rows["labels"][i]} for i in batch]
-            return _top_k(teacher, collator(features), [len(rows["labels"][i]) for i in batch], top_k)
+            labels = [pair["labels"] for pair in features]
+            if resegmentation is None:
+                shown = features
+            else:
+                sides = {"input_ids": "source", "labels": "target"}
+                shown = [
+                    {name: resegmentation.teacher_ids(pair[name], side) for name, side in sides.items()}
+                    for pair in features
+                ]
+            found = _log_probs(teacher, collator(shown))
+            if resegmentation is None:
+                found = [found[row, : len(target)] for row, target in enumerate(labels)]
+            else:
+                found = [
+                    resegmentation.log_probs(found[row], target, pair["labels"])
+                    for row, (target, pair) in enumerate(zip(labels, shown, strict=True))
+                ]
+            return [_top_k(log_probs, top_k) for log_probs in found]
 
         lengths = [max(map(len, pair)) for pair in zip(rows["input_ids"], rows["labels"], strict=True)]
         found = map_by_length(of_batch, lengths, max_tokens, advance=advance)
@@ -73,18 +95,17 @@ def cache_top_k(
 
 
 @torch.inference_mode()
-def _top_k(
-    teacher: PreTrainedModel, inputs: Any, lengths: Sequence[int], top_k: int
-) -> list[tuple[list[int], np.ndarray]]:
-    """Ids and log-probabilities of the most probable tokens of each row of a padded batch, target length times k."""
+def _log_probs(teacher: PreTrainedModel, inputs: Any) -> torch.Tensor:
+    """The teacher's log-probabilities at each target position of a padded batch."""
     inputs = inputs.to(teacher.device)
     del inputs["labels"]
-    log_probs = teacher(**inputs, use_cache=False).logits.float().log_softmax(-1)
+    return teacher(**inputs, use_cache=False).logits.float().log_softmax(-1)
+
+
+def _top_k(log_probs: torch.Tensor, top_k: int) -> tuple[list[int], np.ndarray]:
+    """Ids and log-probabilities of the most probable tokens of each position, target length times k."""
     values, ids = log_probs.topk(top_k)
-    return [
-        (ids[row, :length].flatten().tolist(), values[row, :length].half().flatten().cpu().numpy())
-        for row, length in enumerate(lengths)
-    ]
+    return ids.flatten().tolist(), values.half().flatten().cpu().numpy()
 
 
 class DistillationCollator(DataCollatorForSeq2Seq):

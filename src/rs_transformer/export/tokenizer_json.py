@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import MarianTokenizer
 
 from ..tokenization import entries_of
-from ..vocabulary import BPE, NORMAL, PIECES, UNIGRAM, model_type, read_fields, read_piece
+from ..utils.sentencepiece_model import BPE, NORMAL, PIECES, UNIGRAM, model_type, read_fields, read_piece
 
 NORMALIZER = 3  # a field of a SentencePiece model
 CHARSMAP, DUMMY_PREFIX, EXTRA_BLANKS, ESCAPED = 2, 3, 4, 5  # fields of a normalizer
