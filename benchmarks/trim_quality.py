@@ -5,13 +5,15 @@
         --text data/tanaka/train.jsonl data/tatoeba/train.jsonl --test_file data/tatoeba/test.jsonl
 
 Greedily, without further training. A sentence is whole if all its pieces, and those of the parent's translation, stay;
-such translations must be the parent's. BLEU is told of the whole ones and of the others, parent's and trimmed model's.
+such translations must be the parent's. BLEU is told of the whole ones and of the others, parent's and trimmed model's;
+tokens are those of the test sources and references.
 """
 
 import tempfile
 from pathlib import Path
 
 from common import parse_args, report
+from transformers import MarianTokenizer
 
 from rs_transformer.checkpoints import load_translator
 from rs_transformer.commands.trim import TrimArguments, VocabularyArguments, trim_checkpoint
@@ -19,7 +21,7 @@ from rs_transformer.corpus import OptionalCorpusArguments
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.export.ctranslate2 import convert
 from rs_transformer.metrics import corpus_scores
-from rs_transformer.tokenization import encode
+from rs_transformer.tokenization import count_tokens, encode
 from rs_transformer.utils.text_files import read_columns
 
 DECODING = DecodingArguments(num_beams=1, max_new_tokens=128)
@@ -35,6 +37,14 @@ def bleu(translations: list[str], references: list[str], rows: list[int], langua
         return None
     found = corpus_scores([translations[row] for row in rows], [references[row] for row in rows], language)
     return round(found["bleu"], 2)
+
+
+def lengths(tokenizer: MarianTokenizer, sources: list[str], references: list[str]) -> dict[str, int]:
+    """How many tokens the test set has."""
+    return {
+        "source tokens": count_tokens(tokenizer, sources).total(),
+        "target tokens": count_tokens(tokenizer, references, target=True).total(),
+    }
 
 
 def main() -> None:
@@ -62,6 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         size = int8_megabytes(args.model, Path(temporary, "parent-int8"))
         rows.append({"trimmed to": "", "entries": len(tokenizer), "int8 MB": round(size, 2)})
+        rows[0] |= lengths(tokenizer, sources, references)
         rows[0]["BLEU"] = bleu(before, references, list(range(len(sources))), args.target_lang)
         for most in (None, *args.max_vocabulary):
             folder = str(Path(temporary, f"trimmed-{most}"))
@@ -77,6 +88,7 @@ def main() -> None:
                     "trimmed to": "the text" if most is None else f"{most:,} at most",
                     "entries": len(trimmed),
                     "int8 MB": round(int8_megabytes(folder, Path(f"{folder}-int8")), 2),
+                    **lengths(trimmed, sources, references),
                     "BLEU": bleu(after, references, list(range(len(sources))), args.target_lang),
                     "whole": len(whole),
                     "of these the same": sum(before[row] == after[row] for row in whole),

@@ -1,6 +1,7 @@
 """transformers.js with a model: in Node against PyTorch, and in a page against Node.
 
-    python benchmarks/web.py --models hub_cards/rs-marian-ja-en-tanaka hub_cards/marian-ja-en --sentences 500 --in_page 50
+    python benchmarks/web.py --models hub_cards/rs-marian-ja-en-tanaka hub_cards/marian-ja-en \\
+        --sentences 500 --in_page 50
 
 Greedy, at most 64 tokens, of the shipped excerpt's test set. Node: the share of translations that are PyTorch's, BLEU
 of both, the median of a sentence's milliseconds. Page: Chromium without a window, WebAssembly on one thread; the share
