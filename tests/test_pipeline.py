@@ -207,6 +207,34 @@ def test_the_length_of_a_call_takes_the_place_of_the_pipelines(trained):
     assert texts(at_start("a b c d e", generation_config=GenerationConfig(max_length=3, forced_eos_token_id=0)))
 
 
+def test_the_generation_config_of_a_call_takes_the_place_of_the_pipelines_options(translator, monkeypatch):
+    model, tokenizer = translator.model, translator.tokenizer
+    tasks = {"translation": {"num_beams": 3, "no_repeat_ngram_size": 2}}
+    monkeypatch.setattr(model.config, "task_specific_params", tasks, raising=False)
+    made_with = {"num_beams": 4, "length_penalty": 0.5, "decoder_depth": 1}
+    at_start = pipeline("translation", model=model, tokenizer=tokenizer, **made_with)
+    config = GenerationConfig(num_beams=1, max_new_tokens=3)
+
+    def searched(translator, **given):
+        with generate_calls(model, monkeypatch) as calls:
+            translator("a b c", **given)
+        return calls[0]
+
+    given = searched(at_start, generation_config=config)
+    assert (given["generation_config"].num_beams, given["generation_config"].max_new_tokens) == (1, 3)
+    assert given["generation_config"].no_repeat_ngram_size is None
+    assert given.keys() & made_with.keys() == {"decoder_depth"}  # no configuration can say it
+    given = searched(at_start, generation_config=config, num_beams=2)
+    assert given["generation_config"].num_beams == 2
+    assert "num_beams" not in given
+    assert config.num_beams == 1  # the caller's own
+    assert searched(at_start)["num_beams"] == 4
+    assert searched(at_start)["no_repeat_ngram_size"] == 2
+    configured = pipeline("translation", model=model, tokenizer=tokenizer, generation_config=config)
+    assert searched(configured)["generation_config"].num_beams == 1
+    assert searched(configured, num_beams=2)["generation_config"].num_beams == 2
+
+
 def test_a_model_that_says_nothing_of_length_is_not_stopped_at_20_tokens(translator):
     model = translator.model
     saved, model.generation_config = model.generation_config, GenerationConfig.from_model_config(model.config)

@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import Dataset
-from transformers import MarianTokenizer, PreTrainedTokenizerBase
+from transformers import GenerationConfig, MarianTokenizer, PreTrainedTokenizerBase
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import ModelOutput, logging
 
@@ -311,6 +311,8 @@ def _is_abbreviation(before: str, following: str, cased: bool) -> bool:
 
 LINE_END = re.compile("(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
 BOUNDS = ("max_new_tokens", "max_length")
+# In the place of an option that the pipeline was made with, where a call's `generation_config` counts instead.
+REPLACED = object()
 # The tokenizers of models of several languages hold the source's as their state.
 _LANGUAGE_LOCK = threading.Lock()
 
@@ -365,7 +367,8 @@ class TranslationPipeline(ChunkPipeline):
         self._check_languages(source, target)
         settings = vars(self.model.generation_config)
         of_task = {name: value for name, value in self._task_params(source, target).items() if name in settings}
-        self._forward_params = {**of_task, **self._forward_params}
+        if self._forward_params.get("generation_config") is None:
+            self._forward_params = {**of_task, **self._forward_params}
 
     def _languages(
         self, src_lang: str | None = None, tgt_lang: str | None = None, **_: Any
@@ -420,9 +423,14 @@ class TranslationPipeline(ChunkPipeline):
             "return_text": return_text,
             "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
         }
-        if {"generation_config", *BOUNDS} & generate_kwargs.keys():
+        if generate_kwargs.get("generation_config") is not None:
+            # That of a call takes the place of all that the pipeline was made with, as in transformers' own pipelines.
+            made_with = getattr(self, "_forward_params", {})  # nothing yet when the pipeline is made
+            options = vars(GenerationConfig()).keys() & made_with.keys()
+            generate_kwargs = {**dict.fromkeys(options, REPLACED), **generate_kwargs}
+        elif any(name in generate_kwargs for name in BOUNDS):
             # A bound of the call takes the place of any that the pipeline was made with.
-            generate_kwargs = {**dict.fromkeys(BOUNDS), **generate_kwargs}
+            generate_kwargs = {**dict.fromkeys(BOUNDS, REPLACED), **generate_kwargs}
         given = ({k: v for k, v in group.items() if v is not None} for group in (preprocess, postprocess))
         preprocess, postprocess = given
         return preprocess, generate_kwargs, postprocess
@@ -612,7 +620,8 @@ class TranslationPipeline(ChunkPipeline):
 
     def _settings(self, given: dict[str, Any], forced_bos: int | None, blank: bool) -> dict[str, Any]:
         """What `generate` is given: one bound on the length, the target language, scores if any were asked for."""
-        config = given.get("generation_config")
+        given = {name: value for name, value in given.items() if value is not REPLACED}
+        config = given.pop("generation_config", None)
         # The nearest to the caller first; `generate` takes a checkpoint's `max_new_tokens` before his `max_length`.
         said = [given, vars(config) if config else {}, vars(self.model.generation_config)]
         bounds = next((source for source in said if any(source.get(name) for name in BOUNDS)), {})
@@ -631,9 +640,8 @@ class TranslationPipeline(ChunkPipeline):
         given = {name: value for name, value in given.items() if name not in settings}
         if config is None:
             return given | settings
-        config = copy.deepcopy(config)  # beside which `generate` takes no options
-        config.update(**settings)
-        return given | {"generation_config": config}
+        config = copy.deepcopy(config)  # beside which `generate` is to be given no options
+        return config.update(**given, **settings) | {"generation_config": config}
 
     def _scores(self, output: ModelOutput) -> dict[str, torch.Tensor]:
         """The log-probability of each token, (sequences, tokens), NaN for padding, and the score of each sequence."""
