@@ -127,6 +127,12 @@ def test_languages_of_a_call_are_checked_too(translator, warnings):
     assert "The model translates from fw to bw; asked for is fw to de." in warnings.text
 
 
+@pytest.mark.parametrize("task", ["translation", "translation_ja_to_en"])
+def test_a_pipeline_without_a_model_is_told_to_name_one(task):
+    with pytest.raises(ValueError, match=r"translation has no default model: give pipeline\(…\) a model="):
+        pipeline(task)
+
+
 def test_model_and_tokenizer_objects_are_taken(trained):
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     assert texts(pipeline("translation", model=model, tokenizer=tokenizer)("a b c")) == ["c b a"]
