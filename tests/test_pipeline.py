@@ -596,6 +596,16 @@ def test_a_tuple_and_a_column_of_a_dataset_are_lists(translator):
     assert texts(translator(column, batch_size=2)) == texts(translator(tuple(SENTENCES))) == BACKWARDS
 
 
+def test_a_model_in_training_mode_is_warned_of(translator, warnings):
+    model = copy.copy(translator.model)
+    pipeline("translation", model=model, tokenizer=translator.tokenizer)
+    assert not warnings.records
+    model.training = True
+    pipeline("translation", model=model, tokenizer=translator.tokenizer)
+    (record,) = warnings.records
+    assert "RSMarianForConditionalGeneration is in training mode and translates with dropout" in record.getMessage()
+
+
 def test_what_is_not_text_is_refused_with_the_mend(translator):
     with pytest.raises(ValueError, match=r"translation takes text, got dict.*KeyDataset"):
         translator([{"text": "a b"}])

@@ -362,6 +362,10 @@ class TranslationPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         if not (self.model.config.is_encoder_decoder and self.model.can_generate()):
             raise ValueError(f"translation needs a sequence-to-sequence model, got {type(self.model).__name__}")
+        if self.model.training:
+            logger.warning(
+                f"The {type(self.model).__name__} is in training mode and translates with dropout: call its eval() first."
+            )
         self._own_codes: dict[str, str] = {}
         source, target = self._languages(**self._preprocess_params)
         self._check_languages(source, target)
