@@ -382,13 +382,30 @@ def test_every_sentence_has_the_code_of_its_target_language(several_targets, mon
     assert codes_of("ab. cd.", tgt_lang="de") == [">>deu<<"] * 2
     assert codes_of("ab. cd.", src_lang="en", tgt_lang="jap") == [">>jpn<<"] * 2
     assert codes_of(">>jpn<<ab", tgt_lang="de") == [">>jpn<<"]
+    for blank in (" ", "\n", "\u3000\t"):
+        for how in ({}, {"split_sentences": False}):
+            assert codes_of(f"{blank}>>jpn<< ab", tgt_lang="de", **how)[-1] == ">>jpn<<"
+    assert codes_of(">>x<< ab. >>y<<\n>>x<< cd", tgt_lang="de") == [">>deu<<"] * 3
+    assert codes_of(">>x<< ab", tgt_lang="de", split_sentences=False) == [">>deu<<"]
     assert texts(several_targets(">>deu<< \u200b")) == [""]
     with pytest.raises(ValueError, match="the model has no code for the target language 'fr', only >>deu<<, >>jpn<<"):
         several_targets("ab", tgt_lang="fr")
 
 
+def test_a_model_of_several_targets_that_is_not_told_its_target_is_warned_of_once(several_targets, warnings):
+    logging.Logger.warning_once.cache_clear()
+    for text in ("", ">>deu<< ab", " >>jpn<< ab"):
+        several_targets(text, max_new_tokens=2)
+    several_targets("ab", tgt_lang="de", max_new_tokens=2)
+    assert not warnings.records
+    for text in ("ab", ">>x<< ab"):
+        several_targets(text, max_new_tokens=2)
+    (record,) = warnings.records
+    assert "and was not told which: give tgt_lang, or begin the text with one of >>deu<<" in record.getMessage()
+
+
 @pytest.mark.parametrize(
-    "text", ["a </s> b", "<pad> a", "a<unk>b", "</s>", ">>deu<< a </s>", "a >>deu<< b", ">>x<< a"]
+    "text", ["a </s> b", "<pad> a", "a<unk>b", "</s>", ">>deu<< a </s>", " >>deu<< a", "a >>deu<< b", ">>x<< a"]
 )
 def test_no_special_token_of_a_text_is_live_but_the_code_it_begins_with(several_targets, monkeypatch, text):
     with generate_calls(several_targets.model, monkeypatch) as calls:

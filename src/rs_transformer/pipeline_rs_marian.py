@@ -176,13 +176,20 @@ def live_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, names), r".>>[^<>]+<<"]), re.DOTALL)
 
 
+def leading_code(tokenizer: PreTrainedTokenizerBase, text: str) -> re.Match[str] | None:
+    """The code that a source begins with, blanks around it included, if it is one of a Marian model's."""
+    code = LANGUAGE_CODE.match(text) if isinstance(tokenizer, MarianTokenizer) else None
+    if code and tokenizer.convert_tokens_to_ids(code.group().strip()) != tokenizer.unk_token_id:
+        return code
+    return None
+
+
 def as_plain_code(tokenizer: PreTrainedTokenizerBase, text: str, target: bool = False) -> str:
     """A text from whose beginning `MarianTokenizer` takes no language's code but, of a source, one that it has."""
-    if not (isinstance(tokenizer, MarianTokenizer) and text.startswith(">>")):
-        return text
-    code = text.partition("<<")[0] + "<<"
-    known = not target and tokenizer.convert_tokens_to_ids(code) != tokenizer.unk_token_id
-    return text if known else f" {text}"  # SentencePiece drops the space
+    if not target and leading_code(tokenizer, text):
+        return text.lstrip()  # it is looked for in front of all blanks
+    is_taken = isinstance(tokenizer, MarianTokenizer) and text.startswith(">>")
+    return f" {text}" if is_taken else text  # SentencePiece drops the space
 
 
 def without_ends(tokenizer: PreTrainedTokenizerBase, input_ids: list[int]) -> list[int]:
@@ -364,7 +371,7 @@ class TranslationPipeline(ChunkPipeline):
             raise ValueError(f"translation needs a sequence-to-sequence model, got {type(self.model).__name__}")
         if self.model.training:
             logger.warning(
-                f"The {type(self.model).__name__} is in training mode and translates with dropout: call its eval() first."
+                f"The {type(self.model).__name__} is in training mode and translates with dropout: call its eval()."
             )
         self._own_codes: dict[str, str] = {}
         source, target = self._languages(**self._preprocess_params)
@@ -485,8 +492,13 @@ class TranslationPipeline(ChunkPipeline):
 
     def _prefix(self, text: str, source: str | None, target: str | None) -> tuple[str, str]:
         """What a text has to begin with for the model to know its task, and the rest of the text."""
-        codes = target_codes(self.tokenizer)
-        if codes and target and not LANGUAGE_CODE.match(text):
+        codes, has_code = target_codes(self.tokenizer), leading_code(self.tokenizer, text) is not None
+        if len(codes) > 1 and not (target or has_code or is_blank_text(text)):
+            logger.warning_once(
+                "The model translates into several languages and was not told which: give tgt_lang, or begin the text "
+                f"with one of {', '.join(codes)}."
+            )
+        if codes and target and not has_code:
             code = find_language(target, codes)
             if code is None and not same_language(target, getattr(self.tokenizer, "target_lang", None)):
                 raise ValueError(f"the model has no code for the target language {target!r}, only {', '.join(codes)}")
@@ -511,8 +523,7 @@ class TranslationPipeline(ChunkPipeline):
         chunks: list[tuple[str, str, str]] = []
         lines = LINE_END.split(text)
         for line, line_end in zip(lines[::2], [*lines[1::2], ""], strict=True):
-            code = LANGUAGE_CODE.match(line) if hasattr(self.tokenizer, "supported_language_codes") else None
-            if code:  # of this line, and of what follows
+            if code := leading_code(self.tokenizer, line):  # of this line, and of what follows
                 prefix, line = f"{code.group().strip()} ", line[code.end() :]
                 target = prefix
             sentences = split(line)

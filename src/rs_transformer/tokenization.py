@@ -58,8 +58,8 @@ def encode(
     """Token ids of texts in which no special token is live but a language's code.
 
     `</s>`, `<pad>` and the like in a text become pieces, or unknown: as tokens they would end it, or be no target.
-    `>>deu<<` at the beginning of a source is a code, if a `MarianTokenizer` has it. Tokens that were added to one stay
-    tokens in texts without those.
+    `>>deu<<` at the beginning of a source, blanks apart, is a code, if a `MarianTokenizer` has it. Tokens that were
+    added to one stay tokens in texts without those.
 
     Args:
         tokenizer: any; targets are encoded by `text_target=`.
