@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from rs_transformer.attention.collection import collect_attention
 from rs_transformer.commands.translate import TranslateArguments, translate_file
-from rs_transformer.decoding import DecodingArguments
+from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.tokenization import encode
 
 BLANK = ["", " ", "\t", "\u200b", "\ufeff"]
 LINES = st.one_of(
@@ -38,3 +42,18 @@ def test_as_many_lines_come_out_as_go_in(trained, tmp_path, lines, form, chunk_s
         if line in BLANK:
             assert translation == ""
         assert len(translation.splitlines()) <= 1
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+
+
+def test_texts_may_come_from_any_iterable_but_not_be_one_text(loaded):
+    model, tokenizer = loaded
+    assert translate(model, tokenizer, (text for text in ("a b", "c d"))) == ["b a", "d c"]
+    for read in (lambda text: translate(model, tokenizer, text), lambda text: encode(tokenizer, text)):
+        with pytest.raises(TypeError, match="expected a list of texts, got a single one: put it into a list: 'a b'"):
+            read("a b")
+    with pytest.raises(TypeError, match="got a single one"):
+        collect_attention(model, tokenizer, "a b")

@@ -4,7 +4,7 @@ Not for single requests (`pipeline_rs_marian.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .pipeline_rs_marian import is_blank
-from .tokenization import encode
+from .tokenization import encode, list_of_texts
 from .utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
@@ -206,12 +206,13 @@ def decode_all(
 
 
 def encode_sources(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Iterable[str]
 ) -> list[list[int]]:
     """Token ids of sentences; one that is longer than the model takes is cut, with a warning that names it.
 
     A sentence in which nothing is to be seen has the ids of an empty one.
     """
+    sentences = list_of_texts(sentences)
     limit = source_limit(model, tokenizer)
     encoded = encode(tokenizer, sentences)
     empty = tokenizer("")["input_ids"]
@@ -229,7 +230,7 @@ def encode_sources(
 def translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
+    sentences: Iterable[str],
     args: DecodingArguments | None = None,
     *,
     progress: bool = True,
@@ -238,13 +239,16 @@ def translate(
 
     Args:
         model: any sequence-to-sequence model, on the device where it is to run.
-        sentences: source text, one sentence each. One that is longer than the model takes is cut, with a warning
-            that names it.
+        sentences: source text, one sentence each, in a list or any other iterable. One that is longer than the model
+            takes is cut, with a warning that names it.
         args: how to decode.
         progress: show a bar with sentences per second (where standard error is a terminal).
 
     Returns:
         The translations, in the order of `sentences`.
+
+    Raises:
+        TypeError: a single text in the place of a list.
     """
     args = args or DecodingArguments()
     encoded = encode_sources(model, tokenizer, sentences)
