@@ -1,5 +1,6 @@
 """`translate`: whatever the lines of a file hold, each has its line in the output."""
 
+import copy
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer.attention.collection import collect_attention
 from rs_transformer.commands.translate import TranslateArguments, translate_file
-from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.decoding import IDS_ALONE, DecodingArguments, translate
 from rs_transformer.tokenization import encode
 
 BLANK = ["", " ", "\t", "\u200b", "\ufeff"]
@@ -57,3 +58,13 @@ def test_texts_may_come_from_any_iterable_but_not_be_one_text(loaded):
             read("a b")
     with pytest.raises(TypeError, match="got a single one"):
         collect_attention(model, tokenizer, "a b")
+
+
+def test_a_checkpoint_that_asks_for_more_than_translations_is_translated(loaded, monkeypatch):
+    model, tokenizer = loaded
+    config = copy.deepcopy(model.generation_config)
+    config.update(**dict.fromkeys(IDS_ALONE, True))
+    monkeypatch.setattr(model, "generation_config", config)
+    assert translate(model, tokenizer, ["a b", "c d"]) == ["b a", "d c"]
+    (sentence,) = collect_attention(model, tokenizer, ["a b"])
+    assert sentence.output_tokens[:2] == ["▁b", "▁a"]

@@ -23,6 +23,15 @@ logger = logging.get_logger(__name__)
 
 Result = TypeVar("Result")
 
+# For `generate`: nothing beside the token ids, whatever a checkpoint's generation configuration asks for.
+IDS_ALONE = {
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+
 
 @dataclass
 class DecodingArguments:
@@ -119,7 +128,7 @@ def generate_texts(
 ) -> list[list[str]]:
     """Translate one batch of token ids; `n_best` hypotheses a sentence, the best first, `n_best` at most the beam."""
     inputs = tokenizer.pad({"input_ids": list(input_ids)}, return_tensors="pt").to(model.device)
-    output = model.generate(**inputs, **args.generate_kwargs(model), num_return_sequences=n_best)
+    output = model.generate(**inputs, **args.generate_kwargs(model), **IDS_ALONE, num_return_sequences=n_best)
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     return [texts[start : start + n_best] for start in range(0, len(texts), n_best)]
 

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..decoding import DecodingArguments, map_by_length, source_limit
+from ..decoding import IDS_ALONE, DecodingArguments, map_by_length, source_limit
 from ..tokenization import convert_source_ids_to_tokens, encode, list_of_texts
 from .measures import (
     BOOTSTRAP_SEED,
@@ -196,7 +196,7 @@ def _translate_ids(
     """The model's own translations, up to and with the end of sentence."""
     inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
     translations = []
-    for ids in model.generate(**inputs, **args.generate_kwargs(model)).tolist():
+    for ids in model.generate(**inputs, **args.generate_kwargs(model), **IDS_ALONE).tolist():
         # The first is the start token, which is the end of sentence in some models.
         end = ids.index(tokenizer.eos_token_id, 1) + 1 if tokenizer.eos_token_id in ids[1:] else len(ids)
         translations.append((ids[: end - 1], ids[1:end]))
