@@ -257,6 +257,19 @@ def test_layerdrop_skips_steps_in_training_alone():
     torch.testing.assert_close(model.eval()(**batch()).logits, evaluated)
 
 
+def test_layerdrop_skips_no_step_where_a_cache_would_be_left_short():
+    model, inputs = rs_model(decoder_layerdrop=1.0), batch()
+    labels = inputs.pop("labels")
+    expected = model.generate(**inputs, max_new_tokens=8)
+    assert torch.equal(model.train().generate(**inputs, max_new_tokens=8), expected)
+    dropped = model(**inputs, labels=labels).logits
+    ids = model.prepare_decoder_input_ids_from_labels(labels)
+    for use_cache in (None, True, False):
+        output = model(**inputs, decoder_input_ids=ids, use_cache=use_cache)
+        assert torch.equal(output.logits, dropped)
+        assert getattr(output, CACHE) is None
+
+
 # A graph has every step written out, and the compiler takes its time for each.
 FEW_STEPS = {"encoder_layers": 2, "decoder_layers": 3}
 

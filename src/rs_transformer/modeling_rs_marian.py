@@ -714,6 +714,9 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         """See `MarianDecoder.forward`.
 
         Args:
+            cache (`Cache`, *optional*):
+                With one, as in `generate`, no step is dropped in training mode, since the next call needs what each
+                leaves there. Without one, layerdrop makes none either.
             first_step (`int`, *optional*, defaults to 0):
                 Apply the steps from this one on. `inputs_embeds` are then the hidden states that a call with this
                 `decoder_depth` gives, and the cache has layers for these steps alone.
@@ -725,7 +728,8 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         if not first_step:
             inputs_embeds = inputs_embeds * self.embed_scale
 
-        if use_cache and cache is None:
+        drops_steps = self.training and self.layerdrop > 0.0 and cache is None
+        if use_cache and cache is None and not drops_steps:
             # The depth fields of the config make the stock caches as deep as the recurrence.
             cache = DynamicCache(config=self.config)
             if encoder_hidden_states is not None or self.config.is_encoder_decoder:
@@ -757,7 +761,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
             hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
         kwargs = {CACHE: cache, **handed_through(kwargs)}
         for step, (layer, own) in enumerate(steps):
-            if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
+            if drops_steps and torch.rand([]) < self.layerdrop:
                 continue
             hidden_states = layer(
                 hidden_states,
