@@ -578,6 +578,9 @@ class RSMarianStackMixin:
             )
             left_over.append(r"\.step_projections\.\d+\.")
         self._keys_to_ignore_on_load_unexpected = left_over
+        # `device_map="auto"` is to have all that a step applies on one device: its layer or, with more, the stack.
+        whole = self if left_over else self.layers[0]
+        self._no_split_modules = [type(whole).__name__]
 
     def steps(self, side: str, depth: int | None) -> list[tuple[nn.Module, StepModules]]:
         """The layer of each step, and what the step has of its own.
