@@ -22,6 +22,7 @@ import copy
 import inspect
 import math
 import threading
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -59,7 +60,6 @@ from transformers.models.marian.modeling_marian import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_compiling, logging
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -81,10 +81,36 @@ OF_GENERATE = {"labels", "tokenizer", "assistant_tokenizer"}
 
 
 def takes_old_name(function: Callable, until: str = "5.40.0") -> Callable:
-    """Have a function with an argument `cache` take `past_key_values` too, deprecated, where transformers does."""
+    """Have a function with an argument `cache` take `past_key_values` too, deprecated, where transformers does.
+
+    As transformers' `deprecate_kwarg`, which would drop one of two different caches.
+
+    Raises:
+        ValueError: when called with one cache by the one name and another by the other.
+    """
     if CACHE == "past_key_values":
         return function
-    return deprecate_kwarg("past_key_values", until, new_name=CACHE)(function)
+
+    @wraps(function)
+    def renamed(*args, **kwargs):
+        if "past_key_values" in kwargs:
+            old, new = kwargs.pop("past_key_values"), kwargs.get(CACHE)
+            if old is not None and new is not None and old is not new:
+                raise ValueError(
+                    "past_key_values and cache are two names of one argument, and were given two caches: give one "
+                    "(PEFT's prefix tuning gives both in `generate` from transformers 5.24 on)"
+                )
+            if not is_torchdynamo_compiling():
+                warnings.warn(
+                    f"`past_key_values` is deprecated and will be removed in version {until} for "
+                    f"`{type(args[0]).__name__}.{function.__name__}`. Use `cache` instead.",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+            kwargs[CACHE] = old if new is None else new
+        return function(*args, **kwargs)
+
+    return renamed
 
 
 def strict_forward(forward: Callable) -> Callable:
