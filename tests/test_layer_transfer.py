@@ -385,6 +385,20 @@ def test_impossible_collapses_are_named(options, message):
         collapse(marian(), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_unique_layer": 3}, r"collapse\(\) got an unexpected keyword argument 'encoder_unique_layer'"),
+        ({"updates": 3}, "updates is for calibration: give method='calibrated' and calibration batches too"),
+        ({"method": "calibrated", "calibration": [], "update": 3}, "unexpected keyword argument 'update'"),
+        ({"method": "calibrated", "calibration": [], "child": None}, "unexpected keyword argument 'child'"),
+    ],
+)
+def test_arguments_that_a_collapse_does_not_know_are_refused(options, message):
+    with pytest.raises(TypeError, match=message):
+        collapse(marian(), **options)
+
+
 def test_other_models_are_refused():
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2))
     with pytest.raises(TypeError, match="expected a MarianMTModel or an RSMarian, got a T5ForConditionalGeneration"):

@@ -5,10 +5,12 @@ import json
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, infer_auto_device_map
+from accelerate.utils import compute_module_sizes
 from forked import fork
 from oracle import PAD, adapter_matrix, batch, names_by_step, rs_config, rs_model, unrolled_marian, with_own_weights
 from peft import LoraConfig, get_peft_model
@@ -24,6 +26,7 @@ from transformers import (
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
 from rs_transformer.modeling_rs_marian import CACHE
+from rs_transformer.training.fsdp import shared_weights_in_one_group
 
 MODELS = {
     "depth6-unique1": {},
@@ -257,6 +260,19 @@ def test_layerdrop_skips_steps_in_training_alone():
     torch.testing.assert_close(model.eval()(**batch()).logits, evaluated)
 
 
+def test_layerdrop_skips_no_step_where_a_cache_would_be_left_short():
+    model, inputs = rs_model(decoder_layerdrop=1.0), batch()
+    labels = inputs.pop("labels")
+    expected = model.generate(**inputs, max_new_tokens=8)
+    assert torch.equal(model.train().generate(**inputs, max_new_tokens=8), expected)
+    dropped = model(**inputs, labels=labels).logits
+    ids = model.prepare_decoder_input_ids_from_labels(labels)
+    for use_cache in (None, True, False):
+        output = model(**inputs, decoder_input_ids=ids, use_cache=use_cache)
+        assert torch.equal(output.logits, dropped)
+        assert getattr(output, CACHE) is None
+
+
 # A graph has every step written out, and the compiler takes its time for each.
 FEW_STEPS = {"encoder_layers": 2, "decoder_layers": 3}
 
@@ -376,6 +392,42 @@ def test_accelerate_offloads_steps_of_their_own():
         offloaded = cpu_offload(model, execution_device="cpu")
         assert offloaded.model.encoder.step_embeddings[0].weight.device.type == "meta"
         torch.testing.assert_close(offloaded(**batch()).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["depth6-unique2-cycle", "all-of-steps", "step-embeddings"])
+def test_a_device_map_has_what_a_step_applies_on_one_device(name):
+    model = rs_model(**MODELS[name])
+    total, own = compute_module_sizes(model)[""], "step_norms|step_embeddings|step_projections"
+    parameters = [name for name, _ in model.named_parameters()]
+
+    def cut_steps(no_split):
+        cut = []
+        for tenths in range(1, 10):
+            memory = {0: tenths * total // 10, 1: 2 * total}
+            devices = infer_auto_device_map(model, memory, no_split_module_classes=no_split)
+            for side in ("encoder", "decoder"):
+                for step, layer in enumerate(getattr(model.config, f"{side}_layer_map")):
+                    applied = re.compile(rf"model\.{side}\.(layers\.{layer}|({own})\.{step})\.")
+                    found = {
+                        device
+                        for parameter in filter(applied.match, parameters)
+                        for module, device in devices.items()
+                        if parameter.startswith(f"{module}.") or parameter == module
+                    }
+                    cut += [step] if len(found) > 1 else []
+        return cut
+
+    assert cut_steps(None)
+    assert not cut_steps(list(model._no_split_modules))
+
+
+def test_fsdp_makes_no_groups_of_stacks_whose_embeddings_are_one():
+    for overrides, policies in (({}, ["by class", "by class"]), ({"step_biases": True}, [None, "by class"])):
+        for names, expected in zip((None, ["RSMarianDecoderLayer"]), policies, strict=True):
+            plugin = SimpleNamespace(auto_wrap_policy="by class", transformer_cls_names_to_wrap=names)
+            with shared_weights_in_one_group(rs_model(**overrides), plugin):
+                assert plugin.auto_wrap_policy == expected
+            assert plugin.auto_wrap_policy == "by class"
 
 
 # What is stored

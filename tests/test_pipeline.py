@@ -127,6 +127,12 @@ def test_languages_of_a_call_are_checked_too(translator, warnings):
     assert "The model translates from fw to bw; asked for is fw to de." in warnings.text
 
 
+@pytest.mark.parametrize("task", ["translation", "translation_ja_to_en"])
+def test_a_pipeline_without_a_model_is_told_to_name_one(task):
+    with pytest.raises(ValueError, match=r"translation has no default model: give pipeline\(…\) a model="):
+        pipeline(task)
+
+
 def test_model_and_tokenizer_objects_are_taken(trained):
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     assert texts(pipeline("translation", model=model, tokenizer=tokenizer)("a b c")) == ["c b a"]
@@ -205,6 +211,34 @@ def test_the_length_of_a_call_takes_the_place_of_the_pipelines(trained):
     assert texts(at_start("a b c d e")) == ["e d c b"]
     assert texts(at_start("a b c d e", max_length=3)) == ["e d"]
     assert texts(at_start("a b c d e", generation_config=GenerationConfig(max_length=3, forced_eos_token_id=0)))
+
+
+def test_the_generation_config_of_a_call_takes_the_place_of_the_pipelines_options(translator, monkeypatch):
+    model, tokenizer = translator.model, translator.tokenizer
+    tasks = {"translation": {"num_beams": 3, "no_repeat_ngram_size": 2}}
+    monkeypatch.setattr(model.config, "task_specific_params", tasks, raising=False)
+    made_with = {"num_beams": 4, "length_penalty": 0.5, "decoder_depth": 1}
+    at_start = pipeline("translation", model=model, tokenizer=tokenizer, **made_with)
+    config = GenerationConfig(num_beams=1, max_new_tokens=3)
+
+    def searched(translator, **given):
+        with generate_calls(model, monkeypatch) as calls:
+            translator("a b c", **given)
+        return calls[0]
+
+    given = searched(at_start, generation_config=config)
+    assert (given["generation_config"].num_beams, given["generation_config"].max_new_tokens) == (1, 3)
+    assert given["generation_config"].no_repeat_ngram_size is None
+    assert given.keys() & made_with.keys() == {"decoder_depth"}  # no configuration can say it
+    given = searched(at_start, generation_config=config, num_beams=2)
+    assert given["generation_config"].num_beams == 2
+    assert "num_beams" not in given
+    assert config.num_beams == 1  # the caller's own
+    assert searched(at_start)["num_beams"] == 4
+    assert searched(at_start)["no_repeat_ngram_size"] == 2
+    configured = pipeline("translation", model=model, tokenizer=tokenizer, generation_config=config)
+    assert searched(configured)["generation_config"].num_beams == 1
+    assert searched(configured, num_beams=2)["generation_config"].num_beams == 2
 
 
 def test_a_model_that_says_nothing_of_length_is_not_stopped_at_20_tokens(translator):
@@ -348,13 +382,30 @@ def test_every_sentence_has_the_code_of_its_target_language(several_targets, mon
     assert codes_of("ab. cd.", tgt_lang="de") == [">>deu<<"] * 2
     assert codes_of("ab. cd.", src_lang="en", tgt_lang="jap") == [">>jpn<<"] * 2
     assert codes_of(">>jpn<<ab", tgt_lang="de") == [">>jpn<<"]
+    for blank in (" ", "\n", "\u3000\t"):
+        for how in ({}, {"split_sentences": False}):
+            assert codes_of(f"{blank}>>jpn<< ab", tgt_lang="de", **how)[-1] == ">>jpn<<"
+    assert codes_of(">>x<< ab. >>y<<\n>>x<< cd", tgt_lang="de") == [">>deu<<"] * 3
+    assert codes_of(">>x<< ab", tgt_lang="de", split_sentences=False) == [">>deu<<"]
     assert texts(several_targets(">>deu<< \u200b")) == [""]
     with pytest.raises(ValueError, match="the model has no code for the target language 'fr', only >>deu<<, >>jpn<<"):
         several_targets("ab", tgt_lang="fr")
 
 
+def test_a_model_of_several_targets_that_is_not_told_its_target_is_warned_of_once(several_targets, warnings):
+    logging.Logger.warning_once.cache_clear()
+    for text in ("", ">>deu<< ab", " >>jpn<< ab"):
+        several_targets(text, max_new_tokens=2)
+    several_targets("ab", tgt_lang="de", max_new_tokens=2)
+    assert not warnings.records
+    for text in ("ab", ">>x<< ab"):
+        several_targets(text, max_new_tokens=2)
+    (record,) = warnings.records
+    assert "and was not told which: give tgt_lang, or begin the text with one of >>deu<<" in record.getMessage()
+
+
 @pytest.mark.parametrize(
-    "text", ["a </s> b", "<pad> a", "a<unk>b", "</s>", ">>deu<< a </s>", "a >>deu<< b", ">>x<< a"]
+    "text", ["a </s> b", "<pad> a", "a<unk>b", "</s>", ">>deu<< a </s>", " >>deu<< a", "a >>deu<< b", ">>x<< a"]
 )
 def test_no_special_token_of_a_text_is_live_but_the_code_it_begins_with(several_targets, monkeypatch, text):
     with generate_calls(several_targets.model, monkeypatch) as calls:
@@ -560,6 +611,16 @@ def test_nothing_gives_nothing(translator):
 def test_a_tuple_and_a_column_of_a_dataset_are_lists(translator):
     column = Dataset.from_dict({"text": SENTENCES})["text"]
     assert texts(translator(column, batch_size=2)) == texts(translator(tuple(SENTENCES))) == BACKWARDS
+
+
+def test_a_model_in_training_mode_is_warned_of(translator, warnings):
+    model = copy.copy(translator.model)
+    pipeline("translation", model=model, tokenizer=translator.tokenizer)
+    assert not warnings.records
+    model.training = True
+    pipeline("translation", model=model, tokenizer=translator.tokenizer)
+    (record,) = warnings.records
+    assert "RSMarianForConditionalGeneration is in training mode and translates with dropout" in record.getMessage()
 
 
 def test_what_is_not_text_is_refused_with_the_mend(translator):

@@ -67,6 +67,7 @@ def multilingual(tokenizer, tmp_path) -> MarianTokenizer:
         ("<pad>", "▁ <unk> a d <unk>", "▁ <unk> a d <unk>"),
         ("a<unk>b", "▁a <unk> k <unk> b", "▁a <unk> k <unk> b"),
         (">>ba<< a", ">>ba<< ▁a", "▁ <unk> b a <unk> ▁a"),
+        (" \n>>ba<< a", ">>ba<< ▁a", "▁ <unk> b a <unk> ▁a"),
         ("a >>ba<< b", "▁a ▁ <unk> b a <unk> ▁b", "▁a ▁ <unk> b a <unk> ▁b"),
         (">>ab<< a >>ab<<", ">>ab<< ▁a ▁ <unk> a b <unk>", "▁ <unk> a b <unk> ▁a ▁ <unk> a b <unk>"),
         (">>ba<< a</s>", ">>ba<< ▁a <unk>", "▁ <unk> b a <unk> ▁a <unk>"),

@@ -16,6 +16,7 @@ from forked import fork
 from oracle import PAD, batch, rs_config, rs_model, unrolled_marian
 from packaging.requirements import Requirement
 from packaging.version import Version
+from peft import PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, MarianMTModel
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -91,6 +92,21 @@ def test_both_names_are_taken_where_transformers_takes_both_and_one_elsewhere(pa
     with pytest.warns(FutureWarning, match="`past_key_values` is deprecated and will be removed in version 5.40.0"):
         call(part, module, past_key_values=cache, **needed)
     assert cache.get_seq_length() == 1
+
+
+def test_two_caches_by_the_two_names_are_refused():
+    if CACHE == "past_key_values":
+        return
+    model, inputs = rs_model(), {**inputs_of(), "decoder_input_ids": torch.full((3, 1), PAD)}
+    with pytest.raises(ValueError, match="past_key_values and cache are two names of one argument"):
+        model(**inputs, past_key_values=new_cache(), cache=new_cache())
+    for by_new_name in (cache := new_cache(), None):
+        with pytest.warns(FutureWarning, match="Use `cache` instead"):
+            assert model(**inputs, past_key_values=cache, cache=by_new_name).cache is cache
+    # Its prefix would be passed over, and the translation be the model's without it.
+    prefixed = get_peft_model(model, PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="PEFT's prefix tuning gives both"):
+        prefixed.generate(**inputs_of(), max_new_tokens=2)
 
 
 def test_generate_takes_the_cache_by_the_names_that_transformers_takes():

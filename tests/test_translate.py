@@ -1,12 +1,17 @@
 """`translate`: whatever the lines of a file hold, each has its line in the output."""
 
+import copy
 import json
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from rs_transformer.attention.collection import collect_attention
 from rs_transformer.commands.translate import TranslateArguments, translate_file
-from rs_transformer.decoding import DecodingArguments
+from rs_transformer.decoding import IDS_ALONE, DecodingArguments, translate
+from rs_transformer.tokenization import encode
 
 BLANK = ["", " ", "\t", "\u200b", "\ufeff"]
 LINES = st.one_of(
@@ -38,3 +43,28 @@ def test_as_many_lines_come_out_as_go_in(trained, tmp_path, lines, form, chunk_s
         if line in BLANK:
             assert translation == ""
         assert len(translation.splitlines()) <= 1
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return AutoModelForSeq2SeqLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+
+
+def test_texts_may_come_from_any_iterable_but_not_be_one_text(loaded):
+    model, tokenizer = loaded
+    assert translate(model, tokenizer, (text for text in ("a b", "c d"))) == ["b a", "d c"]
+    for read in (lambda text: translate(model, tokenizer, text), lambda text: encode(tokenizer, text)):
+        with pytest.raises(TypeError, match="expected a list of texts, got a single one: put it into a list: 'a b'"):
+            read("a b")
+    with pytest.raises(TypeError, match="got a single one"):
+        collect_attention(model, tokenizer, "a b")
+
+
+def test_a_checkpoint_that_asks_for_more_than_translations_is_translated(loaded, monkeypatch):
+    model, tokenizer = loaded
+    config = copy.deepcopy(model.generation_config)
+    config.update(**dict.fromkeys(IDS_ALONE, True))
+    monkeypatch.setattr(model, "generation_config", config)
+    assert translate(model, tokenizer, ["a b", "c d"]) == ["b a", "d c"]
+    (sentence,) = collect_attention(model, tokenizer, ["a b"])
+    assert sentence.output_tokens[:2] == ["▁b", "▁a"]

@@ -3,6 +3,8 @@
 Importing the package registers configuration, model, tokenizer and translation pipeline with transformers.
 """
 
+from typing import NoReturn
+
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer, pipelines
 
 from .configuration_rs_marian import RSMarianConfig
@@ -54,6 +56,15 @@ class _TaskAliases(dict):
         return "translation"
 
 
+class _TaskWithoutDefault(dict):
+    """A task of the registry, for which no model is at hand where a caller names none."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        if name == "default":
+            raise ValueError("translation has no default model: give pipeline(…) a model=, such as a folder")
+        raise KeyError(name)
+
+
 def _register() -> None:
     AutoConfig.register("rs_marian", RSMarianConfig, exist_ok=True)
     AutoModel.register(RSMarianConfig, RSMarianModel, exist_ok=True)
@@ -63,6 +74,7 @@ def _register() -> None:
     getattr(pipelines, "REMOVED_TASKS", {}).pop("translation", None)
     registry = pipelines.PIPELINE_REGISTRY
     registry.register_pipeline("translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text")
+    registry.supported_tasks["translation"] = _TaskWithoutDefault(registry.supported_tasks["translation"])
     registry.task_aliases = _TaskAliases(registry.task_aliases)
 
 

@@ -4,7 +4,7 @@ Not for single requests (`pipeline_rs_marian.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -16,12 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .pipeline_rs_marian import is_blank
-from .tokenization import encode
+from .tokenization import encode, list_of_texts
 from .utils.ranges import check_range
 
 logger = logging.get_logger(__name__)
 
 Result = TypeVar("Result")
+
+# For `generate`: nothing beside the token ids, whatever a checkpoint's generation configuration asks for.
+IDS_ALONE = {
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
 
 
 @dataclass
@@ -119,7 +128,7 @@ def generate_texts(
 ) -> list[list[str]]:
     """Translate one batch of token ids; `n_best` hypotheses a sentence, the best first, `n_best` at most the beam."""
     inputs = tokenizer.pad({"input_ids": list(input_ids)}, return_tensors="pt").to(model.device)
-    output = model.generate(**inputs, **args.generate_kwargs(model), num_return_sequences=n_best)
+    output = model.generate(**inputs, **args.generate_kwargs(model), **IDS_ALONE, num_return_sequences=n_best)
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     return [texts[start : start + n_best] for start in range(0, len(texts), n_best)]
 
@@ -206,12 +215,13 @@ def decode_all(
 
 
 def encode_sources(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Iterable[str]
 ) -> list[list[int]]:
     """Token ids of sentences; one that is longer than the model takes is cut, with a warning that names it.
 
     A sentence in which nothing is to be seen has the ids of an empty one.
     """
+    sentences = list_of_texts(sentences)
     limit = source_limit(model, tokenizer)
     encoded = encode(tokenizer, sentences)
     empty = tokenizer("")["input_ids"]
@@ -229,7 +239,7 @@ def encode_sources(
 def translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
+    sentences: Iterable[str],
     args: DecodingArguments | None = None,
     *,
     progress: bool = True,
@@ -238,13 +248,16 @@ def translate(
 
     Args:
         model: any sequence-to-sequence model, on the device where it is to run.
-        sentences: source text, one sentence each. One that is longer than the model takes is cut, with a warning
-            that names it.
+        sentences: source text, one sentence each, in a list or any other iterable. One that is longer than the model
+            takes is cut, with a warning that names it.
         args: how to decode.
         progress: show a bar with sentences per second (where standard error is a terminal).
 
     Returns:
         The translations, in the order of `sentences`.
+
+    Raises:
+        TypeError: a single text in the place of a list.
     """
     args = args or DecodingArguments()
     encoded = encode_sources(model, tokenizer, sentences)

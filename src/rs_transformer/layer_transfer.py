@@ -7,8 +7,9 @@ a trained model's layers, and a shallower model from a deeper one. For models in
 
 import copy
 import dataclasses
+import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -176,12 +177,14 @@ def collapse(
         calibration_options: passed to `calibrate`.
 
     Raises:
-        TypeError: not a Marian model.
+        TypeError: not a Marian model, or an argument that neither this nor `calibrate` knows, or one of `calibrate`
+            without calibration.
         ValueError: an impossible number of layers, an unknown method or sharing, or a method without what it needs.
     """
     check_marian(model)
     if (method == "calibrated") != (calibration is not None):
         raise ValueError("method 'calibrated' and calibration batches go together; give both or neither")
+    _check_calibration_options(calibration_options, calibration is not None)
     config = collapsed_config(
         model.config,
         encoder_unique_layers=encoder_unique_layers,
@@ -208,6 +211,17 @@ def collapse(
         parent = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
         calibrate(child.float(), parent, calibration, **calibration_options)
     return child.to(model.dtype)
+
+
+def _check_calibration_options(options: Collection[str], calibrated: bool) -> None:
+    """Raise `TypeError` if there are options that `calibrate` does not know, or that nothing is done with."""
+    known = inspect.signature(calibrate).parameters.values()
+    known = {parameter.name for parameter in known if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"collapse() got an unexpected keyword argument {name!r}")
+        if not calibrated:
+            raise TypeError(f"{name} is for calibration: give method='calibrated' and calibration batches too")
 
 
 def collapsed_config(

@@ -22,6 +22,7 @@ import copy
 import inspect
 import math
 import threading
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -59,7 +60,6 @@ from transformers.models.marian.modeling_marian import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_compiling, logging
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -81,10 +81,36 @@ OF_GENERATE = {"labels", "tokenizer", "assistant_tokenizer"}
 
 
 def takes_old_name(function: Callable, until: str = "5.40.0") -> Callable:
-    """Have a function with an argument `cache` take `past_key_values` too, deprecated, where transformers does."""
+    """Have a function with an argument `cache` take `past_key_values` too, deprecated, where transformers does.
+
+    As transformers' `deprecate_kwarg`, which would drop one of two different caches.
+
+    Raises:
+        ValueError: when called with one cache by the one name and another by the other.
+    """
     if CACHE == "past_key_values":
         return function
-    return deprecate_kwarg("past_key_values", until, new_name=CACHE)(function)
+
+    @wraps(function)
+    def renamed(*args, **kwargs):
+        if "past_key_values" in kwargs:
+            old, new = kwargs.pop("past_key_values"), kwargs.get(CACHE)
+            if old is not None and new is not None and old is not new:
+                raise ValueError(
+                    "past_key_values and cache are two names of one argument, and were given two caches: give one "
+                    "(PEFT's prefix tuning gives both in `generate` from transformers 5.24 on)"
+                )
+            if not is_torchdynamo_compiling():
+                warnings.warn(
+                    f"`past_key_values` is deprecated and will be removed in version {until} for "
+                    f"`{type(args[0]).__name__}.{function.__name__}`. Use `cache` instead.",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+            kwargs[CACHE] = old if new is None else new
+        return function(*args, **kwargs)
+
+    return renamed
 
 
 def strict_forward(forward: Callable) -> Callable:
@@ -578,6 +604,9 @@ class RSMarianStackMixin:
             )
             left_over.append(r"\.step_projections\.\d+\.")
         self._keys_to_ignore_on_load_unexpected = left_over
+        # `device_map="auto"` is to have all that a step applies on one device: its layer or, with more, the stack.
+        whole = self if left_over else self.layers[0]
+        self._no_split_modules = [type(whole).__name__]
 
     def steps(self, side: str, depth: int | None) -> list[tuple[nn.Module, StepModules]]:
         """The layer of each step, and what the step has of its own.
@@ -714,6 +743,9 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         """See `MarianDecoder.forward`.
 
         Args:
+            cache (`Cache`, *optional*):
+                With one, as in `generate`, no step is dropped in training mode, since the next call needs what each
+                leaves there. Without one, layerdrop makes none either.
             first_step (`int`, *optional*, defaults to 0):
                 Apply the steps from this one on. `inputs_embeds` are then the hidden states that a call with this
                 `decoder_depth` gives, and the cache has layers for these steps alone.
@@ -725,7 +757,8 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         if not first_step:
             inputs_embeds = inputs_embeds * self.embed_scale
 
-        if use_cache and cache is None:
+        drops_steps = self.training and self.layerdrop > 0.0 and cache is None
+        if use_cache and cache is None and not drops_steps:
             # The depth fields of the config make the stock caches as deep as the recurrence.
             cache = DynamicCache(config=self.config)
             if encoder_hidden_states is not None or self.config.is_encoder_decoder:
@@ -757,7 +790,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
             hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
         kwargs = {CACHE: cache, **handed_through(kwargs)}
         for step, (layer, own) in enumerate(steps):
-            if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
+            if drops_steps and torch.rand([]) < self.layerdrop:
                 continue
             hidden_states = layer(
                 hidden_states,

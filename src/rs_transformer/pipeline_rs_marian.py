@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import Dataset
-from transformers import MarianTokenizer, PreTrainedTokenizerBase
+from transformers import GenerationConfig, MarianTokenizer, PreTrainedTokenizerBase
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import ModelOutput, logging
 
@@ -176,13 +176,20 @@ def live_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, names), r".>>[^<>]+<<"]), re.DOTALL)
 
 
+def leading_code(tokenizer: PreTrainedTokenizerBase, text: str) -> re.Match[str] | None:
+    """The code that a source begins with, blanks around it included, if it is one of a Marian model's."""
+    code = LANGUAGE_CODE.match(text) if isinstance(tokenizer, MarianTokenizer) else None
+    if code and tokenizer.convert_tokens_to_ids(code.group().strip()) != tokenizer.unk_token_id:
+        return code
+    return None
+
+
 def as_plain_code(tokenizer: PreTrainedTokenizerBase, text: str, target: bool = False) -> str:
     """A text from whose beginning `MarianTokenizer` takes no language's code but, of a source, one that it has."""
-    if not (isinstance(tokenizer, MarianTokenizer) and text.startswith(">>")):
-        return text
-    code = text.partition("<<")[0] + "<<"
-    known = not target and tokenizer.convert_tokens_to_ids(code) != tokenizer.unk_token_id
-    return text if known else f" {text}"  # SentencePiece drops the space
+    if not target and leading_code(tokenizer, text):
+        return text.lstrip()  # it is looked for in front of all blanks
+    is_taken = isinstance(tokenizer, MarianTokenizer) and text.startswith(">>")
+    return f" {text}" if is_taken else text  # SentencePiece drops the space
 
 
 def without_ends(tokenizer: PreTrainedTokenizerBase, input_ids: list[int]) -> list[int]:
@@ -311,6 +318,8 @@ def _is_abbreviation(before: str, following: str, cased: bool) -> bool:
 
 LINE_END = re.compile("(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
 BOUNDS = ("max_new_tokens", "max_length")
+# In the place of an option that the pipeline was made with, where a call's `generation_config` counts instead.
+REPLACED = object()
 # The tokenizers of models of several languages hold the source's as their state.
 _LANGUAGE_LOCK = threading.Lock()
 
@@ -360,12 +369,17 @@ class TranslationPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         if not (self.model.config.is_encoder_decoder and self.model.can_generate()):
             raise ValueError(f"translation needs a sequence-to-sequence model, got {type(self.model).__name__}")
+        if self.model.training:
+            logger.warning(
+                f"The {type(self.model).__name__} is in training mode and translates with dropout: call its eval()."
+            )
         self._own_codes: dict[str, str] = {}
         source, target = self._languages(**self._preprocess_params)
         self._check_languages(source, target)
         settings = vars(self.model.generation_config)
         of_task = {name: value for name, value in self._task_params(source, target).items() if name in settings}
-        self._forward_params = {**of_task, **self._forward_params}
+        if self._forward_params.get("generation_config") is None:
+            self._forward_params = {**of_task, **self._forward_params}
 
     def _languages(
         self, src_lang: str | None = None, tgt_lang: str | None = None, **_: Any
@@ -420,9 +434,14 @@ class TranslationPipeline(ChunkPipeline):
             "return_text": return_text,
             "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
         }
-        if {"generation_config", *BOUNDS} & generate_kwargs.keys():
+        if generate_kwargs.get("generation_config") is not None:
+            # That of a call takes the place of all that the pipeline was made with, as in transformers' own pipelines.
+            made_with = getattr(self, "_forward_params", {})  # nothing yet when the pipeline is made
+            options = vars(GenerationConfig()).keys() & made_with.keys()
+            generate_kwargs = {**dict.fromkeys(options, REPLACED), **generate_kwargs}
+        elif any(name in generate_kwargs for name in BOUNDS):
             # A bound of the call takes the place of any that the pipeline was made with.
-            generate_kwargs = {**dict.fromkeys(BOUNDS), **generate_kwargs}
+            generate_kwargs = {**dict.fromkeys(BOUNDS, REPLACED), **generate_kwargs}
         given = ({k: v for k, v in group.items() if v is not None} for group in (preprocess, postprocess))
         preprocess, postprocess = given
         return preprocess, generate_kwargs, postprocess
@@ -473,8 +492,13 @@ class TranslationPipeline(ChunkPipeline):
 
     def _prefix(self, text: str, source: str | None, target: str | None) -> tuple[str, str]:
         """What a text has to begin with for the model to know its task, and the rest of the text."""
-        codes = target_codes(self.tokenizer)
-        if codes and target and not LANGUAGE_CODE.match(text):
+        codes, has_code = target_codes(self.tokenizer), leading_code(self.tokenizer, text) is not None
+        if len(codes) > 1 and not (target or has_code or is_blank_text(text)):
+            logger.warning_once(
+                "The model translates into several languages and was not told which: give tgt_lang, or begin the text "
+                f"with one of {', '.join(codes)}."
+            )
+        if codes and target and not has_code:
             code = find_language(target, codes)
             if code is None and not same_language(target, getattr(self.tokenizer, "target_lang", None)):
                 raise ValueError(f"the model has no code for the target language {target!r}, only {', '.join(codes)}")
@@ -499,8 +523,7 @@ class TranslationPipeline(ChunkPipeline):
         chunks: list[tuple[str, str, str]] = []
         lines = LINE_END.split(text)
         for line, line_end in zip(lines[::2], [*lines[1::2], ""], strict=True):
-            code = LANGUAGE_CODE.match(line) if hasattr(self.tokenizer, "supported_language_codes") else None
-            if code:  # of this line, and of what follows
+            if code := leading_code(self.tokenizer, line):  # of this line, and of what follows
                 prefix, line = f"{code.group().strip()} ", line[code.end() :]
                 target = prefix
             sentences = split(line)
@@ -612,7 +635,8 @@ class TranslationPipeline(ChunkPipeline):
 
     def _settings(self, given: dict[str, Any], forced_bos: int | None, blank: bool) -> dict[str, Any]:
         """What `generate` is given: one bound on the length, the target language, scores if any were asked for."""
-        config = given.get("generation_config")
+        given = {name: value for name, value in given.items() if value is not REPLACED}
+        config = given.pop("generation_config", None)
         # The nearest to the caller first; `generate` takes a checkpoint's `max_new_tokens` before his `max_length`.
         said = [given, vars(config) if config else {}, vars(self.model.generation_config)]
         bounds = next((source for source in said if any(source.get(name) for name in BOUNDS)), {})
@@ -631,9 +655,8 @@ class TranslationPipeline(ChunkPipeline):
         given = {name: value for name, value in given.items() if name not in settings}
         if config is None:
             return given | settings
-        config = copy.deepcopy(config)  # beside which `generate` takes no options
-        config.update(**settings)
-        return given | {"generation_config": config}
+        config = copy.deepcopy(config)  # beside which `generate` is to be given no options
+        return config.update(**given, **settings) | {"generation_config": config}
 
     def _scores(self, output: ModelOutput) -> dict[str, torch.Tensor]:
         """The log-probability of each token, (sequences, tokens), NaN for padding, and the score of each sequence."""

@@ -52,14 +52,25 @@ class TokenizerArguments:
         check_range(self, "tokenizer_sample_size", least=101)
 
 
+def list_of_texts(texts: Iterable[str]) -> list[str]:
+    """The texts of any iterable, as a list.
+
+    Raises:
+        TypeError: a single text, whose letters would count as texts.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"expected a list of texts, got a single one: put it into a list: {texts[:80]!r}")
+    return list(texts)
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, target: bool = False, max_length: int | None = None
 ) -> list[list[int]]:
     """Token ids of texts in which no special token is live but a language's code.
 
     `</s>`, `<pad>` and the like in a text become pieces, or unknown: as tokens they would end it, or be no target.
-    `>>deu<<` at the beginning of a source is a code, if a `MarianTokenizer` has it. Tokens that were added to one stay
-    tokens in texts without those.
+    `>>deu<<` at the beginning of a source, blanks apart, is a code, if a `MarianTokenizer` has it. Tokens that were
+    added to one stay tokens in texts without those.
 
     Args:
         tokenizer: any; targets are encoded by `text_target=`.
@@ -68,8 +79,9 @@ def encode(
 
     Raises:
         ValueError: a text is missing.
+        TypeError: a single text in the place of a list.
     """
-    texts = list(texts)
+    texts = list_of_texts(texts)
     if None in texts:
         raise ValueError(f"{'target' if target else 'source'} {texts.index(None) + 1} of {len(texts)} is missing")
     texts = [as_plain_code(tokenizer, text, target) for text in texts]

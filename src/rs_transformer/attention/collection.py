@@ -16,8 +16,8 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..decoding import DecodingArguments, map_by_length, source_limit
-from ..tokenization import convert_source_ids_to_tokens, encode
+from ..decoding import IDS_ALONE, DecodingArguments, map_by_length, source_limit
+from ..tokenization import convert_source_ids_to_tokens, encode, list_of_texts
 from .measures import (
     BOOTSTRAP_SEED,
     Estimate,
@@ -129,6 +129,7 @@ def collect_attention(
     Raises:
         ValueError: no sentences, an empty one, one that is longer than the model takes, another number of targets
             than of sources, or a model that gives no attention weights, or none of each position for each other.
+        TypeError: a single text in the place of a list.
     """
     attend, lengths, max_tokens = _plan(twin(model), tokenizer, sources, targets, decoding or DecodingArguments())
     return map_by_length(lambda batch: list(attend(batch)), lengths, max_tokens)
@@ -163,6 +164,7 @@ def encode_sentences(
     targets: Sequence[str] | None,
 ) -> tuple[list[list[int]], list[list[int]] | None]:
     """The token ids of sentence pairs, or a `ValueError` that names the sentence that cannot be looked into."""
+    sources, targets = list_of_texts(sources), None if targets is None else list_of_texts(targets)
     if not len(sources):
         raise ValueError("there is no sentence to look into")
     if targets is not None and len(targets) != len(sources):
@@ -194,7 +196,7 @@ def _translate_ids(
     """The model's own translations, up to and with the end of sentence."""
     inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
     translations = []
-    for ids in model.generate(**inputs, **args.generate_kwargs(model)).tolist():
+    for ids in model.generate(**inputs, **args.generate_kwargs(model), **IDS_ALONE).tolist():
         # The first is the start token, which is the end of sentence in some models.
         end = ids.index(tokenizer.eos_token_id, 1) + 1 if tokenizer.eos_token_id in ids[1:] else len(ids)
         translations.append((ids[: end - 1], ids[1:end]))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..modeling_rs_marian import keep_apart
 
+STACKS = {"RSMarianEncoder", "RSMarianDecoder"}  # embeddings are in both
 EMBEDDINGS = ("get_input_embeddings", "get_output_embeddings")
 
 
@@ -21,11 +22,13 @@ EMBEDDINGS = ("get_input_embeddings", "get_output_embeddings")
 def shared_weights_in_one_group(model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> Iterator[None]:
     """Have accelerate shard the embeddings with what is outside of the layers; layers too, where the sides share them.
 
-    It would make groups of the input embedding, of the output projection and of each layer; one group must have all
-    the modules of a matrix, and Marian's embeddings share theirs with more.
+    It would make groups of the input embedding, of the output projection and of each layer, or, if it is told no
+    classes and the steps have parameters of their own, of each stack; one group must have all the modules of a matrix,
+    and Marian's embeddings share theirs with more.
     """
     policy = plugin.auto_wrap_policy
-    if getattr(model.config, "tie_encoder_decoder_layers", False):
+    groups = plugin.transformer_cls_names_to_wrap or getattr(model, "_no_split_modules", None) or ()
+    if getattr(model.config, "tie_encoder_decoder_layers", False) or not STACKS.isdisjoint(groups):
         plugin.auto_wrap_policy = None
     for name in EMBEDDINGS:
         setattr(model, name, lambda: None)

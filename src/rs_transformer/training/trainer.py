@@ -36,7 +36,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
-from ..decoding import DecodingArguments, translate
+from ..decoding import IDS_ALONE, DecodingArguments, translate
 from ..metrics import corpus_scores
 from ..model_card import write_card
 from ..subword_sampling import SubwordSampler
@@ -606,7 +606,7 @@ class TranslationTrainer(Seq2SeqTrainer):
             labels = self._prepare_input(labels)
             loss, _, _ = super().prediction_step(model, inputs, True)  # by `translation_loss`, not by the model's own
         sources = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        search = self.decoding.generate_kwargs(self.model) | search
+        search = self.decoding.generate_kwargs(self.model) | IDS_ALONE | search
         _, generated, _ = super().prediction_step(model, sources, False, ignore_keys, **search)
         return loss, generated, labels
 
