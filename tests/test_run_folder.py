@@ -111,7 +111,7 @@ def test_no_run_goes_on_from_weights_alone(tmp_path):
     mark_complete(newest)
     assert len(complete_checkpoints(tmp_path)) == 2  # they are averaged, and deleted in their turn
     for go_on in (lambda: checkpoint_to_resume(tmp_path), lambda: named_checkpoint(newest, tmp_path)):
-        with pytest.raises(ValueError, match="checkpoint-20 has weights alone .* by --model_name_or_path"):
+        with pytest.raises(ValueError, match=r"checkpoint-20 has weights alone .* by --model_name_or_path"):
             go_on()
     assert named_checkpoint(tmp_path / "checkpoint-10", tmp_path) == str(tmp_path / "checkpoint-10")
 

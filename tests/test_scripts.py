@@ -254,6 +254,17 @@ def test_a_finished_run_is_not_overwritten(trained, task):
         script("train")(RECIPE, *task_options(task), "--output_dir", trained)
 
 
+@pytest.mark.parametrize("going_on", [[], ["--resume_from_checkpoint", "true"]], ids=["new", "resumed"])
+def test_a_model_is_not_trained_in_its_own_folder(task, tmp_path, going_on):
+    (tmp_path / "parent").mkdir()
+    (tmp_path / "parent" / "trim.json").write_text("{}")
+    (tmp_path / "link").symlink_to("parent")
+    folders = ["--model_name_or_path", tmp_path / "parent", "--output_dir", tmp_path / "link"]
+    with pytest.raises(ValueError, match="link holds the model that the training begins with"):
+        script("train")(RECIPE, *task_options(task), *folders, *going_on)
+    assert [file.name for file in (tmp_path / "parent").iterdir()] == ["trim.json"]
+
+
 def test_evaluate_and_train_refuse_a_model_of_the_opposite_direction(trained, task, tmp_path):
     turned = ["--source_lang", "bw", "--target_lang", "fw"]
     with pytest.raises(ValueError, match="the model translates from fw to bw, not from bw to fw"):

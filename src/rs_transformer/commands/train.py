@@ -124,7 +124,7 @@ def run_training(
     args, corpus = options.training, options.corpus
     set_up_screen(args)
     set_seed(args.seed)
-    checkpoint = check_output_dir(args)
+    checkpoint = check_output_dir(args, options.model.model_name_or_path)
     check_streaming(corpus, args)
     given = train is not None
     train, evaluated = load_data(corpus, train)
@@ -244,18 +244,39 @@ def set_up_screen(args: TranslationTrainingArguments) -> None:
 
 def keep_lineage(parent: str | None, output_dir: str) -> None:
     """Copy what a collapsed or trimmed parent says of itself into the run's folder, for the model card."""
-    for name in LINEAGE if parent is not None else ():
+    if parent is None or is_same_folder(parent, output_dir):
+        return
+    for name in LINEAGE:
         if (record := Path(parent, name)).is_file():
             shutil.copyfile(record, Path(output_dir, name))
 
 
-def check_output_dir(args: TranslationTrainingArguments) -> str | None:
+def is_same_folder(model: str, folder: str) -> bool:
+    """Whether a model, which may be one on the Hub, is what lies in a folder."""
+    return Path(model).is_dir() and Path(model).resolve() == Path(folder).resolve()
+
+
+def check_output_dir(args: TranslationTrainingArguments, parent: str | None = None) -> str | None:
     """The checkpoint to resume from, if asked to.
 
+    Args:
+        parent: the model that the training begins with, if it is not a new one.
+
     Raises:
-        ValueError: there is a run in the output folder and nobody said that it is to go on, or a named checkpoint is
-            incomplete or of another run.
+        ValueError: there is a run in the output folder and nobody said that it is to go on, or the parent, which it
+            would write over; or a named checkpoint is incomplete or of another run.
     """
+    checkpoint = _asked_checkpoint(args)
+    if checkpoint is None and parent is not None and is_same_folder(parent, args.output_dir):
+        raise ValueError(
+            f"output_dir: {args.output_dir} holds the model that the training begins with, and would be written over: "
+            "choose another"
+        )
+    return checkpoint
+
+
+def _asked_checkpoint(args: TranslationTrainingArguments) -> str | None:
+    """What `resume_from_checkpoint` means; raises `ValueError` as `check_output_dir`."""
     resume = args.resume_from_checkpoint
     if resume is None or str(resume).lower() in ("false", "no"):
         if complete_checkpoints(args.output_dir) or read_mapping(Path(args.output_dir, RESULTS)):
