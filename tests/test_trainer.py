@@ -689,6 +689,23 @@ def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, 
     assert len(complete_checkpoints(killed)) == 2
 
 
+def test_a_run_goes_on_from_a_named_checkpoint_in_another_folder(trained, task, tmp_path):
+    checkpoint = complete_checkpoints(trained)[-1]
+    options = [
+        "--num_train_epochs",
+        7,
+        "--max_train_samples",
+        500,
+        "--output_dir",
+        tmp_path / "new",
+        "--eval_strategy",
+    ]
+    script("train")(RECIPE, *task_options(task), *options, "no", "--resume_from_checkpoint", checkpoint)
+    vocabularies = [(folder / "vocab.json").read_text() for folder in (trained, tmp_path / "new")]
+    assert vocabularies[0] == vocabularies[1]
+    assert json.loads((tmp_path / "new" / "results.json").read_text())["test"]["bleu"] > 90
+
+
 # Steps with parameters of their own, of which a shallow update leaves some without a gradient.
 CHANGING_DEPTH = ["--encoder_layers", 3, "--growing_depths", 1, "--growing_updates", 30, "--elastic_decoder_layers", 1]
 CHANGING_DEPTH += ["--step_layer_norms", "true", "--step_embeddings", "true", f"--{CHECKPOINTING}", "true"]

@@ -151,7 +151,7 @@ def _prepare(
     """Tokenizer, model, encoded pairs, the run's record, and the trainer of all."""
     args, corpus, group = options.training, options.corpus, PatientGroup()
     if tokenizer is None:
-        tokenizer = load_or_train_tokenizer(options, train, group, resuming=checkpoint is not None)
+        tokenizer = load_or_train_tokenizer(options, train, group, checkpoint)
     model = build_model(options.model, tokenizer)
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -310,9 +310,9 @@ def check_validation(args: TranslationTrainingArguments, evaluated: Mapping[str,
 
 
 def load_or_train_tokenizer(
-    options: TrainOptions, train: AnyDataset, group: PatientGroup, resuming: bool
+    options: TrainOptions, train: AnyDataset, group: PatientGroup, checkpoint: str | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that was named, else the checkpoint's; else a new one, or when resuming the one of this run."""
+    """The tokenizer that was named, else the parent's; else a new one, or the one of the run that goes on."""
     args, corpus = options.tokenizer, options.corpus
     name = args.tokenizer_name_or_path or options.model.model_name_or_path
     if name is not None:
@@ -320,9 +320,11 @@ def load_or_train_tokenizer(
         tokenizer = load_tokenizer(name, revision)
         check_language_pair(tokenizer, corpus.source_lang, corpus.target_lang)
         return tokenizer
+    if checkpoint is not None:  # of a run whose folder may be another
+        return load_tokenizer(checkpoint)
     folder = Path(options.training.output_dir)
     with group.main_process_first():
-        if PartialState().is_main_process and not resuming:
+        if PartialState().is_main_process:
             train_tokenizer(
                 train["source"],
                 train["target"],
