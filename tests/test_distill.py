@@ -291,6 +291,16 @@ def test_targets_are_the_best_or_the_closest_to_the_reference_with_what_is_left_
     ]
 
 
+def test_translations_that_were_cut_are_left_out_and_counted(tmp_path, tokenizer):
+    file = corpus(tmp_path, [("s1", "", ["a b c"]), ("s2", "", ["a b c d"])])
+    bound = {"tokenizer": tokenizer, "longest": len(tokenizer(text_target="a b c")["input_ids"])}
+    record = write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en", **bound)
+    assert (record["pairs"], record["left_out"]) == (1, {"too long or cut": 1})
+    assert pq.read_table(tmp_path / "t.parquet")["source"].to_pylist() == ["s1"]
+    with pytest.raises(ValueError, match=r"was made with longest=\d, now it is None"):
+        write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en")
+
+
 def test_of_equally_close_hypotheses_the_better_one_is_taken():
     assert closest_to_reference(["b a", "x y", "a b"], "q r", CHRF()) == "b a"
 
