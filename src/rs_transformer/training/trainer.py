@@ -32,6 +32,7 @@ from transformers.trainer_utils import (
     EvalLoopOutput,
     PredictionOutput,
     TrainOutput,
+    has_length,
     seed_worker,
 )
 from transformers.utils import logging
@@ -42,7 +43,7 @@ from ..model_card import write_card
 from ..subword_sampling import SubwordSampler
 from ..tokenization import encode
 from .arguments import TranslationTrainingArguments
-from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, check_texts
+from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, WholeStream, check_texts
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import load_whole_state, shared_weights_in_one_group, whole_model
 from .losses import (
@@ -482,7 +483,8 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _train_dataloader(self) -> DataLoader:
         if self.args.max_tokens is None:
-            return super().get_train_dataloader()
+            with self._stream_shared_out():
+                return super().get_train_dataloader()
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError("max_tokens needs the lengths of all pairs: set per_device_train_batch_size for a stream")
         sampler = TokenBatchSampler(
@@ -513,6 +515,23 @@ class TranslationTrainer(Seq2SeqTrainer):
             return self.accelerator.prepare(dataloader)
         finally:
             config.even_batches = even_batches
+
+    @contextmanager
+    def _stream_shared_out(self) -> Iterator[None]:
+        """Have each of several processes take its batches from a stream.
+
+        Left to itself accelerate has the main process send them, which cannot be where batches differ in width.
+        """
+        config, stream = self.accelerator.dataloader_config, self.train_dataset
+        if has_length(stream) or self.accelerator.num_processes == 1:
+            yield
+            return
+        dispatch, config.dispatch_batches = config.dispatch_batches, False
+        self.train_dataset = WholeStream(stream)
+        try:
+            yield
+        finally:
+            self.train_dataset, config.dispatch_batches = stream, dispatch
 
     # Evaluation
 
