@@ -655,6 +655,19 @@ def test_streaming_trains_and_two_processes_share_the_stream(task, tmp_path):
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one[:8]), atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_stream_goes_on_in_the_pass_in_which_it_was(small, tmp_path, tokenizer, accumulated):
+    stream = ids(PAIRS[:28], tokenizer).to_iterable_dataset().shuffle(seed=2, buffer_size=28)  # 7 batches
+    half, end = 10 // accumulated, 20 // accumulated
+    options = {"train_dataset": stream, "max_steps": end, "save_steps": half}
+    options |= {"gradient_accumulation_steps": accumulated}
+    small(**options).train()
+    again = small(**options, output_dir=tmp_path / "again")
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{half}"))
+    whole, resumed = (losses(tmp_path / name / f"checkpoint-{end}") for name in ("run", "again"))
+    assert resumed == whole
+
+
 def test_training_goes_on_by_length_groups_bf16_and_early_stopping(task, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.read_text().replace("max_tokens: 512", "per_device_train_batch_size: 64"))

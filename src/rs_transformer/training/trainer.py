@@ -336,11 +336,23 @@ class TranslationTrainer(Seq2SeqTrainer):
                     module.weight.grad = None
         return loss
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        epoch, batches = super()._init_training_state(*args, **kwargs)
+        saved = self.state.stateful_callbacks.get(PROGRESS, {}).get("attributes", {})
+        if has_length(self.train_dataset) or "epoch" not in saved:
+            return epoch, batches
+        # The base class takes `max_steps` for the length of a stream, and would skip all batches in its first pass.
+        batches = saved["updates_of_epoch"] * self.args.gradient_accumulation_steps
+        return saved["epoch"], 0 if self.args.ignore_data_skip else batches
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._restore_progress()
+        # Of a stream `state.epoch` is the share of `max_steps`, and not how many times it was gone through.
+        given = inspect.signature(super()._run_epoch).bind(*args, **kwargs).arguments
+        goes_on = given["resume_from_checkpoint"] is not None and given["epoch"] == given["epochs_trained"]
+        done = given["steps_trained_in_current_epoch"] // self.args.gradient_accumulation_steps if goes_on else 0
+        self._epoch, self._epoch_began = given["epoch"], self.state.global_step - done
         if self.segmentation is not None:
-            # Of a stream `state.epoch` is the share of `max_steps`, and not how many times it was gone through.
-            given = inspect.signature(super()._run_epoch).bind(*args, **kwargs).arguments
             self.segmentation.set_epoch(given["epoch"])
         stopping = [each for each in self.callback_handler.callbacks if isinstance(each, GrownEarlyStopping)]
         if self.state.global_step >= self.state.max_steps or any(each.over for each in stopping):
@@ -358,6 +370,8 @@ class TranslationTrainer(Seq2SeqTrainer):
                 "logged_loss": self._total_loss_scalar,
                 "loss": self.accelerator.gather(self._tr_loss).mean().item(),
                 "first_loss": self._first_loss,
+                "epoch": self._epoch,
+                "updates_of_epoch": self.state.global_step - self._epoch_began,
             },
         }
 
