@@ -230,6 +230,10 @@ def test_unknown_options_are_refused_with_the_nearest_known_one(tmp_path, capsys
         (["--max_tokens", "4"], "max_tokens=4 is less than the longest training pair"),
         (["--streaming", "true"], "streaming needs max_steps"),
         (["--streaming", "true", "--max_steps", "9"], "streaming takes per_device_train_batch_size, not max_tokens"),
+        (
+            ["--streaming", "true", "--max_steps", "9", "--train_sampling_strategy", "group_by_length"],
+            "train_sampling_strategy: group_by_length needs the lengths of all pairs",
+        ),
         (["--average_checkpoints", "9"], "average_checkpoints=9 needs save_total_limit of at least 9"),
         (["--average_checkpoints", "2", "--save_strategy", "no"], "leaves nothing to average"),
         (["--early_stopping_patience", "2"], "early_stopping_patience needs load_best_model_at_end"),

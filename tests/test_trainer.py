@@ -24,6 +24,7 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
 from rs_transformer.checkpoints import load_translator
+from rs_transformer.commands.train import shuffled
 from rs_transformer.corpus import CorpusArguments, prepare_training_pairs
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.subword_sampling import SubwordSampler
@@ -653,6 +654,21 @@ def test_streaming_trains_and_two_processes_share_the_stream(task, tmp_path):
     assert len(one) == 80
     assert one[-1] < 0.7 * one[0]
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one[:8]), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "same"),
+    [({}, True), ({"data_seed": 9}, False), ({"train_sampling_strategy": "sequential"}, False)],
+    ids=["same", "data_seed", "sequential"],
+)
+def test_a_stream_is_shuffled_as_the_options_say(tmp_path, option, same):
+    stream = Dataset.from_dict({"number": list(range(20))}).to_iterable_dataset()
+    orders = [
+        [row["number"] for row in shuffled(stream, TranslationTrainingArguments(output_dir=tmp_path, **each), 20)]
+        for each in ({}, option)
+    ]
+    assert (orders[0] == orders[1]) == same
+    assert (orders[1] == sorted(orders[1])) == ("train_sampling_strategy" in option)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

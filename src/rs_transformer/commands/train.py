@@ -163,7 +163,7 @@ def _prepare(
     with group.main_process_first(local=True):
         train = prepare_training_pairs(train, tokenizer, corpus, positions, sampling)
     if isinstance(train, IterableDataset):
-        train = train.shuffle(seed=args.seed, buffer_size=corpus.shuffle_buffer_size)
+        train = shuffled(train, args, corpus.shuffle_buffer_size)
     given = options.options()  # a trainer sets some of its arguments
     trainer = make_trainer(
         model,
@@ -182,6 +182,13 @@ def _prepare(
         write_run_record(args.output_dir, given, conditions, checkpoint)
         keep_lineage(options.model.model_name_or_path, args.output_dir)
     return trainer
+
+
+def shuffled(stream: IterableDataset, args: TranslationTrainingArguments, buffer_size: int) -> IterableDataset:
+    """A stream in the order that the options ask for, which is another in each pass, but for `sequential`."""
+    if args.train_sampling_strategy == "sequential":
+        return stream
+    return stream.shuffle(seed=args.seed if args.data_seed is None else args.data_seed, buffer_size=buffer_size)
 
 
 def load_data(corpus: CorpusArguments, train: AnyDataset | None = None) -> tuple[AnyDataset, dict[str, Dataset]]:
@@ -299,6 +306,11 @@ def check_streaming(corpus_args: CorpusArguments, training_args: TranslationTrai
         return
     if training_args.max_steps <= 0:
         raise ValueError("streaming needs max_steps, since the number of pairs is not known")
+    if (strategy := training_args.train_sampling_strategy) not in ("random", "sequential"):
+        raise ValueError(
+            f"train_sampling_strategy: {strategy} needs the lengths of all pairs, which nobody knows of a stream: set "
+            "random or sequential"
+        )
     if training_args.max_tokens is not None:
         raise ValueError("streaming takes per_device_train_batch_size, not max_tokens")
 
