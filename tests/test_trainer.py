@@ -767,7 +767,7 @@ def test_a_disk_that_is_full_while_saving_loses_no_finished_checkpoint(task, tmp
         save(data, file, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="checkpoint-74 could not be written: the disk is full"):
         script("train")(*options)
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-37"]
 

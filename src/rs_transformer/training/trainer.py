@@ -42,6 +42,7 @@ from ..metrics import corpus_scores
 from ..model_card import write_card
 from ..subword_sampling import SubwordSampler
 from ..tokenization import encode
+from ..utils.files import writing_weights
 from .arguments import TranslationTrainingArguments
 from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, WholeStream, check_texts
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
@@ -668,6 +669,10 @@ class TranslationTrainer(Seq2SeqTrainer):
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with writing_weights(output_dir or self.args.output_dir):
+            self._save_whole(output_dir, _internal_call)
+
+    def _save_whole(self, output_dir: str | None, _internal_call: bool) -> None:
         if self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             # The base class leaves it at the shards, which neither `from_pretrained` nor an average can read.
             state_dict = self.accelerator.get_state_dict(self.model)
@@ -687,7 +692,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             make_way(checkpoint)
         self._keep_progress()
-        with self._nothing_deleted():
+        with self._nothing_deleted(), writing_weights(checkpoint):
             super()._save_checkpoint(model, trial)
         del self.state.stateful_callbacks[PROGRESS]
         self.accelerator.wait_for_everyone()  # each process writes its own random state
