@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import ctranslate2  # noqa: F401  the engine of one of the tests
 import pyarrow.parquet as pq
@@ -30,6 +31,8 @@ from transformers import (
 )
 
 from rs_transformer import expand
+from rs_transformer.commands import distill as distill_command
+from rs_transformer.commands import evaluate as evaluate_command
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.distillation import teacher_corpus
@@ -473,6 +476,27 @@ def test_a_teacher_of_several_target_languages_is_told_which(trained, small, tmp
     else:
         with pytest.raises(ValueError, match="has several target languages: give teacher_target_code, one of bw"):
             script("distill")("generate", *options(trained, small, tmp_path / "s", *more))
+
+
+def test_a_teacher_of_several_target_languages_is_scored_with_its_code(task, tokenizer, tmp_path, monkeypatch):
+    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = rs_model(**size, decoder_start_token_id=tokenizer.pad_token_id)
+    corpus_args, shown = CorpusArguments("fw", "bw", test_file=[str(task["test"])]), []
+
+    def translated(model, tokenizer, sources, decoding):
+        shown.append(sources[0])
+        return sources, 1.0
+
+    monkeypatch.setattr(evaluate_command, "timed_translate", translated)
+    monkeypatch.setattr(evaluate_command, "load_translator", lambda name: (model, tokenizer))
+    monkeypatch.setattr(distill_command, "is_finished", lambda folder: True)
+    told = SimpleNamespace(teacher=TeacherArguments(["t"]), corpus=corpus_args, decoding=DecodingArguments())
+    told.output = tmp_path
+    test = load_split(corpus_args, "test")
+    distill_command.compare_to_teachers(told, [Teacher("t", None, model, tokenizer, ">>bw<< ")], test, None)
+    assert shown == [f">>bw<< {test['source'][0]}", test["source"][0]]
+    rows = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [row["system"] for row in rows] == ["t", str(tmp_path)]
 
 
 def test_a_multilingual_teacher_starts_with_its_target_language(tmp_path):
