@@ -290,6 +290,19 @@ def test_evaluate_refuses_a_file_of_another_length_before_it_decodes(task, tmp_p
         script("evaluate")(*systems, "--test_file", task["test"], *LANGUAGES)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "depth_sweep"])
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_figures_do_not_replace_the_corpus(task, tmp_path, command, given):
+    corpus = tmp_path / "data" / "test.jsonl"
+    corpus.parent.mkdir()
+    shutil.copyfile(task["test"], corpus)
+    data = ["--test_file", corpus] if given == "file" else ["--dataset_name", corpus.parent]
+    model = ["--systems" if command == "evaluate" else "--model_name_or_path", "no-such-model"]
+    with pytest.raises(ValueError, match="would replace what it is made from"):
+        script(command)(*model, *data, *LANGUAGES, "--output_file", corpus)
+    assert corpus.read_bytes() == task["test"].read_bytes()
+
+
 def test_truncated_checkpoint_is_named(trained, tmp_path, task):
     folder = tmp_path / "model"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))

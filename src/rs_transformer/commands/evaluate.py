@@ -76,8 +76,11 @@ def evaluate_systems(
         `sentences_per_second`, `num_beams` and `parameters`; and `bootstrap`, the system's row of `paired_bootstrap`.
 
     Raises:
-        ValueError, FileNotFoundError: data, model or file of translations does not fit.
+        ValueError, FileNotFoundError: data, model or file of translations does not fit, or `output_file` is one of the
+            corpus.
     """
+    if args.output_file is not None:
+        check_output_file(args.output_file, corpus_args.all_files())
     dataset = load_split(corpus_args, args.split)
     references = dataset["target"][:]
     if len(set(args.systems)) < len(args.systems):
