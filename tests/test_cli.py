@@ -1,18 +1,22 @@
 """`rs-transformer COMMAND`, and a command as a module under `accelerate launch`."""
 
 import re
+import resource
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, run, script
+from safetensors.torch import save_file
 
 import rs_transformer_cli
 from rs_transformer import __version__
 from rs_transformer.commands.train import TrainOptions
 from rs_transformer.configuration_rs_marian import layer_map
 from rs_transformer.utils.errors import say, short_errors
+from rs_transformer.utils.files import staged_folder
 from rs_transformer.utils.recipes import RecipeParser
 
 PROGRAM = Path(sys.executable).with_name("rs-transformer")
@@ -90,6 +94,27 @@ def test_an_expected_error_is_one_line_and_status_2(capsys, monkeypatch):
     assert re.fullmatch(r"train.py: error: .+\n", capsys.readouterr().err)
     code, line = fails(capsys, FileNotFoundError("there is no\n  such file"))
     assert (code, line) == (2, "train.py: error: there is no such file (--debug shows where)\n")
+
+
+@pytest.mark.parametrize("library", ["safetensors", "torch"])
+def test_a_disk_that_is_full_is_one_line_that_names_the_folder(tmp_path, library):
+    save = {"safetensors": lambda tensor, file: save_file({"a": tensor}, file), "torch": torch.save}[library]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_on_a_full_disk():
+        with staged_folder(tmp_path / "model") as staging:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+            try:
+                save(torch.zeros(100_000), staging / "weights")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.raises(OSError, match="model could not be written: the disk is full") as refused:
+        save_on_a_full_disk()
+    assert not isinstance(refused.value.__cause__, OSError)
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(RuntimeError, match="of another kind"), staged_folder(tmp_path / "model"):
+        raise RuntimeError("of another kind")
 
 
 def test_debug_shows_the_traceback_and_other_errors_always_do(monkeypatch):

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import ctranslate2  # noqa: F401  the engine of one of the tests
 import pyarrow.parquet as pq
@@ -15,7 +16,8 @@ from conftest import script, task_options
 from datasets import Dataset
 from forked import fork
 from killing import kill
-from reverse_task import write_jsonl
+from oracle import rs_model
+from reverse_task import reverse_pairs, write_jsonl
 from sacrebleu.metrics import CHRF
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -29,8 +31,11 @@ from transformers import (
 )
 
 from rs_transformer import expand
+from rs_transformer.commands import distill as distill_command
+from rs_transformer.commands import evaluate as evaluate_command
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.distillation import teacher_corpus
 from rs_transformer.distillation.targets import (
     TargetArguments,
     closest_to_reference,
@@ -38,10 +43,11 @@ from rs_transformer.distillation.targets import (
     reason_to_leave_out,
     write_targets,
 )
-from rs_transformer.distillation.teacher_corpus import CORPUS_SCHEMA
+from rs_transformer.distillation.teacher_corpus import CORPUS_SCHEMA, generate_corpus
 from rs_transformer.distillation.teachers import Teacher, TeacherArguments, load_teachers, set_languages
 from rs_transformer.export import ctranslate2 as ctranslate2_export
 from rs_transformer.modeling_rs_marian import PAD_LOGIT_BIAS
+from rs_transformer.tokenization import train_tokenizer
 from rs_transformer.utils.map_shards import map_shards, read_record
 
 # A student as small as the teacher: the task is tiny.
@@ -104,6 +110,49 @@ def test_two_processes_give_the_same_bytes_as_one(trained, small, generated, tmp
     done = fork("training/distill.py", "generate", *options(trained, small, tmp_path), processes=2)
     assert "50 shards of 20 sentences on 2 processes" in done.stderr
     assert (tmp_path / "_distillation" / "corpus.parquet").read_bytes() == generated.read_bytes()
+
+
+class Echo:
+    """An engine that gives back what it was shown."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def translate_batch(self, input_ids):
+        return [["".join(self.tokenizer.convert_ids_to_tokens(ids)[:-1]).replace("▁", " ")] for ids in input_ids]
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_the_tag_of_back_translations_is_shown_to_teachers_that_know_it(tokenizer, tmp_path, monkeypatch, knows):
+    tag, args, corpus_args = ">>bt<< ", TeacherArguments(["t"]), CorpusArguments("fw", "bw")
+    if knows:
+        sides = zip(*reverse_pairs(300, seed=1), strict=True)
+        sources, targets = ([*side, *side] for side in sides)
+        marked = [*sources[:300], *(tag + source for source in sources[300:])]
+        tokenizer = train_tokenizer(marked, targets, tmp_path, vocab_size=28, source_lang="fw", target_lang="bw")
+    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    teacher = Teacher("t", None, rs_model(**size, decoder_start_token_id=tokenizer.pad_token_id), tokenizer)
+    monkeypatch.setattr(teacher_corpus, "make_engines", lambda *given: [(Echo(tokenizer), teacher)])
+    plain, tagged = (
+        Dataset.from_dict({"source": sources, "target": ["x"] * 2}) for sources in (["a b", "c"], ["a b", f"{tag}c"])
+    )
+    file = generate_corpus(tagged, [teacher], args, corpus_args, tmp_path / "c.parquet")
+    assert pq.read_table(file)["hypotheses"].to_pylist() == [[" a b"], [">>bt<< c" if knows else " c"]]
+    # What was decoded before is no longer taken; other corpora are.
+    former = teacher_corpus.generation_settings([teacher], args, corpus_args)
+    for name, rows, same in (("plain", plain, True), ("tagged", tagged, knows)):
+        made = map_shards(
+            rows,
+            lambda shard, _: shard | {"hypotheses": [["x"]] * 2},
+            tmp_path / name,
+            schema=CORPUS_SCHEMA,
+            settings=former,
+        )
+        if same:
+            teacher_corpus.check_corpus(made, rows, [teacher], args, corpus_args)
+        else:
+            with pytest.raises(ValueError, match="was made with back_translated_tag=None"):
+                teacher_corpus.check_corpus(made, rows, [teacher], args, corpus_args)
 
 
 DECODE = "rs_transformer.distillation.teacher_corpus.TransformersEngine.translate_batch"
@@ -243,6 +292,16 @@ def test_targets_are_the_best_or_the_closest_to_the_reference_with_what_is_left_
         ("s1", "the cat sat up", "distilled"),
         *((source, reference, "reference") for source, reference, _ in ROWS),
     ]
+
+
+def test_translations_that_were_cut_are_left_out_and_counted(tmp_path, tokenizer):
+    file = corpus(tmp_path, [("s1", "", ["a b c"]), ("s2", "", ["a b c d"])])
+    bound = {"tokenizer": tokenizer, "longest": len(tokenizer(text_target="a b c")["input_ids"])}
+    record = write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en", **bound)
+    assert (record["pairs"], record["left_out"]) == (1, {"too long or cut": 1})
+    assert pq.read_table(tmp_path / "t.parquet")["source"].to_pylist() == ["s1"]
+    with pytest.raises(ValueError, match=r"was made with longest=\d, now it is None"):
+        write_targets(file, tmp_path / "t.parquet", TargetArguments(), "en")
 
 
 def test_of_equally_close_hypotheses_the_better_one_is_taken():
@@ -417,6 +476,27 @@ def test_a_teacher_of_several_target_languages_is_told_which(trained, small, tmp
     else:
         with pytest.raises(ValueError, match="has several target languages: give teacher_target_code, one of bw"):
             script("distill")("generate", *options(trained, small, tmp_path / "s", *more))
+
+
+def test_a_teacher_of_several_target_languages_is_scored_with_its_code(task, tokenizer, tmp_path, monkeypatch):
+    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = rs_model(**size, decoder_start_token_id=tokenizer.pad_token_id)
+    corpus_args, shown = CorpusArguments("fw", "bw", test_file=[str(task["test"])]), []
+
+    def translated(model, tokenizer, sources, decoding):
+        shown.append(sources[0])
+        return sources, 1.0
+
+    monkeypatch.setattr(evaluate_command, "timed_translate", translated)
+    monkeypatch.setattr(evaluate_command, "load_translator", lambda name: (model, tokenizer))
+    monkeypatch.setattr(distill_command, "is_finished", lambda folder: True)
+    told = SimpleNamespace(teacher=TeacherArguments(["t"]), corpus=corpus_args, decoding=DecodingArguments())
+    told.output = tmp_path
+    test = load_split(corpus_args, "test")
+    distill_command.compare_to_teachers(told, [Teacher("t", None, model, tokenizer, ">>bw<< ")], test, None)
+    assert shown == [f">>bw<< {test['source'][0]}", test["source"][0]]
+    rows = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [row["system"] for row in rows] == ["t", str(tmp_path)]
 
 
 def test_a_multilingual_teacher_starts_with_its_target_language(tmp_path):

@@ -32,6 +32,7 @@ def make_checkpoint(run_dir, name, complete=True):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x" * 100)
     (folder / "trainer_state.json").write_text('{"global_step": 1}')
+    (folder / "rng_state_0.pth").write_bytes(b"x")
     if complete:
         mark_complete(folder)
     return folder
@@ -101,6 +102,18 @@ def test_going_on_from_a_named_checkpoint_moves_later_ones_aside(tmp_path):
         named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "other")
     with pytest.raises(ValueError, match="checkpoint-20 is not a complete checkpoint"):
         named_checkpoint(tmp_path / "run/checkpoint-20", tmp_path / "run")
+
+
+def test_no_run_goes_on_from_weights_alone(tmp_path):
+    make_checkpoint(tmp_path, "checkpoint-10")
+    newest = make_checkpoint(tmp_path, "checkpoint-20", complete=False)
+    (newest / "rng_state_0.pth").unlink()
+    mark_complete(newest)
+    assert len(complete_checkpoints(tmp_path)) == 2  # they are averaged, and deleted in their turn
+    for go_on in (lambda: checkpoint_to_resume(tmp_path), lambda: named_checkpoint(newest, tmp_path)):
+        with pytest.raises(ValueError, match=r"checkpoint-20 has weights alone .* by --model_name_or_path"):
+            go_on()
+    assert named_checkpoint(tmp_path / "checkpoint-10", tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_what_is_in_the_way_of_a_checkpoint_is_moved_aside_unless_it_is_one(tmp_path):

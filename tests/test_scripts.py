@@ -230,6 +230,10 @@ def test_unknown_options_are_refused_with_the_nearest_known_one(tmp_path, capsys
         (["--max_tokens", "4"], "max_tokens=4 is less than the longest training pair"),
         (["--streaming", "true"], "streaming needs max_steps"),
         (["--streaming", "true", "--max_steps", "9"], "streaming takes per_device_train_batch_size, not max_tokens"),
+        (
+            ["--streaming", "true", "--max_steps", "9", "--train_sampling_strategy", "group_by_length"],
+            "train_sampling_strategy: group_by_length needs the lengths of all pairs",
+        ),
         (["--average_checkpoints", "9"], "average_checkpoints=9 needs save_total_limit of at least 9"),
         (["--average_checkpoints", "2", "--save_strategy", "no"], "leaves nothing to average"),
         (["--early_stopping_patience", "2"], "early_stopping_patience needs load_best_model_at_end"),
@@ -254,6 +258,17 @@ def test_a_finished_run_is_not_overwritten(trained, task):
         script("train")(RECIPE, *task_options(task), "--output_dir", trained)
 
 
+@pytest.mark.parametrize("going_on", [[], ["--resume_from_checkpoint", "true"]], ids=["new", "resumed"])
+def test_a_model_is_not_trained_in_its_own_folder(task, tmp_path, going_on):
+    (tmp_path / "parent").mkdir()
+    (tmp_path / "parent" / "trim.json").write_text("{}")
+    (tmp_path / "link").symlink_to("parent")
+    folders = ["--model_name_or_path", tmp_path / "parent", "--output_dir", tmp_path / "link"]
+    with pytest.raises(ValueError, match="link holds the model that the training begins with"):
+        script("train")(RECIPE, *task_options(task), *folders, *going_on)
+    assert [file.name for file in (tmp_path / "parent").iterdir()] == ["trim.json"]
+
+
 def test_evaluate_and_train_refuse_a_model_of_the_opposite_direction(trained, task, tmp_path):
     turned = ["--source_lang", "bw", "--target_lang", "fw"]
     with pytest.raises(ValueError, match="the model translates from fw to bw, not from bw to fw"):
@@ -273,6 +288,19 @@ def test_evaluate_refuses_a_file_of_another_length_before_it_decodes(task, tmp_p
     systems = ["--systems", "no-such-model", tmp_path / "short.txt"]
     with pytest.raises(ValueError, match=r"short.txt has 1 lines, the test split 100 references"):
         script("evaluate")(*systems, "--test_file", task["test"], *LANGUAGES)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "depth_sweep"])
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_figures_do_not_replace_the_corpus(task, tmp_path, command, given):
+    corpus = tmp_path / "data" / "test.jsonl"
+    corpus.parent.mkdir()
+    shutil.copyfile(task["test"], corpus)
+    data = ["--test_file", corpus] if given == "file" else ["--dataset_name", corpus.parent]
+    model = ["--systems" if command == "evaluate" else "--model_name_or_path", "no-such-model"]
+    with pytest.raises(ValueError, match="would replace what it is made from"):
+        script(command)(*model, *data, *LANGUAGES, "--output_file", corpus)
+    assert corpus.read_bytes() == task["test"].read_bytes()
 
 
 def test_truncated_checkpoint_is_named(trained, tmp_path, task):

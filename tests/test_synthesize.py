@@ -57,11 +57,16 @@ def test_text_and_translations_are_the_pairs_of_a_training(trained, text, tmp_pa
         script("synthesize")(*options, "--teacher_num_beams", 2)
 
 
-def test_a_tag_can_be_left_out_and_a_model_of_the_wrong_direction_is_refused(trained, text, tmp_path):
+def test_a_tag_and_what_was_cut_are_left_out_and_a_model_of_the_wrong_direction_is_refused(trained, text, tmp_path):
     options = ["--monolingual_file", text[0], "--lowercase", "true", "--teachers", trained, *TEACHER]
-    languages = ["--source_lang", "bw", "--target_lang", "fw", "--tag", "false"]
+    languages = ["--source_lang", "bw", "--target_lang", "fw", "--tag", "false", "--max_target_length", 6]
     script("synthesize")(*options, *languages, "--output_dir", tmp_path / "untagged")
-    assert not any(">>" in row["source"] for row in pairs_of(tmp_path / "untagged"))
+    sources = [row["source"] for row in pairs_of(tmp_path / "untagged")]
+    assert not any(">>" in source for source in sources)
+    assert max(len(source.split()) for source in sources) == 5  # and the end: no half of a longer one is among them
+    longer = sum(len(source.split()) > 5 for source in text[1])
+    left_out = json.loads((tmp_path / "untagged" / "synthesis.json").read_text())["left_out"]
+    assert left_out["too long or cut"] == pytest.approx(longer, abs=2)
     with pytest.raises(ValueError, match="translates from fw to bw"):
         script("synthesize")(*options, "--source_lang", "fw", "--target_lang", "bw", "--output_dir", tmp_path / "no")
     assert not (tmp_path / "no").exists()

@@ -168,6 +168,14 @@ class CorpusArguments:
     def files(self, split: str) -> list[str] | None:
         return getattr(self, f"{split}_file")
 
+    def all_files(self) -> list[str]:
+        """The files that were given, and those in a folder that was: what no output may replace."""
+        names = [f"{split}_file" for split in SPLITS] + ["synthetic_file"]
+        files = [file for name in names for file in getattr(self, name) or ()]
+        if self.dataset_name is not None:
+            files += map(str, Path(self.dataset_name).rglob("*"))
+        return files
+
     def has_split(self, split: str) -> bool:
         """Whether files or a dataset name were given for `split`; a named dataset may still lack the split."""
         return self.files(split) is not None or self.dataset_name is not None

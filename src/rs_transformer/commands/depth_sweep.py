@@ -88,6 +88,8 @@ def sweep_depths(
         ValueError, FileNotFoundError: a depth that is less than the unique layers, or data or a model that do not
             fit.
     """
+    if args.output_file is not None:
+        check_output_file(args.output_file, corpus_args.all_files())
     dataset = load_split(corpus_args, args.split)
     base, tokenizer = load_translator(args.model_name_or_path, args.revision)
     check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)

@@ -295,11 +295,12 @@ def compare_to_teachers(
     if not is_finished(output):
         raise FileNotFoundError(f"there is no trained student in {str(output)!r}: the stage train makes it")
     device = PartialState().device
-    loaded = {t.name: (t.model.to(device), t.tokenizer) for t in teachers if not t.prefix}
+    loaded = {t.name: (t.model.to(device), t.tokenizer) for t in teachers}
+    prefixes = {t.name: t.prefix for t in teachers}
     translated = [translate_test(options, test, group)] if options.teacher.program else []
     systems = [*loaded, *translated, str(output)]
     args = EvaluateArguments(systems=systems, output_file=str(output / "evaluation.json"))
-    evaluate_systems(args, options.corpus, options.decoding, loaded)
+    evaluate_systems(args, options.corpus, options.decoding, loaded, prefixes)
 
 
 def translate_test(options: DistillOptions, test: Dataset, group: PatientGroup) -> str:

@@ -60,6 +60,7 @@ def evaluate_systems(
     corpus_args: CorpusArguments,
     decoding: DecodingArguments,
     loaded: Mapping[str, Translator] | None = None,
+    prefixes: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Score systems on a split; compare them to the first if there are several.
 
@@ -68,14 +69,18 @@ def evaluate_systems(
         corpus_args: the data.
         decoding: how models translate.
         loaded: those of the systems that are in memory already.
+        prefixes: what each source begins with for a system (`>>eng<< `), where it has to.
 
     Returns:
         One dict a system: `system`, `bleu`, `chrf`, `bleu_signature`, `chrf_signature`, for models
         `sentences_per_second`, `num_beams` and `parameters`; and `bootstrap`, the system's row of `paired_bootstrap`.
 
     Raises:
-        ValueError, FileNotFoundError: data, model or file of translations does not fit.
+        ValueError, FileNotFoundError: data, model or file of translations does not fit, or `output_file` is one of the
+            corpus.
     """
+    if args.output_file is not None:
+        check_output_file(args.output_file, corpus_args.all_files())
     dataset = load_split(corpus_args, args.split)
     references = dataset["target"][:]
     if len(set(args.systems)) < len(args.systems):
@@ -91,7 +96,9 @@ def evaluate_systems(
             translations[system] = files[system]
         else:
             translator = (loaded or {}).get(system) or load_translator(system, **args.depths())
-            translations[system], figures = _run_system(translator, dataset, corpus_args, decoding)
+            translations[system], figures = _run_system(
+                translator, dataset, corpus_args, decoding, (prefixes or {}).get(system, "")
+            )
             row |= figures
         row |= corpus_scores(translations[system], references, corpus_args.target_lang)
         rows.append(row)
@@ -107,11 +114,16 @@ def evaluate_systems(
 
 
 def _run_system(
-    translator: Translator, dataset: Dataset, corpus_args: CorpusArguments, decoding: DecodingArguments
+    translator: Translator,
+    dataset: Dataset,
+    corpus_args: CorpusArguments,
+    decoding: DecodingArguments,
+    prefix: str,
 ) -> tuple[list[str], dict[str, Any]]:
     model, tokenizer = translator
     check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
-    translations, speed = timed_translate(model, tokenizer, dataset["source"][:], decoding)
+    sources = [prefix + source for source in dataset["source"]]
+    translations, speed = timed_translate(model, tokenizer, sources, decoding)
     return translations, {
         "num_beams": decoding.num_beams,
         "sentences_per_second": speed,

@@ -124,7 +124,7 @@ def run_training(
     args, corpus = options.training, options.corpus
     set_up_screen(args)
     set_seed(args.seed)
-    checkpoint = check_output_dir(args)
+    checkpoint = check_output_dir(args, options.model.model_name_or_path)
     check_streaming(corpus, args)
     given = train is not None
     train, evaluated = load_data(corpus, train)
@@ -151,7 +151,7 @@ def _prepare(
     """Tokenizer, model, encoded pairs, the run's record, and the trainer of all."""
     args, corpus, group = options.training, options.corpus, PatientGroup()
     if tokenizer is None:
-        tokenizer = load_or_train_tokenizer(options, train, group, resuming=checkpoint is not None)
+        tokenizer = load_or_train_tokenizer(options, train, group, checkpoint)
     model = build_model(options.model, tokenizer)
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -163,7 +163,7 @@ def _prepare(
     with group.main_process_first(local=True):
         train = prepare_training_pairs(train, tokenizer, corpus, positions, sampling)
     if isinstance(train, IterableDataset):
-        train = train.shuffle(seed=args.seed, buffer_size=corpus.shuffle_buffer_size)
+        train = shuffled(train, args, corpus.shuffle_buffer_size)
     given = options.options()  # a trainer sets some of its arguments
     trainer = make_trainer(
         model,
@@ -182,6 +182,13 @@ def _prepare(
         write_run_record(args.output_dir, given, conditions, checkpoint)
         keep_lineage(options.model.model_name_or_path, args.output_dir)
     return trainer
+
+
+def shuffled(stream: IterableDataset, args: TranslationTrainingArguments, buffer_size: int) -> IterableDataset:
+    """A stream in the order that the options ask for, which is another in each pass, but for `sequential`."""
+    if args.train_sampling_strategy == "sequential":
+        return stream
+    return stream.shuffle(seed=args.seed if args.data_seed is None else args.data_seed, buffer_size=buffer_size)
 
 
 def load_data(corpus: CorpusArguments, train: AnyDataset | None = None) -> tuple[AnyDataset, dict[str, Dataset]]:
@@ -244,18 +251,39 @@ def set_up_screen(args: TranslationTrainingArguments) -> None:
 
 def keep_lineage(parent: str | None, output_dir: str) -> None:
     """Copy what a collapsed or trimmed parent says of itself into the run's folder, for the model card."""
-    for name in LINEAGE if parent is not None else ():
+    if parent is None or is_same_folder(parent, output_dir):
+        return
+    for name in LINEAGE:
         if (record := Path(parent, name)).is_file():
             shutil.copyfile(record, Path(output_dir, name))
 
 
-def check_output_dir(args: TranslationTrainingArguments) -> str | None:
+def is_same_folder(model: str, folder: str) -> bool:
+    """Whether a model, which may be one on the Hub, is what lies in a folder."""
+    return Path(model).is_dir() and Path(model).resolve() == Path(folder).resolve()
+
+
+def check_output_dir(args: TranslationTrainingArguments, parent: str | None = None) -> str | None:
     """The checkpoint to resume from, if asked to.
 
+    Args:
+        parent: the model that the training begins with, if it is not a new one.
+
     Raises:
-        ValueError: there is a run in the output folder and nobody said that it is to go on, or a named checkpoint is
-            incomplete or of another run.
+        ValueError: there is a run in the output folder and nobody said that it is to go on, or the parent, which it
+            would write over; or a named checkpoint is incomplete or of another run.
     """
+    checkpoint = _asked_checkpoint(args)
+    if checkpoint is None and parent is not None and is_same_folder(parent, args.output_dir):
+        raise ValueError(
+            f"output_dir: {args.output_dir} holds the model that the training begins with, and would be written over: "
+            "choose another"
+        )
+    return checkpoint
+
+
+def _asked_checkpoint(args: TranslationTrainingArguments) -> str | None:
+    """What `resume_from_checkpoint` means; raises `ValueError` as `check_output_dir`."""
     resume = args.resume_from_checkpoint
     if resume is None or str(resume).lower() in ("false", "no"):
         if complete_checkpoints(args.output_dir) or read_mapping(Path(args.output_dir, RESULTS)):
@@ -278,6 +306,11 @@ def check_streaming(corpus_args: CorpusArguments, training_args: TranslationTrai
         return
     if training_args.max_steps <= 0:
         raise ValueError("streaming needs max_steps, since the number of pairs is not known")
+    if (strategy := training_args.train_sampling_strategy) not in ("random", "sequential"):
+        raise ValueError(
+            f"train_sampling_strategy: {strategy} needs the lengths of all pairs, which nobody knows of a stream: set "
+            "random or sequential"
+        )
     if training_args.max_tokens is not None:
         raise ValueError("streaming takes per_device_train_batch_size, not max_tokens")
 
@@ -289,9 +322,9 @@ def check_validation(args: TranslationTrainingArguments, evaluated: Mapping[str,
 
 
 def load_or_train_tokenizer(
-    options: TrainOptions, train: AnyDataset, group: PatientGroup, resuming: bool
+    options: TrainOptions, train: AnyDataset, group: PatientGroup, checkpoint: str | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that was named, else the checkpoint's; else a new one, or when resuming the one of this run."""
+    """The tokenizer that was named, else the parent's; else a new one, or the one of the run that goes on."""
     args, corpus = options.tokenizer, options.corpus
     name = args.tokenizer_name_or_path or options.model.model_name_or_path
     if name is not None:
@@ -299,9 +332,11 @@ def load_or_train_tokenizer(
         tokenizer = load_tokenizer(name, revision)
         check_language_pair(tokenizer, corpus.source_lang, corpus.target_lang)
         return tokenizer
+    if checkpoint is not None:  # of a run whose folder may be another
+        return load_tokenizer(checkpoint)
     folder = Path(options.training.output_dir)
     with group.main_process_first():
-        if PartialState().is_main_process and not resuming:
+        if PartialState().is_main_process:
             train_tokenizer(
                 train["source"],
                 train["target"],

@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 from sacrebleu.metrics import BLEU, CHRF
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..metrics import bleu_tokenizer
 from ..pipeline_rs_marian import is_written_without_blanks
+from ..tokenization import encode
 from ..utils.files import atomic_file
 from ..utils.map_shards import METADATA_KEY, check_settings, read_record
 from ..utils.ranges import check_range
@@ -31,6 +33,7 @@ logger = logging.get_logger(__name__)
 TARGETS = ("best", "closest", "reference")
 SIMILARITIES = ("bleu", "chrf")
 NGRAM_ORDER = 4
+TOO_LONG = "too long or cut"
 TARGETS_SCHEMA = pa.schema({"source": pa.string(), "target": pa.string(), "origin": pa.string()})
 
 
@@ -120,11 +123,17 @@ def closest_to_reference(hypotheses: Sequence[str], reference: str, metric: BLEU
     return max(hypotheses, key=lambda text: metric.sentence_score(text, [reference]).score)
 
 
-def choose_targets(batch: Mapping[str, list], args: TargetArguments, target_lang: str | None) -> dict[str, list]:
+def choose_targets(
+    batch: Mapping[str, list],
+    args: TargetArguments,
+    target_lang: str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    longest: int | None = None,
+) -> dict[str, list]:
     """Rows of a teacher's corpus to training rows, for `Dataset.map(batched=True)`.
 
     Takes `source`, `target` (the reference) and `hypotheses`; returns `source`, `target`, `origin` (`distilled` or
-    `reference`) and `left_out` (the reason, or `""`).
+    `reference`) and `left_out` (the reason, or `""`). `tokenizer` and `longest` are those of `write_targets`.
     """
     metric = {"bleu": BLEU(effective_order=True, tokenize=bleu_tokenizer(target_lang)), "chrf": CHRF()}[
         args.similarity
@@ -142,11 +151,24 @@ def choose_targets(batch: Mapping[str, list], args: TargetArguments, target_lang
         add(source, chosen, "distilled", reason_to_leave_out(source, reference, chosen, args, target_lang))
         if args.add_references:
             add(source, reference, "reference", "")
+    if longest is not None:
+        made = [
+            row for row, origin in enumerate(rows["origin"]) if origin == "distilled" and not rows["left_out"][row]
+        ]
+        ids = encode(tokenizer, [rows["target"][row] for row in made], target=True)
+        for row, each in zip(made, ids, strict=True):
+            rows["left_out"][row] = TOO_LONG if len(each) > longest else ""
     return rows
 
 
 def write_targets(
-    corpus: str | Path, output: str | Path, args: TargetArguments, target_lang: str | None, num_proc: int | None = None
+    corpus: str | Path,
+    output: str | Path,
+    args: TargetArguments,
+    target_lang: str | None,
+    num_proc: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    longest: int | None = None,
 ) -> dict[str, Any]:
     """Choose and filter the targets of a teacher's corpus into a parquet file; one that is there already is kept.
 
@@ -156,6 +178,9 @@ def write_targets(
         args: the choice and the filters.
         target_lang: says whether lengths and repetitions are counted in words or characters.
         num_proc: processes.
+        tokenizer: the teacher's, which counts for `longest`.
+        longest: a translation of more tokens, the end of sentence included, is left out: it may have been cut. Where
+            the student's own tokenizer counts, the training leaves such pairs out.
 
     Returns:
         The record that the file's metadata hold: `settings`, `corpus` (digest of the corpus's record), `pairs`,
@@ -169,14 +194,14 @@ def write_targets(
     if not corpus.is_file():
         raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
     if output.exists():
-        return check_targets(output, corpus, args, target_lang)
+        return check_targets(output, corpus, args, target_lang, longest)
     digest = corpus_digest(corpus)
     dataset = load_dataset("parquet", data_files=str(corpus), split="train")
     output.parent.mkdir(parents=True, exist_ok=True)
     for staged in output.parent.glob(f"{output.name}.*.tmp"):
         staged.unlink()  # left by a kill
     chosen = dataset.map(
-        partial(choose_targets, args=args, target_lang=target_lang),
+        partial(choose_targets, args=args, target_lang=target_lang, tokenizer=tokenizer, longest=longest),
         batched=True,
         remove_columns=dataset.column_names,
         num_proc=num_proc,
@@ -195,7 +220,7 @@ def write_targets(
         if not origins["distilled"]:
             raise ValueError(f"no translation of the teacher is left of {len(dataset)}: {shown}. Loosen the filters")
         record = {
-            "settings": {**asdict(args), "target_lang": target_lang},
+            "settings": _settings(args, target_lang, longest),
             "corpus": digest,
             "pairs": origins.total(),
             "distilled": origins["distilled"],
@@ -211,8 +236,17 @@ def corpus_digest(corpus: str | Path) -> str:
     return hashlib.sha256(json.dumps(read_record(corpus), sort_keys=True).encode()).hexdigest()
 
 
+def _settings(args: TargetArguments, target_lang: str | None, longest: int | None) -> dict[str, Any]:
+    bound = {} if longest is None else {"longest": longest}
+    return {**asdict(args), "target_lang": target_lang, **bound}
+
+
 def check_targets(
-    file: str | Path, corpus: str | Path, args: TargetArguments, target_lang: str | None
+    file: str | Path,
+    corpus: str | Path,
+    args: TargetArguments,
+    target_lang: str | None,
+    longest: int | None = None,
 ) -> dict[str, Any]:
     """The record of a file of targets.
 
@@ -223,7 +257,7 @@ def check_targets(
     if not Path(file).is_file():
         raise FileNotFoundError(f"there are no targets {str(file)!r}: the stage filter makes them")
     record = read_record(file)
-    check_settings(file, record["settings"], {**asdict(args), "target_lang": target_lang})
+    check_settings(file, record["settings"], _settings(args, target_lang, longest))
     if Path(corpus).is_file() and record["corpus"] != corpus_digest(corpus):
         raise ValueError(f"{file} was made from another corpus: remove it, or choose another output_dir")
     return record

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import MarianMTModel
 from transformers.utils import logging
@@ -112,6 +113,27 @@ def generation_settings(
     }
 
 
+def _corpus_settings(
+    dataset: Dataset, teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments
+) -> dict[str, Any]:
+    """`generation_settings`, and that the tag of back-translated sources is kept from teachers, if there are any.
+
+    Those of other corpora stay what they were before the tag was.
+    """
+    settings = generation_settings(teachers, args, corpus_args)
+    if not all(map(_knows_tag, teachers)):
+        for table in dataset.select_columns(["source"]).with_format("arrow").iter(10_000):
+            if pc.any(pc.starts_with(table["source"], BACK_TRANSLATED)).as_py():
+                return settings | {"back_translated_tag": "kept from the teacher"}
+    return settings
+
+
+def _knows_tag(teacher: Teacher) -> bool:
+    """Whether a teacher has itself been trained with the tag, which is a code at the beginning of a source alone."""
+    codes = getattr(teacher.tokenizer, "supported_language_codes", None) or ()
+    return BACK_TRANSLATED in codes and not teacher.prefix
+
+
 def check_corpus(
     corpus: str | Path,
     dataset: Dataset,
@@ -127,7 +149,7 @@ def check_corpus(
     """
     if not Path(corpus).is_file():
         raise FileNotFoundError(f"there is no teacher's corpus {str(corpus)!r}: the stage generate makes it")
-    settings = generation_settings(teachers, args, corpus_args)
+    settings = _corpus_settings(dataset, teachers, args, corpus_args)
     check_made_from(Path(corpus), dataset.select_columns(["source", "target"]), settings, args.shard_size)
 
 
@@ -142,7 +164,8 @@ def generate_corpus(
 
     Args:
         dataset: text columns `source` and `target`, from `load_split`; blank sources get no translation
-            (`check_sources` refuses them).
+            (`check_sources` refuses them). The tag of those that were translated back is shown to teachers alone that
+            know it.
         teachers: from `load_teachers`; none where `args` have a program.
         args: mode, engine and search, or the program, which is run once a shard.
         corpus_args: sources over `max_source_length` tokens, or over what a teacher takes, get no translation: a
@@ -157,7 +180,7 @@ def generate_corpus(
             something else than one line for each source (`map_lines`), after the shard.
         OSError: the disk is full; finished shards stay.
     """
-    settings = generation_settings(teachers, args, corpus_args)
+    settings = _corpus_settings(dataset, teachers, args, corpus_args)
     packages = [*RECORDED_PACKAGES, *(["ctranslate2"] if args.engine == "ctranslate2" else [])]
     named = [{"name": t.name, "revision": args.teacher_revision, "commit": t.commit} for t in teachers]
     origin = {
@@ -186,12 +209,22 @@ def _by_program(args: TeacherArguments) -> Translate:
     def translate(sources: Sequence[str | None], advance: Callable[[int], None]) -> list[list[str]]:
         wanted = [index for index, source in enumerate(sources) if not is_blank_text(source or "")]
         advance(len(sources) - len(wanted))
-        lines = [sources[index].removeprefix(f"{BACK_TRANSLATED} ") for index in wanted]  # it is for the student
+        lines = [_without_tag(sources[index]) for index in wanted]
         found = map_lines(args.program, lines, option="teacher_command", advance=advance)
         hypotheses = {index: [text] for index, text in zip(wanted, found, strict=True)}
         return [hypotheses.get(index, []) for index in range(len(sources))]
 
     return translate
+
+
+def _without_tag(source: str) -> str:
+    """A source without what tells the student, and nobody else, that it was translated back."""
+    return source.removeprefix(f"{BACK_TRANSLATED} ")
+
+
+def _shown(source: str, teacher: Teacher) -> str:
+    """What a teacher is given of a source."""
+    return teacher.prefix + (source if _knows_tag(teacher) else _without_tag(source))
 
 
 def _by_models(teachers: Sequence[Teacher], args: TeacherArguments, corpus_args: CorpusArguments) -> Translate:
@@ -213,7 +246,7 @@ def _hypotheses(
 ) -> list[list[str]]:
     """What the engines make of each source, without repetitions; nothing of a blank one or one over the limit."""
     encoded = [
-        encode(teacher.tokenizer, [teacher.prefix + (source or "") for source in sources]) for _, teacher in engines
+        encode(teacher.tokenizer, [_shown(source or "", teacher) for source in sources]) for _, teacher in engines
     ]
     wanted = [
         index

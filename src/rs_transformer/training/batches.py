@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler
 from transformers import TrainerCallback
 
 from ..subword_sampling import SubwordSampler
@@ -134,6 +134,23 @@ class SamplingCollator:
                 if len(ids[number]) <= longest:  # else it keeps its best segmentation: a batch has a budget
                     feature[name] = ids[number]
         return self.collate(features)
+
+
+class WholeStream(IterableDataset):
+    """A stream that every process reads, to take its share of each batch: they have as many batches as each other.
+
+    Of one by `datasets` accelerate would give each process some files, of which one ends before the other.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.stream)
 
 
 class SetEpochCallback(TrainerCallback):

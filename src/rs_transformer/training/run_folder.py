@@ -60,22 +60,40 @@ def complete_checkpoints(run_dir: str | Path) -> list[Path]:
 
 
 def checkpoint_to_resume(run_dir: str | Path) -> str | None:
-    """The newest complete checkpoint of a run, if there is one."""
+    """The newest complete checkpoint of a run, if there is one.
+
+    Raises:
+        ValueError: it has weights alone.
+    """
     complete = complete_checkpoints(run_dir)
-    return str(complete[-1]) if complete else None
+    return _with_its_state(complete[-1]) if complete else None
 
 
 def named_checkpoint(name: str | Path, run_dir: str | Path) -> str:
     """A checkpoint that a user wants to go on from.
 
     Raises:
-        ValueError: it is not a complete checkpoint, or it is of another run and there is one in `run_dir` already.
+        ValueError: it is not a complete checkpoint, or has weights alone, or it is of another run and there is one in
+            `run_dir` already.
     """
     checkpoint = Path(name)
     if checkpoint not in complete_checkpoints(checkpoint.parent):
         raise ValueError(f"resume_from_checkpoint: {name} is not a complete checkpoint")
     if checkpoint.parent.resolve() != Path(run_dir).resolve() and complete_checkpoints(run_dir):
         raise ValueError(f"{run_dir} holds a run already, and {name} is of another one: choose another output_dir")
+    return _with_its_state(checkpoint)
+
+
+def _with_its_state(checkpoint: Path) -> str:
+    """A checkpoint's name; raises `ValueError` unless it has all that a training goes on with.
+
+    The random state is what every kind of training saves, DeepSpeed and FSDP too, whose optimizers lie elsewhere.
+    """
+    if not any(checkpoint.glob("rng_state*.pth")):
+        raise ValueError(
+            f"{checkpoint} has weights alone (save_only_model), from which no run goes on: train from them by "
+            f"--model_name_or_path {checkpoint}, into another output_dir"
+        )
     return str(checkpoint)
 
 

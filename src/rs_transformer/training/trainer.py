@@ -32,6 +32,7 @@ from transformers.trainer_utils import (
     EvalLoopOutput,
     PredictionOutput,
     TrainOutput,
+    has_length,
     seed_worker,
 )
 from transformers.utils import logging
@@ -41,8 +42,9 @@ from ..metrics import corpus_scores
 from ..model_card import write_card
 from ..subword_sampling import SubwordSampler
 from ..tokenization import encode
+from ..utils.files import writing_weights
 from .arguments import TranslationTrainingArguments
-from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, check_texts
+from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, WholeStream, check_texts
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import load_whole_state, shared_weights_in_one_group, whole_model
 from .losses import (
@@ -335,11 +337,23 @@ class TranslationTrainer(Seq2SeqTrainer):
                     module.weight.grad = None
         return loss
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        epoch, batches = super()._init_training_state(*args, **kwargs)
+        saved = self.state.stateful_callbacks.get(PROGRESS, {}).get("attributes", {})
+        if has_length(self.train_dataset) or "epoch" not in saved:
+            return epoch, batches
+        # The base class takes `max_steps` for the length of a stream, and would skip all batches in its first pass.
+        batches = saved["updates_of_epoch"] * self.args.gradient_accumulation_steps
+        return saved["epoch"], 0 if self.args.ignore_data_skip else batches
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._restore_progress()
+        # Of a stream `state.epoch` is the share of `max_steps`, and not how many times it was gone through.
+        given = inspect.signature(super()._run_epoch).bind(*args, **kwargs).arguments
+        goes_on = given["resume_from_checkpoint"] is not None and given["epoch"] == given["epochs_trained"]
+        done = given["steps_trained_in_current_epoch"] // self.args.gradient_accumulation_steps if goes_on else 0
+        self._epoch, self._epoch_began = given["epoch"], self.state.global_step - done
         if self.segmentation is not None:
-            # Of a stream `state.epoch` is the share of `max_steps`, and not how many times it was gone through.
-            given = inspect.signature(super()._run_epoch).bind(*args, **kwargs).arguments
             self.segmentation.set_epoch(given["epoch"])
         stopping = [each for each in self.callback_handler.callbacks if isinstance(each, GrownEarlyStopping)]
         if self.state.global_step >= self.state.max_steps or any(each.over for each in stopping):
@@ -357,6 +371,8 @@ class TranslationTrainer(Seq2SeqTrainer):
                 "logged_loss": self._total_loss_scalar,
                 "loss": self.accelerator.gather(self._tr_loss).mean().item(),
                 "first_loss": self._first_loss,
+                "epoch": self._epoch,
+                "updates_of_epoch": self.state.global_step - self._epoch_began,
             },
         }
 
@@ -482,7 +498,8 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _train_dataloader(self) -> DataLoader:
         if self.args.max_tokens is None:
-            return super().get_train_dataloader()
+            with self._stream_shared_out():
+                return super().get_train_dataloader()
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError("max_tokens needs the lengths of all pairs: set per_device_train_batch_size for a stream")
         sampler = TokenBatchSampler(
@@ -513,6 +530,23 @@ class TranslationTrainer(Seq2SeqTrainer):
             return self.accelerator.prepare(dataloader)
         finally:
             config.even_batches = even_batches
+
+    @contextmanager
+    def _stream_shared_out(self) -> Iterator[None]:
+        """Have each of several processes take its batches from a stream.
+
+        Left to itself accelerate has the main process send them, which cannot be where batches differ in width.
+        """
+        config, stream = self.accelerator.dataloader_config, self.train_dataset
+        if has_length(stream) or self.accelerator.num_processes == 1:
+            yield
+            return
+        dispatch, config.dispatch_batches = config.dispatch_batches, False
+        self.train_dataset = WholeStream(stream)
+        try:
+            yield
+        finally:
+            self.train_dataset, config.dispatch_batches = stream, dispatch
 
     # Evaluation
 
@@ -635,6 +669,10 @@ class TranslationTrainer(Seq2SeqTrainer):
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with writing_weights(output_dir or self.args.output_dir):
+            self._save_whole(output_dir, _internal_call)
+
+    def _save_whole(self, output_dir: str | None, _internal_call: bool) -> None:
         if self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             # The base class leaves it at the shards, which neither `from_pretrained` nor an average can read.
             state_dict = self.accelerator.get_state_dict(self.model)
@@ -654,7 +692,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             make_way(checkpoint)
         self._keep_progress()
-        with self._nothing_deleted():
+        with self._nothing_deleted(), writing_weights(checkpoint):
             super()._save_checkpoint(model, trial)
         del self.state.stateful_callbacks[PROGRESS]
         self.accelerator.wait_for_everyone()  # each process writes its own random state

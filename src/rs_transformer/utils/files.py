@@ -10,7 +10,10 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
+# What safetensors and torch say, in errors of their own kinds, when a file of weights cannot be written.
+UNWRITTEN = ("while serializing", "enforce fail at inline_container", "PytorchStreamWriter")
 _CLAIMED: set[Path] = set()
 
 
@@ -33,6 +36,20 @@ def atomic_file(file: Path) -> Iterator[Path]:
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing_weights(folder: str | Path) -> Iterator[None]:
+    """Make an `OSError` that names the folder of what safetensors and torch raise when a file cannot be written."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if not any(said in str(error) for said in UNWRITTEN):
+            raise
+        said = str(error).partition("\n")[0]  # without torch's trace
+        raise OSError(
+            f"{folder} could not be written: the disk is full, or takes no file so large ({said}). Make room"
+        ) from error
 
 
 def write_text(text: str, file: str | Path) -> None:
@@ -137,7 +154,8 @@ def staged_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            yield staging
+            with writing_weights(output):
+                yield staging
             if output.exists():
                 output.rmdir()
             staging.rename(output)
