@@ -143,6 +143,18 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
 
 
 @pytest.mark.parametrize(
+    ("scenario", "found"),
+    [
+        # Without a service worker it goes on: after a forced reload, and where the worker's own start fails.
+        ("forced_reload", {"loads": 1, "offline": False}),
+        ("failed_install", {"loads": 1, "offline": False}),
+    ],
+)
+def test_what_goes_wrong_does_not_stop_the_page(scenario, found):
+    assert json.loads(run("node", "tests/web/page.mjs", scenario).stdout) == found
+
+
+@pytest.mark.parametrize(
     ("without", "said"),
     [
         ("WebAssembly = undefined", "has no WebAssembly"),

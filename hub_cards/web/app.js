@@ -24,18 +24,24 @@ function missing() {
   return null;
 }
 
+/** What a promise gives, or a rejection after three seconds. */
+function soon(promise) {
+  return Promise.race([promise, new Promise((_, reject) => setTimeout(reject, 3000))]);
+}
+
 /** From then on every request goes through the service worker, which keeps what it fetches; false where there is none. */
 async function keepForOffline() {
   if (!("serviceWorker" in navigator)) return false;
   try {
     await navigator.serviceWorker.register("sw.js");
-    await navigator.serviceWorker.ready;
+    await soon(navigator.serviceWorker.ready);
     if (!navigator.serviceWorker.controller) {
-      await new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
+      await soon(new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true })));
     }
     return true;
   } catch {
-    return false; // private windows and addresses without https have none
+    // Private windows and addresses without https have none, a forced reload goes past it, and its own start may fail.
+    return false;
   }
 }
 
