@@ -23,6 +23,7 @@ from rs_transformer.training.model import config_from_tokenizer
 pytest_plugins = ["browser"]
 
 MODEL = ROOT / "hub_cards" / "rs-marian-ja-en"
+SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"]
 SENTENCES = [
     json.loads(line)["translation"]["ja"]
     for line in (ROOT / "training" / "data" / "tanaka-excerpt" / "test.jsonl").read_text("utf-8").splitlines()[:8]
@@ -148,6 +149,8 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
         # Without a service worker it goes on: after a forced reload, and where the worker's own start fails.
         ("forced_reload", {"loads": 1, "offline": False}),
         ("failed_install", {"loads": 1, "offline": False}),
+        # A file is answered before it is kept, and where there is no room.
+        ("store", {"kept": [[name, "reload"] for name in SHELL], "answers": [1, 1]}),
     ],
 )
 def test_what_goes_wrong_does_not_stop_the_page(scenario, found):
