@@ -149,6 +149,17 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
         # Without a service worker it goes on: after a forced reload, and where the worker's own start fails.
         ("forced_reload", {"loads": 1, "offline": False}),
         ("failed_install", {"loads": 1, "offline": False}),
+        # Whether one may translate, and whether a problem is shown.
+        (
+            "errors",
+            [
+                ["translating", False, False],
+                ["failed", True, True],
+                ["again", False, False],
+                ["not loaded", False, True],
+                ["loading", False, False],
+            ],
+        ),
         # A file is answered before it is kept, and where there is no room.
         ("store", {"kept": [[name, "reload"] for name in SHELL], "answers": [1, 1]}),
     ],

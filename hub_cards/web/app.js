@@ -62,6 +62,7 @@ function addFigure(name, value) {
 function load(model) {
   worker?.terminate();
   element("translate").disabled = true;
+  element("problem").hidden = true;
   element("progress").hidden = false;
   element("status").textContent = "Loading …";
   started = performance.now();
@@ -100,8 +101,9 @@ const receive = {
     element("translate").disabled = false;
     element("status").textContent = `${sentences} sentence${sentences === 1 ? "" : "s"}, ${Math.round(milliseconds)} ms`;
   },
-  error({ message }) {
+  error({ during, message }) {
     showProblem(`The translator failed: ${message}`);
+    element("translate").disabled = during !== "translate"; // the model is there, and another text may do
   },
 };
 
@@ -118,6 +120,7 @@ function translate(event) {
   const sentences = sentencesOf(element("source").value);
   if (element("translate").disabled || !sentences.length) return;
   element("translate").disabled = true;
+  element("problem").hidden = true;
   element("status").textContent = "Translating …";
   worker.postMessage({ type: "translate", sentences });
 }

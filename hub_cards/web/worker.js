@@ -43,6 +43,6 @@ addEventListener("message", async ({ data }) => {
   try {
     await receive[data.type](data);
   } catch (error) {
-    postMessage({ type: "error", message: String(error?.message ?? error) });
+    postMessage({ type: "error", during: data.type, message: String(error?.message ?? error) });
   }
 });
