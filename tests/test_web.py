@@ -160,6 +160,8 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
                 ["loading", False, False],
             ],
         ),
+        # The bound on a translation's tokens, for sources of 40 and 200.
+        ("worker", {"asked": [112, 255], "said": ["error", "translate"]}),
         # A file is answered before it is kept, and where there is no room.
         ("store", {"kept": [[name, "reload"] for name in SHELL], "answers": [1, 1]}),
     ],
