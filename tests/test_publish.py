@@ -38,7 +38,7 @@ SECRET = "secret-of-the-tests"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Create, preupload and commit, as `huggingface_hub` calls them; every file is taken within the commit."""
+    """Create, list, preupload and commit, as `huggingface_hub` calls them; every file is taken within the commit."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -56,6 +56,8 @@ class Hub(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                elif entry["key"] == "deletedFile":
+                    del self.server.files[entry["value"]["path"]]
                 else:
                     self.server.commits.append(entry["value"]["summary"])
             commit = "0" * 40
@@ -68,6 +70,9 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/api/whoami-v2":
             self.reply({"type": "user", "name": "org", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        elif self.path.startswith(f"/api/models/{REPO}/tree/"):
+            kind = {"type": "file", "oid": "0" * 40}
+            self.reply([{"path": path, "size": len(content), **kind} for path, content in self.server.files.items()])
         else:
             self.send_error(404)
 
@@ -138,6 +143,14 @@ def test_a_folder_of_the_clone_is_published_with_the_source_that_it_links_to(hub
     assert hub.files.keys() == set(files_to_publish(folder))
     for name, content in hub.files.items():
         assert content == (folder / name).read_bytes()
+    # What an earlier publishing has left goes in the same commit; what is somebody else's stays.
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    hub.files |= dict.fromkeys([*shards, "depth_sweep.json", ".eval_results/comparison.yaml"], b"stale")
+    hub.files |= dict.fromkeys([".gitattributes", "notes.md", "onnx/model.safetensors"], b"theirs")
+    publish(folder, "--repo", REPO)
+    assert hub.files.keys() == {*files_to_publish(folder), ".gitattributes", "notes.md", "onnx/model.safetensors"}
+    assert hub.commits == ["Upload the model"] * 2
+    assert "deleted there  depth_sweep.json" in capsys.readouterr().out
 
 
 def test_training_with_push_to_hub_uploads_the_card_of_the_results(trained, task, hub, tmp_path):

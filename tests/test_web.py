@@ -204,6 +204,10 @@ def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
         def __getattr__(self, name):
             return lambda *args, **options: asked.append((name, args, options)) or SimpleNamespace(commit_url="done")
 
+        def list_repo_files(self, repo, **options):
+            asked.append(("list_repo_files", (repo,), options))
+            return [".gitattributes", "notes.md", "models/a.onnx", "models/depth6/b.onnx"]
+
     def lay_out_page(model, folder, quantization, depths):
         (folder / "models").mkdir()
         (folder / "models" / "a.onnx").write_text(f"{quantization} {depths}")
@@ -215,10 +219,15 @@ def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
     script("publish")(*options, "--dry_run", "true")
     assert not asked
     script("publish")(*options)
-    (made, names, kind), (commit, (repo, files), its_kind) = asked
+    (made, names, kind), (_, _, listed), (commit, (repo, files), its_kind) = asked
     assert (made, names[0], commit, repo) == ("create_repo", "org/rs-web", "create_commit", "org/rs-web")
     assert (kind["repo_type"], kind["space_sdk"], its_kind["repo_type"]) == ("space", "static", "space")
-    assert [file.path_in_repo for file in files] == ["index.html", "models/a.onnx"]
+    assert listed["repo_type"] == "space"
+    assert [(type(file).__name__.removeprefix("CommitOperation"), file.path_in_repo) for file in files] == [
+        ("Add", "index.html"),
+        ("Add", "models/a.onnx"),
+        ("Delete", "models/depth6/b.onnx"),  # of a model that was there before
+    ]
     assert "done" in capsys.readouterr().out
     with pytest.raises(ValueError, match="a Space has no model card"):
         script("publish")(*options, "--card", "true")
