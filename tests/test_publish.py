@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import RECIPE, ROOT, run, script, task_options
 from forked import fork
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from oracle import rs_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -246,11 +246,19 @@ def test_of_the_weights_those_that_the_model_is_loaded_from_are_published(folder
 
 
 def test_the_card_takes_the_place_of_a_link_and_does_not_follow_it(folder, tmp_path):
+    write_card(folder, base_model="org/large", tags=["letters"])
     link(folder / "README.md")
     before = (tmp_path / "outside README.md").read_text()
     publish(folder, "--repo", REPO, "--card", "--dry_run")
     assert (tmp_path / "outside README.md").read_text() == before
     assert not (folder / "README.md").is_symlink()
+    # What it said beside the folder's files is said again, unless it cannot be read.
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.base_model, data.tags) == ("org/large", ["translation", "marian", "recurrent-stacking", "letters"])
+    for damaged, kept in (("---\nlicense: [mit\n---\n", None), ("---\nlicense: mit\ntags: letters\n---\n", "mit")):
+        (folder / "README.md").write_text(damaged)
+        publish(folder, "--repo", REPO, "--card", "--dry_run")
+        assert ModelCard.load(folder / "README.md").data.license == kept
 
 
 def change_bleu(folder):
@@ -279,6 +287,7 @@ def test_weights_of_another_configuration_are_refused(folder):
 def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(folder, tmp_path):
     output = tmp_path / "org" / "rs-fw-bw"
     (folder / "card.yaml").write_text("license: mit\n")
+    write_card(folder, "org/before", base_model="org/large")
     publish(folder, "--repo", REPO, "--output_dir", output, "--dtype", "float16")
     sizes = [(each / "model.safetensors").stat().st_size for each in (output, folder)]
     assert sizes[0] < 0.6 * sizes[1]
@@ -292,6 +301,7 @@ def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(fo
     card = (output / "README.md").read_text()
     assert "| weights | F16, " in re.sub(" +", " ", card)
     assert "license: mit" in card
+    assert "base_model: org/large" in card
     assert f'model="{REPO}"' in card
     assert files_to_publish(output) == files_to_publish(folder)
     publish(output, "--repo", REPO, "--dry_run")  # the scores are still those of its weights

@@ -38,6 +38,7 @@ COMPARISON = "comparison.json"
 # Where the Hub looks for the scores of a model on its benchmarks.
 EVAL_RESULTS = ".eval_results/comparison.yaml"
 BENCHMARK_METRIC = "bleu"
+LISTS = ("datasets", "tags")  # of what a card's metadata has
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
 # How the template's first example loads a model that is on the Hub.
@@ -187,18 +188,22 @@ def write_card(folder: str | Path, repository: str | None = None, **said: Any) -
 def card_facts(folder: str | Path) -> dict[str, Any]:
     """What a folder's card says that `card.yaml` does not, as `build_card` takes it; nothing if there is no card.
 
-    The repository, and of `CardFacts` what is in the card's metadata.
+    The repository, and of `CardFacts` what is in the card's metadata. A card that cannot be read says nothing.
     """
     file = Path(folder, CARD)
     if not file.is_file():
         return {}
-    card = ModelCard.load(file)
+    try:
+        card = ModelCard.load(file)
+    except (ValueError, yaml.YAMLError):
+        return {}
     said = _read(Path(folder, "card.yaml")) or {}
-    names = ("license", "datasets", "base_model", "tags")
+    names = ("license", "base_model", *LISTS)
     facts = {name: getattr(card.data, name, None) for name in names if said.get(name) is None}
     if named := REPOSITORY.search(card.text):
         facts["repository"] = named[1]
-    return {name: value for name, value in facts.items() if value is not None}
+    # Somebody's own card may have another kind of value.
+    return {name: value for name, value in facts.items() if _is_texts(value if name in LISTS else [value])}
 
 
 def card_disagreements(folder: str | Path) -> list[str]:

@@ -32,7 +32,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
-from ..model_card import CARD, EVAL_RESULTS, card_disagreements, weight_files, write_card
+from ..model_card import CARD, EVAL_RESULTS, card_disagreements, card_facts, weight_files, write_card
 from ..training.run_folder import LINEAGE, check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
@@ -110,7 +110,7 @@ def publish(args: PublishArguments) -> list[str]:
 
     Weights, tokenizer, generation configuration, remote code, card and the records of the run are uploaded;
     checkpoints, logs and whatever else lies there are not. Weights and records that are in the repository and not in
-    the folder are deleted there.
+    the folder are deleted there. A new card keeps what the one before said and `card.yaml` does not.
 
     Returns:
         The names of the files.
@@ -129,10 +129,10 @@ def publish(args: PublishArguments) -> list[str]:
     if args.space is not None:
         return publish_page(args)
     if args.output_dir is not None:
-        lay_out(folder, Path(args.output_dir), args.repo, args.dtype)
+        lay_out(folder, Path(args.output_dir), args.repo, args.dtype, **said_before(folder))
         folder = Path(args.output_dir)
     elif args.card:
-        write_card(folder, args.repo)
+        write_card(folder, args.repo, **said_before(folder))
     files = files_to_publish(folder)
     check_card(folder, args.repo)
     print_files(args.repo, folder, files)
@@ -192,6 +192,11 @@ def publish_page(args: PublishArguments) -> list[str]:
             )
             print(commit.commit_url, flush=True)
     return files
+
+
+def said_before(folder: Path) -> dict[str, Any]:
+    """What a folder's card says that no file of it does, but for the repository, as `build_card` takes it."""
+    return {name: value for name, value in card_facts(folder).items() if name != "repository"}
 
 
 def deletions(
