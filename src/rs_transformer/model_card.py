@@ -41,6 +41,7 @@ BENCHMARK_METRIC = "bleu"
 LISTS = ("datasets", "tags")  # of what a card's metadata has
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
+DEPTH_HEADER = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
 # How the template's first example loads a model that is on the Hub.
 REPOSITORY = re.compile(r'(?:model=|from_pretrained\()"([\w.-]+/[\w.-]+)"')
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
@@ -415,7 +416,10 @@ def _score_table(scores: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _depths(folder: Path) -> dict[str, Any] | None:
-    """The table of `depth_sweep.json`, and with which beam; None if there is none, or it is of other weights."""
+    """The table of `depth_sweep.json`, its split and beam; None if it has no other depth of these weights.
+
+    Models that were fine-tuned at a depth, and measured beside this one, are others.
+    """
     file = folder / "depth_sweep.json"
     rows = _read(file, list)
     if not rows:
@@ -423,15 +427,18 @@ def _depths(folder: Path) -> dict[str, Any] | None:
     depths = [f"{side}_layers" for side in SIDES]
     for number, row in enumerate(rows, start=1):
         _check(row, [*depths, *METRICS, "sentences_per_second", "speedup", "num_beams"], [], f"{file}: row {number}")
-    if not _is_of_its_weights(file, rows[0].get("weights_sha256")):
+    first = rows[0]
+    rows = [row for row in rows if row.get("system") == first.get("system")]
+    if len(rows) == 1 or not _is_of_its_weights(file, first.get("weights_sha256")):
         return None
-    header = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
     cells = [
         [row[depth] for depth in depths]
         + [f"{row['bleu']:.2f}", f"{row['chrf']:.2f}", f"{row['sentences_per_second']:.1f}", f"{row['speedup']:.2f}"]
         for row in rows
     ]
-    return {"beam": rows[0]["num_beams"], "table": markdown_table(header, cells)}
+    # A record of an earlier version does not say of which split it is.
+    split = plain(first.get("split", "test"))
+    return {"split": split, "beam": first["num_beams"], "table": markdown_table(DEPTH_HEADER, cells)}
 
 
 def _is_of_its_weights(file: Path, measured: str | None) -> bool:
