@@ -217,9 +217,14 @@ def test_depths_measured_by_the_sweep_are_in_the_card(folder, task):
     (folder / "depth_sweep.json").write_text(json.dumps(rows))
     AutoModelForSeq2SeqLM.from_pretrained(folder, decoder_layers=1).save_pretrained(folder)
     assert "At other depths" in build_card(folder).text  # the same weights
+    write_card(folder)
     rows[0]["weights_sha256"] = "of other weights"
     (folder / "depth_sweep.json").write_text(json.dumps(rows))
     assert "At other depths" not in build_card(folder).text
+    shown = [f"| 2 | {row['decoder_layers']} | {row['bleu']:.2f} |" for row in rows]
+    said = card_disagreements(folder)
+    assert len(said) == 2
+    assert all(f"README.md says '{row}" in line for row, line in zip(shown, said, strict=True))
 
 
 def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, task, tmp_path):

@@ -42,6 +42,11 @@ LISTS = ("datasets", "tags")  # of what a card's metadata has
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
 DEPTH_HEADER = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
+COMPARISON_HEADER = ["engine", "model", "MB", "single sentences/s", "speed-up", "batched sentences/s", "speed-up"]
+# The last columns of a comparison: with references, and without.
+COMPARED = (list(METRICS.values()), ["chrF to the parent's"])
+# Tables that a card has only where the folder has the file.
+OWN_TABLES = [DEPTH_HEADER, *(COMPARISON_HEADER + columns for columns in COMPARED)]
 # How the template's first example loads a model that is on the Hub.
 REPOSITORY = re.compile(r'(?:model=|from_pretrained\()"([\w.-]+/[\w.-]+)"')
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
@@ -208,7 +213,7 @@ def card_facts(folder: str | Path) -> dict[str, Any]:
 
 
 def card_disagreements(folder: str | Path) -> list[str]:
-    """What a folder's card says otherwise than its files: metrics of `results.json`, or a table that a card has.
+    """What a folder's card says otherwise than its files: metrics of `results.json`, or a row of a card's tables.
 
     Returns:
         A line for each; none if they agree.
@@ -238,12 +243,13 @@ def card_disagreements(folder: str | Path) -> list[str]:
     if disagreements:
         return disagreements
     due = _tables(build_card(path).text)
-    return [
-        f"the files say {row!r}, {CARD} does not"
-        for header, rows in _tables(card.text).items()
-        for row in due.get(header, [])
-        if row not in rows
-    ]
+    own = due.keys() | {f"| {' | '.join(header)} |" for header in OWN_TABLES}  # others somebody has put there
+    for header, rows in _tables(card.text).items():
+        expected = due.get(header, [])
+        disagreements += [f"the files say {row!r}, {CARD} does not" for row in expected if row not in rows]
+        if header in own:
+            disagreements += [f"{CARD} says {row!r}, the files do not" for row in rows if row not in expected]
+    return disagreements
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -487,8 +493,7 @@ def _comparison_section(record: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the card says of a comparison, and its table."""
     if record is None:
         return None
-    header = ["engine", "model", "MB", "single sentences/s", "speed-up", "batched sentences/s", "speed-up"]
-    header += [*METRICS.values()] if record["references"] else ["chrF to the parent's"]
+    header = COMPARISON_HEADER + COMPARED[0 if record["references"] else 1]
     rows = []
     for row in record["engines"]:
         for side in ("parent", "child"):
