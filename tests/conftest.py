@@ -26,9 +26,10 @@ import torch
 from filelock import FileLock
 from forked import fork
 from reverse_task import reverse_pairs, write_task
-from transformers import MarianTokenizer, TrainingArguments, dynamic_module_utils
+from transformers import AutoModelForSeq2SeqLM, MarianTokenizer, TrainingArguments, dynamic_module_utils
 
 from rs_transformer.tokenization import train_tokenizer
+from rs_transformer.training.model import config_from_tokenizer
 
 runpy.run_path(f"{Path(__file__).parent}/startup/sitecustomize.py")
 torch.set_num_threads(1)
@@ -131,6 +132,32 @@ def trained(task: dict[str, Path], made_once) -> Path:
         (folder / "stdout.txt").write_text(done.stdout)
 
     return made_once("trained", train)
+
+
+@pytest.fixture(scope="session")
+def trained_apart(trained: Path, made_once) -> Path:
+    """The trained model with a vocabulary for each side, the target's in another order: the same translations."""
+
+    def set_apart(folder: Path) -> None:
+        shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*"), dirs_exist_ok=True)
+        entries = json.loads((folder / "vocab.json").read_text())
+        first, unknown, *pieces, last = sorted(entries, key=entries.get)
+        names = [first, unknown, *reversed(pieces), last]
+        (folder / "target_vocab.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"separate_vocabs": True}))
+        model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(trained), MarianTokenizer.from_pretrained(folder)
+        apart = type(model)(type(model.config)(**model.config.to_dict() | config_from_tokenizer(tokenizer)))
+        apart.load_state_dict(model.state_dict(), strict=False)
+        embeddings, order = model.get_input_embeddings().weight, [entries[name] for name in names]
+        with torch.no_grad():
+            apart.get_encoder().embed_tokens.weight.copy_(embeddings)
+            apart.get_decoder().embed_tokens.weight.copy_(embeddings[order])
+            apart.final_logits_bias.copy_(model.final_logits_bias[:, order])
+        for part in (apart, tokenizer):
+            part.save_pretrained(folder)
+
+    return made_once("trained_apart", set_apart)
 
 
 def odd_tokenizer(folder: Path, vocabulary: str) -> MarianTokenizer:

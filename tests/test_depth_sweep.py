@@ -37,9 +37,10 @@ def test_sweep_measures_every_depth_and_fine_tuned_models_beside(trained, task, 
     assert cut["bleu"] == finetuned["bleu"] < full["bleu"]
     assert (cut["system"], finetuned["system"]) == (str(trained), str(shallow))
     assert {row["parameters"] for row in rows} == {85504}
-    assert all(len(row["rounds"]) == 2 for row in rows)
+    assert all(len(row["rounds"]) == 2 and row["split"] == "test" for row in rows)
     assert f"| {trained} | 2 | 1 | {cut['bleu']:.2f} |" in re.sub(" +", " ", printed)
     assert full["bleu_signature"] in printed
+    assert "test set, beam 1, 2 rounds" in printed
     assert "<svg" in (tmp_path / "sweep.svg").read_text()
 
 

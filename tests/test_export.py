@@ -22,6 +22,7 @@ from rs_transformer.commands import export as command
 from rs_transformer.decoding import DecodingArguments, TransformersEngine, decode_all, encode_sources, translate
 from rs_transformer.export import ctranslate2 as ctranslate2_export
 from rs_transformer.export import onnx as onnx_export
+from rs_transformer.model_card import build_card
 from rs_transformer.tokenization import convert_source_ids_to_tokens, train_tokenizer
 from rs_transformer.training.model import config_from_tokenizer
 
@@ -70,6 +71,26 @@ def test_ctranslate2_takes_every_kind_of_model(tokenizer, tmp_path, fields):
     export(*options(tmp_path / "model", tmp_path / "ct2", "--to", "ctranslate2"))
 
 
+@pytest.mark.parametrize("model", ["trained", "trained_apart"], ids=["one-vocabulary", "two-vocabularies"])
+def test_the_ctranslate2_examples_of_page_and_card_translate(model, request, tmp_path, monkeypatch):
+    folder = request.getfixturevalue(model)
+    ctranslate2_export.convert(str(folder), tmp_path / "rs6-ct2")
+    (tmp_path / "rs6").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for text in ((ROOT / "docs" / "export.md").read_text(), build_card("rs6", "rs6").text):
+        blocks = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+        (example,) = (block for block in blocks if block.startswith("import ctranslate2\nfrom"))
+        assert last_value(re.sub("彼は水泳が得意だ。|…", "g h i j", example)) == "j i h g"
+
+
+def last_value(example):
+    """What the last line of an example gives."""
+    *lines, last = example.rstrip().split("\n")
+    names = {}
+    exec("\n".join([*lines, f"last = {last}"]), names)
+    return names["last"]
+
+
 def test_ctranslate2_takes_separate_vocabularies(tmp_path):
     sides = [["a b c d e f"] * 4, ["u v w x y z"] * 4]
     names = {"source_lang": "aa", "target_lang": "zz", "vocab_size": 11, "vocabulary": "separate"}
@@ -109,6 +130,7 @@ def test_ctranslate2_takes_each_token_by_its_id(tmp_path, vocabulary, kind, mult
     text, target = ">>eng<< a f <term> b", "<term> z v u"
     inputs = tokenizer(text, text_target=target, return_tensors="pt")
     tokens = convert_source_ids_to_tokens(tokenizer, inputs["input_ids"][0].tolist())
+    assert tokens == [*tokenizer.tokenize(text), tokenizer.eos_token]  # as the documents have them
     names = {index: token for token, index in engine.entries.items()}
     labels = [names[index] for index in inputs["labels"][0].tolist()]
     (found,) = engine.engine.score_batch([tokens], [labels[:-1]])
@@ -303,11 +325,8 @@ def test_onnx_gives_the_translations_of_pytorch_and_the_documented_loop_works(on
     page = (ROOT / "docs" / "export.md").read_text().split("## ONNX Runtime")[1]
     loop = re.search(r"```python\n(.+?)```", page, re.DOTALL).group(1)
     assert loop.rstrip().endswith("skip_special_tokens=True)")
-    lines = loop.replace("彼は水泳が得意だ。", "a b c").rstrip().rsplit("\n", 1)
     monkeypatch.chdir(onnx_folder.parent)
-    names = {}
-    exec(f"{lines[0]}\ntranslation = {lines[1]}", names)
-    assert names["translation"] == "c b a"
+    assert last_value(loop.replace("彼は水泳が得意だ。", "a b c")) == "c b a"
 
 
 @pytest.mark.parametrize("search", [{}, {"use_cache": False}, {"num_return_sequences": 2, "num_beams": 3}])

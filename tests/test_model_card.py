@@ -198,19 +198,33 @@ def test_every_snippet_of_a_card_runs(folder, monkeypatch):
 
 
 def test_depths_measured_by_the_sweep_are_in_the_card(folder, task):
-    options = ["--source_lang", "fw", "--target_lang", "bw", "--test_file", task["test"], "--num_beams", 1]
-    more = ["--decoder_depths", 1, "--rounds", 1, "--output_file", folder / "depth_sweep.json"]
-    script("depth_sweep")("--model_name_or_path", folder, *options, *more)
+    options = ["--source_lang", "fw", "--target_lang", "bw", "--validation_file", task["validation"], "--num_beams", 1]
+    options += ["--split", "validation", "--decoder_depths", 1, "--rounds", 1]
+    script("depth_sweep")("--model_name_or_path", folder, *options, "--output_file", folder / "depth_sweep.json")
     text = build_card(folder).text
     rows = json.loads((folder / "depth_sweep.json").read_text())
     assert [row["decoder_layers"] for row in rows] == [2, 1]
     for row in rows:
         assert f"| 2 | {row['decoder_layers']} | {row['bleu']:.2f} | {row['chrf']:.2f} |" in re.sub(" +", " ", text)
+    assert "without training for them (validation set, beam 1;" in text
+    # Models that were fine-tuned at a depth are others; an earlier version did not say of which split a sweep is.
+    tuned = rows[1] | {"system": "tuned", "bleu": 12.34}
+    former = [{name: value for name, value in row.items() if name != "split"} for row in (*rows, tuned)]
+    (folder / "depth_sweep.json").write_text(json.dumps(former))
+    assert build_card(folder).text == text.replace("validation set, beam", "test set, beam")
+    (folder / "depth_sweep.json").write_text(json.dumps([rows[0], tuned]))
+    assert "At other depths" not in build_card(folder).text
+    (folder / "depth_sweep.json").write_text(json.dumps(rows))
     AutoModelForSeq2SeqLM.from_pretrained(folder, decoder_layers=1).save_pretrained(folder)
     assert "At other depths" in build_card(folder).text  # the same weights
+    write_card(folder)
     rows[0]["weights_sha256"] = "of other weights"
     (folder / "depth_sweep.json").write_text(json.dumps(rows))
     assert "At other depths" not in build_card(folder).text
+    shown = [f"| 2 | {row['decoder_layers']} | {row['bleu']:.2f} |" for row in rows]
+    said = card_disagreements(folder)
+    assert len(said) == 2
+    assert all(f"README.md says '{row}" in line for row, line in zip(shown, said, strict=True))
 
 
 def test_card_of_a_fine_tuned_collapse_names_parent_method_and_command(trained, task, tmp_path):

@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import RECIPE, ROOT, run, script, task_options
 from forked import fork
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from oracle import rs_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -38,7 +38,7 @@ SECRET = "secret-of-the-tests"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Create, preupload and commit, as `huggingface_hub` calls them; every file is taken within the commit."""
+    """Create, list, preupload and commit, as `huggingface_hub` calls them; every file is taken within the commit."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -56,6 +56,8 @@ class Hub(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                elif entry["key"] == "deletedFile":
+                    del self.server.files[entry["value"]["path"]]
                 else:
                     self.server.commits.append(entry["value"]["summary"])
             commit = "0" * 40
@@ -68,6 +70,9 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/api/whoami-v2":
             self.reply({"type": "user", "name": "org", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        elif self.path.startswith(f"/api/models/{REPO}/tree/"):
+            kind = {"type": "file", "oid": "0" * 40}
+            self.reply([{"path": path, "size": len(content), **kind} for path, content in self.server.files.items()])
         else:
             self.send_error(404)
 
@@ -138,6 +143,14 @@ def test_a_folder_of_the_clone_is_published_with_the_source_that_it_links_to(hub
     assert hub.files.keys() == set(files_to_publish(folder))
     for name, content in hub.files.items():
         assert content == (folder / name).read_bytes()
+    # What an earlier publishing has left goes in the same commit; what is somebody else's stays.
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    hub.files |= dict.fromkeys([*shards, "depth_sweep.json", ".eval_results/comparison.yaml"], b"stale")
+    hub.files |= dict.fromkeys([".gitattributes", "notes.md", "onnx/model.safetensors"], b"theirs")
+    publish(folder, "--repo", REPO)
+    assert hub.files.keys() == {*files_to_publish(folder), ".gitattributes", "notes.md", "onnx/model.safetensors"}
+    assert hub.commits == ["Upload the model"] * 2
+    assert "deleted there  depth_sweep.json" in capsys.readouterr().out
 
 
 def test_training_with_push_to_hub_uploads_the_card_of_the_results(trained, task, hub, tmp_path):
@@ -233,11 +246,19 @@ def test_of_the_weights_those_that_the_model_is_loaded_from_are_published(folder
 
 
 def test_the_card_takes_the_place_of_a_link_and_does_not_follow_it(folder, tmp_path):
+    write_card(folder, base_model="org/large", tags=["letters"])
     link(folder / "README.md")
     before = (tmp_path / "outside README.md").read_text()
     publish(folder, "--repo", REPO, "--card", "--dry_run")
     assert (tmp_path / "outside README.md").read_text() == before
     assert not (folder / "README.md").is_symlink()
+    # What it said beside the folder's files is said again, unless it cannot be read.
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.base_model, data.tags) == ("org/large", ["translation", "marian", "recurrent-stacking", "letters"])
+    for damaged, kept in (("---\nlicense: [mit\n---\n", None), ("---\nlicense: mit\ntags: letters\n---\n", "mit")):
+        (folder / "README.md").write_text(damaged)
+        publish(folder, "--repo", REPO, "--card", "--dry_run")
+        assert ModelCard.load(folder / "README.md").data.license == kept
 
 
 def change_bleu(folder):
@@ -266,6 +287,7 @@ def test_weights_of_another_configuration_are_refused(folder):
 def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(folder, tmp_path):
     output = tmp_path / "org" / "rs-fw-bw"
     (folder / "card.yaml").write_text("license: mit\n")
+    write_card(folder, "org/before", base_model="org/large")
     publish(folder, "--repo", REPO, "--output_dir", output, "--dtype", "float16")
     sizes = [(each / "model.safetensors").stat().st_size for each in (output, folder)]
     assert sizes[0] < 0.6 * sizes[1]
@@ -279,6 +301,7 @@ def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(fo
     card = (output / "README.md").read_text()
     assert "| weights | F16, " in re.sub(" +", " ", card)
     assert "license: mit" in card
+    assert "base_model: org/large" in card
     assert f'model="{REPO}"' in card
     assert files_to_publish(output) == files_to_publish(folder)
     publish(output, "--repo", REPO, "--dry_run")  # the scores are still those of its weights

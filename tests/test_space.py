@@ -165,6 +165,17 @@ def test_a_model_of_other_languages_has_its_own_examples_or_none(trained, monkey
         assert app.show_step(translated, sentence, step) is None
     shallower, own = (app.translator(depth).model.model.decoder.layers[0].fc1.weight for depth in (1, 2))
     assert shallower.data_ptr() == own.data_ptr()
+    # A long sentence may have a long translation; what is longer than the model reads has nothing to look into.
+    asked = []
+
+    def endless(text, max_new_tokens):
+        asked.append(max_new_tokens)
+        return [{"translation_text": "c " * max_new_tokens}]
+
+    monkeypatch.setitem(app.translate.__globals__, "translator", lambda depth: endless)
+    assert app.translate("a b c", 2)[1].pairs == []
+    app.translate("a b c d e f g h", 2)
+    assert asked == [2 * 4 + 32, 2 * 9 + 32]
     monkeypatch.setattr(plotting, "_system_fonts", lambda: iter(()))
     assert "No font" not in app.introduction()
     monkeypatch.setattr(app.tokenizer, "get_vocab", lambda: {"猫": 0, "好": 1})

@@ -23,6 +23,7 @@ from rs_transformer.training.model import config_from_tokenizer
 pytest_plugins = ["browser"]
 
 MODEL = ROOT / "hub_cards" / "rs-marian-ja-en"
+SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"]
 SENTENCES = [
     json.loads(line)["translation"]["ja"]
     for line in (ROOT / "training" / "data" / "tanaka-excerpt" / "test.jsonl").read_text("utf-8").splitlines()[:8]
@@ -143,6 +144,33 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
 
 
 @pytest.mark.parametrize(
+    ("scenario", "found"),
+    [
+        # Without a service worker it goes on: after a forced reload, and where the worker's own start fails.
+        ("forced_reload", {"loads": 1, "offline": False}),
+        ("failed_install", {"loads": 1, "offline": False}),
+        # Whether one may translate, and whether a problem is shown.
+        (
+            "errors",
+            [
+                ["translating", False, False],
+                ["failed", True, True],
+                ["again", False, False],
+                ["not loaded", False, True],
+                ["loading", False, False],
+            ],
+        ),
+        # The bound on a translation's tokens, for sources of 40 and 200.
+        ("worker", {"asked": [112, 255], "said": ["error", "translate"]}),
+        # A file is answered before it is kept, and where there is no room.
+        ("store", {"kept": [[name, "reload"] for name in SHELL], "answers": [1, 1]}),
+    ],
+)
+def test_what_goes_wrong_does_not_stop_the_page(scenario, found):
+    assert json.loads(run("node", "tests/web/page.mjs", scenario).stdout) == found
+
+
+@pytest.mark.parametrize(
     ("without", "said"),
     [
         ("WebAssembly = undefined", "has no WebAssembly"),
@@ -176,6 +204,10 @@ def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
         def __getattr__(self, name):
             return lambda *args, **options: asked.append((name, args, options)) or SimpleNamespace(commit_url="done")
 
+        def list_repo_files(self, repo, **options):
+            asked.append(("list_repo_files", (repo,), options))
+            return [".gitattributes", "notes.md", "models/a.onnx", "models/depth6/b.onnx"]
+
     def lay_out_page(model, folder, quantization, depths):
         (folder / "models").mkdir()
         (folder / "models" / "a.onnx").write_text(f"{quantization} {depths}")
@@ -187,10 +219,15 @@ def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
     script("publish")(*options, "--dry_run", "true")
     assert not asked
     script("publish")(*options)
-    (made, names, kind), (commit, (repo, files), its_kind) = asked
+    (made, names, kind), (_, _, listed), (commit, (repo, files), its_kind) = asked
     assert (made, names[0], commit, repo) == ("create_repo", "org/rs-web", "create_commit", "org/rs-web")
     assert (kind["repo_type"], kind["space_sdk"], its_kind["repo_type"]) == ("space", "static", "space")
-    assert [file.path_in_repo for file in files] == ["index.html", "models/a.onnx"]
+    assert listed["repo_type"] == "space"
+    assert [(type(file).__name__.removeprefix("CommitOperation"), file.path_in_repo) for file in files] == [
+        ("Add", "index.html"),
+        ("Add", "models/a.onnx"),
+        ("Delete", "models/depth6/b.onnx"),  # of a model that was there before
+    ]
     assert "done" in capsys.readouterr().out
     with pytest.raises(ValueError, match="a Space has no model card"):
         script("publish")(*options, "--card", "true")

@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +39,6 @@ TITLE = "Recurrently stacked translation"
 MODEL = os.environ.get("MODEL", str(Path(__file__).resolve().parents[1] / "rs-marian-ja-en"))
 MAX_CHARACTERS = 2000
 MAX_SENTENCES = 20
-MAX_NEW_TOKENS = 64  # a decoder that is too shallow does not find the end
 DEEPEST = 6
 MAX_BODY = 2**20  # bytes of a request
 MAX_IGNORED = 2**26  # bytes that are waited for before a larger request is refused
@@ -91,7 +91,6 @@ def load_model() -> tuple[RSMarianForConditionalGeneration, PreTrainedTokenizerB
     model, tokenizer = load_translator(MODEL)
     if not isinstance(model, RSMarianForConditionalGeneration):
         raise ValueError(f"it is a {model.config.model_type} model, whose depth is fixed, and must be an RSMarian")
-    model.generation_config.update(max_length=None, max_new_tokens=MAX_NEW_TOKENS)
     return model, tokenizer
 
 
@@ -128,17 +127,21 @@ def translate(text: str | None, depth: int | None) -> tuple[Rows, Translated]:
     if len(sentences) > MAX_SENTENCES:
         raise refuse(f"{len(sentences)} sentences are too many at once: {MAX_SENTENCES} at most.")
     longest = model.config.max_position_embeddings
-    for sentence in sentences:
-        if len(tokenizer(sentence, verbose=False)["input_ids"]) > longest:
+    lengths = [len(ids) for ids in tokenizer(sentences, verbose=False)["input_ids"]]
+    for sentence, length in zip(sentences, lengths, strict=True):
+        if length > longest:
             raise refuse(f"This sentence is longer than the {longest} tokens that the model takes: {sentence[:40]}…")
     translate_one = translator(depth)
     rows: Rows = []
-    for sentence in sentences:
+    for sentence, length in zip(sentences, lengths, strict=True):
         start = time.perf_counter()
-        (result,) = translate_one(sentence)
+        # A decoder that is too shallow does not find the end.
+        (result,) = translate_one(sentence, max_new_tokens=2 * length + 32)
         rows.append([sentence, result["translation_text"], round(1000 * (time.perf_counter() - start), 1)])
-    # An empty translation, which too shallow a decoder may give, has nothing to look into.
-    return rows, Translated(depth, [(source, target) for source, target, _ in rows if target.strip()])
+    # Too shallow a decoder may give an empty translation, which has nothing to look into, or one that it cannot read.
+    pairs = [(source, target) for source, target, _ in rows if target.strip()]
+    read = [len(tokenizer(text_target=target, verbose=False)["input_ids"]) <= longest for _, target in pairs]
+    return rows, Translated(depth, list(compress(pairs, read)))
 
 
 def to_look_at(translated: Translated) -> tuple[dict[str, Any], dict[str, Any]]:

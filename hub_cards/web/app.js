@@ -24,18 +24,24 @@ function missing() {
   return null;
 }
 
+/** What a promise gives, or a rejection after three seconds. */
+function soon(promise) {
+  return Promise.race([promise, new Promise((_, reject) => setTimeout(reject, 3000))]);
+}
+
 /** From then on every request goes through the service worker, which keeps what it fetches; false where there is none. */
 async function keepForOffline() {
   if (!("serviceWorker" in navigator)) return false;
   try {
     await navigator.serviceWorker.register("sw.js");
-    await navigator.serviceWorker.ready;
+    await soon(navigator.serviceWorker.ready);
     if (!navigator.serviceWorker.controller) {
-      await new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
+      await soon(new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true })));
     }
     return true;
   } catch {
-    return false; // private windows and addresses without https have none
+    // Private windows and addresses without https have none, a forced reload goes past it, and its own start may fail.
+    return false;
   }
 }
 
@@ -56,6 +62,7 @@ function addFigure(name, value) {
 function load(model) {
   worker?.terminate();
   element("translate").disabled = true;
+  element("problem").hidden = true;
   element("progress").hidden = false;
   element("status").textContent = "Loading …";
   started = performance.now();
@@ -94,8 +101,9 @@ const receive = {
     element("translate").disabled = false;
     element("status").textContent = `${sentences} sentence${sentences === 1 ? "" : "s"}, ${Math.round(milliseconds)} ms`;
   },
-  error({ message }) {
+  error({ during, message }) {
     showProblem(`The translator failed: ${message}`);
+    element("translate").disabled = during !== "translate"; // the model is there, and another text may do
   },
 };
 
@@ -112,6 +120,7 @@ function translate(event) {
   const sentences = sentencesOf(element("source").value);
   if (element("translate").disabled || !sentences.length) return;
   element("translate").disabled = true;
+  element("problem").hidden = true;
   element("status").textContent = "Translating …";
   worker.postMessage({ type: "translate", sentences });
 }

@@ -3,13 +3,14 @@
 // Publishing puts the digest of all files here: another one begins a new store.
 const VERSION = "unpublished";
 const STORE = `rs-transformer-${VERSION}`;
-const SHELL = ["./", "app.js", "worker.js", "style.css", "models.json"];
+const SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"];
 
 addEventListener("install", (event) => {
   event.waitUntil(
     caches
       .open(STORE)
-      .then((store) => store.addAll(SHELL))
+      // Past the browser's own cache, which may still have the files of the page before.
+      .then((store) => store.addAll(SHELL.map((url) => new Request(url, { cache: "reload" }))))
       .then(() => skipWaiting()),
   );
 });
@@ -23,16 +24,18 @@ addEventListener("activate", (event) => {
   );
 });
 
-async function answer(request) {
+async function answer(event) {
+  const { request } = event;
   const store = await caches.open(STORE);
   const kept = await store.match(request, { ignoreSearch: true });
   if (kept) return kept;
   const fetched = await fetch(request);
-  if (fetched.ok) await store.put(request, fetched.clone());
+  // Meanwhile the page reads on; where the store is full, it works all the same.
+  if (fetched.ok) event.waitUntil(store.put(request, fetched.clone()).catch(() => {}));
   return fetched;
 }
 
 addEventListener("fetch", (event) => {
   const { method, url } = event.request;
-  if (method === "GET" && new URL(url).origin === location.origin) event.respondWith(answer(event.request));
+  if (method === "GET" && new URL(url).origin === location.origin) event.respondWith(answer(event));
 });

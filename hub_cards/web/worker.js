@@ -12,6 +12,11 @@ env.backends.onnx.wasm.numThreads = 1; // more of them need headers that a stati
 
 let translator;
 
+/** How many tokens a translation may have: a decoder that is too shallow does not find the end. */
+function longest(source) {
+  return Math.min(translator.model.config.max_position_embeddings - 1, 2 * translator.tokenizer(source).input_ids.dims.at(-1) + 32);
+}
+
 const receive = {
   async load({ model }) {
     const loaded = new Map();
@@ -32,7 +37,7 @@ const receive = {
     for (const [index, source] of sentences.entries()) {
       const begun = performance.now();
       // Greedily: transformers.js has no beam search, and takes the best token of each step for one.
-      const [{ translation_text: target }] = await translator(source, { num_beams: 1, max_new_tokens: 64 });
+      const [{ translation_text: target }] = await translator(source, { num_beams: 1, max_new_tokens: longest(source) });
       postMessage({ type: "translation", index, source, target, milliseconds: performance.now() - begun });
     }
     postMessage({ type: "done", sentences: sentences.length, milliseconds: performance.now() - start });
@@ -43,6 +48,6 @@ addEventListener("message", async ({ data }) => {
   try {
     await receive[data.type](data);
   } catch (error) {
-    postMessage({ type: "error", message: String(error?.message ?? error) });
+    postMessage({ type: "error", during: data.type, message: String(error?.message ?? error) });
   }
 });

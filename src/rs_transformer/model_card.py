@@ -38,8 +38,15 @@ COMPARISON = "comparison.json"
 # Where the Hub looks for the scores of a model on its benchmarks.
 EVAL_RESULTS = ".eval_results/comparison.yaml"
 BENCHMARK_METRIC = "bleu"
+LISTS = ("datasets", "tags")  # of what a card's metadata has
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
+DEPTH_HEADER = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
+COMPARISON_HEADER = ["engine", "model", "MB", "single sentences/s", "speed-up", "batched sentences/s", "speed-up"]
+# The last columns of a comparison: with references, and without.
+COMPARED = (list(METRICS.values()), ["chrF to the parent's"])
+# Tables that a card has only where the folder has the file.
+OWN_TABLES = [DEPTH_HEADER, *(COMPARISON_HEADER + columns for columns in COMPARED)]
 # How the template's first example loads a model that is on the Hub.
 REPOSITORY = re.compile(r'(?:model=|from_pretrained\()"([\w.-]+/[\w.-]+)"')
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
@@ -187,22 +194,26 @@ def write_card(folder: str | Path, repository: str | None = None, **said: Any) -
 def card_facts(folder: str | Path) -> dict[str, Any]:
     """What a folder's card says that `card.yaml` does not, as `build_card` takes it; nothing if there is no card.
 
-    The repository, and of `CardFacts` what is in the card's metadata.
+    The repository, and of `CardFacts` what is in the card's metadata. A card that cannot be read says nothing.
     """
     file = Path(folder, CARD)
     if not file.is_file():
         return {}
-    card = ModelCard.load(file)
+    try:
+        card = ModelCard.load(file)
+    except (ValueError, yaml.YAMLError):
+        return {}
     said = _read(Path(folder, "card.yaml")) or {}
-    names = ("license", "datasets", "base_model", "tags")
+    names = ("license", "base_model", *LISTS)
     facts = {name: getattr(card.data, name, None) for name in names if said.get(name) is None}
     if named := REPOSITORY.search(card.text):
         facts["repository"] = named[1]
-    return {name: value for name, value in facts.items() if value is not None}
+    # Somebody's own card may have another kind of value.
+    return {name: value for name, value in facts.items() if _is_texts(value if name in LISTS else [value])}
 
 
 def card_disagreements(folder: str | Path) -> list[str]:
-    """What a folder's card says otherwise than its files: metrics of `results.json`, or a table that a card has.
+    """What a folder's card says otherwise than its files: metrics of `results.json`, or a row of a card's tables.
 
     Returns:
         A line for each; none if they agree.
@@ -232,12 +243,13 @@ def card_disagreements(folder: str | Path) -> list[str]:
     if disagreements:
         return disagreements
     due = _tables(build_card(path).text)
-    return [
-        f"the files say {row!r}, {CARD} does not"
-        for header, rows in _tables(card.text).items()
-        for row in due.get(header, [])
-        if row not in rows
-    ]
+    own = due.keys() | {f"| {' | '.join(header)} |" for header in OWN_TABLES}  # others somebody has put there
+    for header, rows in _tables(card.text).items():
+        expected = due.get(header, [])
+        disagreements += [f"the files say {row!r}, {CARD} does not" for row in expected if row not in rows]
+        if header in own:
+            disagreements += [f"{CARD} says {row!r}, the files do not" for row in rows if row not in expected]
+    return disagreements
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -410,7 +422,10 @@ def _score_table(scores: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _depths(folder: Path) -> dict[str, Any] | None:
-    """The table of `depth_sweep.json`, and with which beam; None if there is none, or it is of other weights."""
+    """The table of `depth_sweep.json`, its split and beam; None if it has no other depth of these weights.
+
+    Models that were fine-tuned at a depth, and measured beside this one, are others.
+    """
     file = folder / "depth_sweep.json"
     rows = _read(file, list)
     if not rows:
@@ -418,15 +433,18 @@ def _depths(folder: Path) -> dict[str, Any] | None:
     depths = [f"{side}_layers" for side in SIDES]
     for number, row in enumerate(rows, start=1):
         _check(row, [*depths, *METRICS, "sentences_per_second", "speedup", "num_beams"], [], f"{file}: row {number}")
-    if not _is_of_its_weights(file, rows[0].get("weights_sha256")):
+    first = rows[0]
+    rows = [row for row in rows if row.get("system") == first.get("system")]
+    if len(rows) == 1 or not _is_of_its_weights(file, first.get("weights_sha256")):
         return None
-    header = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
     cells = [
         [row[depth] for depth in depths]
         + [f"{row['bleu']:.2f}", f"{row['chrf']:.2f}", f"{row['sentences_per_second']:.1f}", f"{row['speedup']:.2f}"]
         for row in rows
     ]
-    return {"beam": rows[0]["num_beams"], "table": markdown_table(header, cells)}
+    # A record of an earlier version does not say of which split it is.
+    split = plain(first.get("split", "test"))
+    return {"split": split, "beam": first["num_beams"], "table": markdown_table(DEPTH_HEADER, cells)}
 
 
 def _is_of_its_weights(file: Path, measured: str | None) -> bool:
@@ -475,8 +493,7 @@ def _comparison_section(record: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the card says of a comparison, and its table."""
     if record is None:
         return None
-    header = ["engine", "model", "MB", "single sentences/s", "speed-up", "batched sentences/s", "speed-up"]
-    header += [*METRICS.values()] if record["references"] else ["chrF to the parent's"]
+    header = COMPARISON_HEADER + COMPARED[0 if record["references"] else 1]
     rows = []
     for row in record["engines"]:
         for side in ("parent", "child"):

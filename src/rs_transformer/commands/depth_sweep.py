@@ -81,7 +81,7 @@ def sweep_depths(
     Returns:
         One dict a system: `system`, `encoder_layers`, `decoder_layers`, `parameters`, `bleu`, `chrf` and their
         signatures, `sentences_per_second` (median of the rounds), `speedup` (median of the rounds' ratios to the
-        first), `rounds` (sentences per second in each), `num_beams`.
+        first), `rounds` (sentences per second in each), `num_beams`, `split`.
 
     Raises:
         TypeError: the model is not recurrently stacked.
@@ -110,6 +110,7 @@ def sweep_depths(
     translate(base, tokenizer, dataset["source"][:8], decoding, progress=False)  # what is done once, is done
     rows = _measure(systems, dataset, corpus_args.target_lang, decoding, args.rounds)
     for row in rows:
+        row["split"] = args.split
         row["sentences_per_second"] = statistics.median(row["rounds"])
         ratios = [speed / first for speed, first in zip(row["rounds"], rows[0]["rounds"], strict=True)]
         row["speedup"] = statistics.median(ratios)
@@ -164,7 +165,7 @@ def print_sweep(rows: Sequence[dict[str, Any]]) -> None:
     }
     print(markdown_table(list(columns), [[cell.format_map(row) for cell in columns.values()] for row in rows]))
     first = rows[0]
-    print(f"beam {first['num_beams']}, {len(first['rounds'])} rounds")
+    print(f"{first['split']} set, beam {first['num_beams']}, {len(first['rounds'])} rounds")
     print(f"{first['bleu_signature']}\n{first['chrf_signature']}", flush=True)
 
 

@@ -22,7 +22,15 @@ from types import ModuleType
 from typing import Any
 
 from ..attention.alignment import count_links
-from ..checkpoints import MODEL_TYPES, Translator, load_config, load_tokenizer, load_translator
+from ..checkpoints import (
+    MODEL_TYPES,
+    Translator,
+    load_config,
+    load_tokenizer,
+    load_translator,
+    load_with_tokenizer,
+    model_digest,
+)
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources, source_limit
 from ..export import TARGETS, install, is_installed, load_engine
@@ -89,11 +97,12 @@ def export_checkpoint(
     """Write a checkpoint for another engine; the folder gets its name once its translations are verified.
 
     Returns:
-        What is also in `export.json` of the folder: `arguments`, `megabytes`, `versions`, and `verification`: for each
-        search `num_beams`, `sentences`, `same` (share of translations that are PyTorch's), `bleu_to_pytorch` (with
-        PyTorch's translations as references), with references `bleu` and `pytorch_bleu`, and `bleu_signature`. With a
-        shortlist both sides use it, and `without_shortlist` of each search has what `compare_without` returns;
-        `shortlist` has `pairs` (of which it was made), and where it is verified what `coverage` returns.
+        What is also in `export.json` of the folder: `arguments`, `model_digest` (of what was exported), `megabytes`,
+        `versions`, and `verification`: for each search `num_beams`, `sentences`, `same` (share of translations that
+        are PyTorch's), `bleu_to_pytorch` (with PyTorch's translations as references), with references `bleu` and
+        `pytorch_bleu`, and `bleu_signature`. With a shortlist both sides use it, and `without_shortlist` of each
+        search has what `compare_without` returns; `shortlist` has `pairs` (of which it was made), and where it is
+        verified what `coverage` returns.
 
     Raises:
         ValueError: a target, quantization or model that do not fit, nothing to verify with, or translations that
@@ -127,6 +136,7 @@ def export_checkpoint(
         found = [name for name in packages if importlib.util.find_spec(name.replace("-", "_")) is not None]
         record: dict[str, Any] = {
             "arguments": asdict(args) | asdict(corpus_args) | asdict(decoding),
+            "model_digest": model_digest(*load_with_tokenizer(args.model_name_or_path, args.revision)),
             "megabytes": size / 1e6,
             "versions": {name: version(name) for name in found},
             "verification": [],

@@ -5,24 +5,26 @@
     rs-transformer publish runs/tanaka_rs6 --repo org/rs-marian-ja-en --output_dir published --dtype float16
     rs-transformer publish runs/tanaka_rs6 --repo org/rs-web --space web
 
-The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit. The third
-one lays the repository out in a folder, here with weights in half precision. The last one makes a static Space: a page
-that translates with the model in the browser.
+The first command writes the card and shows what would be uploaded, the second one uploads it, in one commit, which
+also deletes what an earlier publishing has left there of weights and records. The third one lays the repository out in
+a folder, here with weights in half precision. The last one makes a static Space: a page that translates with the model
+in the browser.
 """
 
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -30,7 +32,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
-from ..model_card import CARD, EVAL_RESULTS, card_disagreements, weight_files, write_card
+from ..model_card import CARD, EVAL_RESULTS, card_disagreements, card_facts, weight_files, write_card
 from ..training.run_folder import LINEAGE, check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
@@ -51,6 +53,8 @@ RECORDS = (
     "target_vocab.json",
     "special_tokens_map.json",
 )
+# In one file or in shards, and their index.
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 PACKAGE = Path(__file__).parents[1]
 DTYPES = ("float16", "bfloat16")
 SPACES = ("web",)
@@ -105,7 +109,8 @@ def publish(args: PublishArguments) -> list[str]:
     """Check a folder, show what is uploaded of it, and upload that in one commit.
 
     Weights, tokenizer, generation configuration, remote code, card and the records of the run are uploaded;
-    checkpoints, logs and whatever else lies there are not.
+    checkpoints, logs and whatever else lies there are not. Weights and records that are in the repository and not in
+    the folder are deleted there. A new card keeps what the one before said and `card.yaml` does not.
 
     Returns:
         The names of the files.
@@ -124,10 +129,10 @@ def publish(args: PublishArguments) -> list[str]:
     if args.space is not None:
         return publish_page(args)
     if args.output_dir is not None:
-        lay_out(folder, Path(args.output_dir), args.repo, args.dtype)
+        lay_out(folder, Path(args.output_dir), args.repo, args.dtype, **said_before(folder))
         folder = Path(args.output_dir)
     elif args.card:
-        write_card(folder, args.repo)
+        write_card(folder, args.repo, **said_before(folder))
     files = files_to_publish(folder)
     check_card(folder, args.repo)
     print_files(args.repo, folder, files)
@@ -135,10 +140,14 @@ def publish(args: PublishArguments) -> list[str]:
         return files
     api = HfApi()
     api.create_repo(args.repo, private=args.private, exist_ok=True)
+    # The package's own source, to which a folder of a clone links.
+    paths = {name: PACKAGE / name if name in REMOTE_CODE_FILES else folder / name for name in files}
     commit = api.create_commit(
         args.repo,
-        # The package's own source, to which a folder of a clone links.
-        [CommitOperationAdd(name, PACKAGE / name if name in REMOTE_CODE_FILES else folder / name) for name in files],
+        [
+            *(CommitOperationAdd(name, path) for name, path in paths.items()),
+            *deletions(api, args, files, lambda name: name in RECORDS or bool(WEIGHTS.fullmatch(name))),
+        ],
         revision=args.revision,
         commit_message=args.commit_message,
     )
@@ -173,13 +182,38 @@ def publish_page(args: PublishArguments) -> list[str]:
             api.create_repo(args.repo, private=args.private, exist_ok=True, **space)
             commit = api.create_commit(
                 args.repo,
-                [CommitOperationAdd(name, output / name) for name in files],
+                [
+                    *(CommitOperationAdd(name, output / name) for name in files),
+                    *deletions(api, args, files, lambda name: name.startswith("models/"), repo_type="space"),
+                ],
                 repo_type="space",
                 revision=args.revision,
                 commit_message=args.commit_message,
             )
             print(commit.commit_url, flush=True)
     return files
+
+
+def said_before(folder: Path) -> dict[str, Any]:
+    """What a folder's card says that no file of it does, but for the repository, as `build_card` takes it."""
+    return {name: value for name, value in card_facts(folder).items() if name != "repository"}
+
+
+def deletions(
+    api: HfApi, args: PublishArguments, names: Sequence[str], is_ours: Callable[[str], bool], **kind: str
+) -> list[CommitOperationDelete]:
+    """What a commit deletes in a repository: the files of an earlier publishing that are not among the new ones.
+
+    Args:
+        names: the new ones.
+        is_ours: whether a file can be one that was published; others are somebody's and stay.
+        kind: `repo_type`, where it is no model.
+    """
+    there = api.list_repo_files(args.repo, revision=args.revision, **kind)
+    stale = [name for name in there if name not in names and is_ours(name)]
+    for name in stale:
+        print(f"  deleted there  {name}", flush=True)
+    return [CommitOperationDelete(name) for name in stale]
 
 
 def print_files(repo: str, folder: Path, files: Sequence[str]) -> None:

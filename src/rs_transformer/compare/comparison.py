@@ -105,7 +105,7 @@ def compare(
 
     Raises:
         ValueError: models of different languages, no sentences, an engine that is not installed, an export of another
-            kind, or an `output_dir` with another comparison in it.
+            kind or of other weights, or an `output_dir` with another comparison in it.
         OSError: there is no such model.
         RuntimeError: the process of an engine ended, as where there is too little memory.
     """
@@ -123,6 +123,7 @@ def compare(
         "child": _load(child, "main", sources, decoding, timed_sentences),
     }
     _check_languages(models)
+    _check_exports(models, exports)
     settings = {
         **{side: model.digest for side, model in models.items()},
         **{name: _digest(texts) for name, texts in (("sources", sources), ("references", references))},
@@ -265,6 +266,17 @@ def _check_languages(models: Mapping[str, Model]) -> None:
             f"{model.name} translates {model.languages[0]} to {model.languages[1]}" for model in models.values()
         )
         raise ValueError(f"{parent}, {child}: compare models of one language pair")
+
+
+def _check_exports(models: Mapping[str, Model], exports: Mapping[str, Mapping[str, Path]]) -> None:
+    """Raise `ValueError` for an export of another model than its side's.
+
+    One that an earlier version has made does not say of which it is, and is believed.
+    """
+    for side, model in models.items():
+        for folder in exports[side].values():
+            if read_mapping(folder / "export.json").get("model_digest", model.digest) != model.digest:
+                raise ValueError(f"{side}_exports: {folder} is of other weights than {model.name}: export that again")
 
 
 def _digest(texts: Sequence[str] | None) -> str | None:
