@@ -135,7 +135,7 @@ LIMITS = {
     "training/collapse.py": ["--calibration_updates", "2"],
     "training/translate.py": ["--max_new_tokens", "8"],
     "training/evaluate.py": ["--max_new_tokens", "8"],
-    "training/synthesize.py": ["--max_target_length", "8", "--max_repetitions", "0"],
+    "training/synthesize.py": ["--max_target_length", "64", "--max_repetitions", "0"],
     "training/attention.py": ["--max_new_tokens", "8", "--pictured", "1"],
     # An untrained student: CTranslate2 and PyTorch break its ties otherwise.
     "training/export.py": ["--max_new_tokens", "8", "--min_same", "0"],

@@ -673,7 +673,7 @@ def test_a_stream_is_shuffled_as_the_options_say(tmp_path, option, same):
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_stream_goes_on_in_the_pass_in_which_it_was(small, tmp_path, tokenizer, accumulated):
-    stream = ids(PAIRS[:28], tokenizer).to_iterable_dataset().shuffle(seed=2, buffer_size=28)  # 7 batches
+    stream = ids(PAIRS[:24], tokenizer).to_iterable_dataset().shuffle(seed=2, buffer_size=24)  # 6 batches
     half, end = 10 // accumulated, 20 // accumulated
     options = {"train_dataset": stream, "max_steps": end, "save_steps": half}
     options |= {"gradient_accumulation_steps": accumulated}
