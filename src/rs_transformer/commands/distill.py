@@ -244,7 +244,7 @@ def check_training(
     """
     if options.training.resume_from_checkpoint is None and complete_checkpoints(options.output):
         options.training.resume_from_checkpoint = "true"
-    check_output_dir(options.training)
+    check_output_dir(options.training, options.model.model_name_or_path)
     check_validation(options.training, splits)
     student = check_student(options, tokenizer, teachers)
     check_depths(DepthSchedule.from_args(options.training, student), options.loss)
