@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import RECIPE, script, task_options
+from conftest import RECIPE, ROOT, script, task_options
 from forked import fork
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
@@ -341,3 +341,27 @@ def test_the_card_of_an_adapter_is_the_trainers(tokenizer, tmp_path):
     trainer.save_model()
     trainer.create_model_card(tags=["letters"])
     assert ModelCard.load(tmp_path / "README.md").data.library_name == "peft"
+
+
+def test_scores_that_are_kept_are_in_the_card(tmp_path):
+    folder = shutil.copytree(ROOT / "hub_cards" / "marian-ja-en", tmp_path / "model", symlinks=False)
+    before = ModelCard.load(folder / "README.md")
+    lines = (ROOT / "training/data/tatoeba-test/test.jsonl").read_text("utf-8").splitlines()[:6]
+    (tmp_path / "few.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    command = ["--systems", folder, "--source_lang", "ja", "--target_lang", "en", "--num_beams", 1, "--keep", "true"]
+    with pytest.raises(ValueError, match="keep is for models at their own depths"):
+        script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl", "--decoder_layers", 2)
+    script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl", "--output_file", tmp_path / "scores.json")
+    (row,) = json.loads((tmp_path / "scores.json").read_text())
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["test"]["bleu"], results["test"]["sentences"]) == (row["bleu"], 6)
+    assert results["validation"]["sentences"] == 500  # those of the other split stay
+    card = ModelCard.load(folder / "README.md")
+    assert f"| test       |         6 |    1 | {row['bleu']:5.2f} |" in card.text
+    assert card_disagreements(folder) == []
+    assert card.data.license == before.data.license
+    # Of other weights nothing stays.
+    results["weights"]["sha256"] = "0"
+    (folder / "results.json").write_text(json.dumps(results))
+    script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl")
+    assert "validation" not in json.loads((folder / "results.json").read_text())

@@ -105,7 +105,8 @@ class Study:
         """The folder of a cell's model, which its last command makes, or where the grid says that it is already."""
         if self.is_given(cell):
             return ROOT / self.grid["given"][cell.name]
-        return self._folder(cell, list(self.grid["systems"][cell.system])[-1])
+        last = list(self.grid["systems"][cell.system])[-1]
+        return self._folder(cell, last) / ("model" if last.split()[0] == "compress" else "")
 
     def _folder(self, cell: Cell, step: str) -> Path:
         return self.work / cell.name / step.replace(" ", "_")
@@ -322,7 +323,8 @@ def is_made(command: str, folder: Path) -> bool:
     """Whether a command has done all in its folder."""
     if command in ("train", "distill"):
         return is_finished(folder)
-    return (folder / "synthesis.json").is_file() if command == "synthesize" else folder.is_dir()
+    last = {"synthesize": "synthesis.json", "compress": "model"}.get(command, "")  # what it makes last
+    return (folder / last).exists()
 
 
 def say(line: str) -> None:

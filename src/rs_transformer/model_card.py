@@ -132,7 +132,10 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
     shared = _is_shared(config)
     languages = [str(language) for language in (tokenizer.source_lang, tokenizer.target_lang) if language]
     languages = [language for language in languages if LANGUAGE.fullmatch(language)]
-    datasets = {split: facts.dataset or _dataset_name(recipe, split) for split in scores}
+    datasets = {
+        split: facts.dataset or one_line(str(row.get("dataset") or _dataset_name(recipe, split)))
+        for split, row in scores.items()
+    }
     tags = ["translation", "marian", *(["recurrent-stacking"] if shared else []), *facts.tags]
     data = ModelCardData(
         model_name=name,

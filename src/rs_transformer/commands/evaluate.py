@@ -4,6 +4,8 @@
         --test_file training/data/tanaka-excerpt/test.jsonl
     rs-transformer evaluate --systems runs/vanilla6 runs/rs6 --source_lang ja --target_lang en \\
         --test_file test.ja test.en --num_beams 5 --output_file scores.json
+    rs-transformer evaluate --systems runs/small/model --keep true --source_lang ja --target_lang en \\
+        --test_file test.ja test.en
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +15,15 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from transformers.utils import CONFIG_NAME
 
 from ..checkpoints import Translator, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
+from ..model_card import card_facts, write_card
 from ..tokenization import check_language_pair
+from ..training.run_folder import keep_scores
 from ..utils.files import check_output_file, write_json
 from ..utils.processes import run
 from ..utils.ranges import check_range
@@ -43,9 +48,21 @@ class EvaluateArguments:
     )
     decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoders."})
     output_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
+    keep: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the scores in the models' folders (results.json), and write the cards anew, which show them."
+        },
+    )
 
     def __post_init__(self) -> None:
         check_range(self, "bootstrap_samples", "encoder_layers", "decoder_layers", least=1)
+        if self.keep:
+            if self.depths():
+                raise ValueError("keep is for models at their own depths: leave encoder_layers and decoder_layers out")
+            for system in self.systems:
+                if not Path(system, CONFIG_NAME).is_file():
+                    raise ValueError(f"keep is for models in folders, and {system} is none")
         if self.output_file is not None:
             check_output_file(self.output_file, self.systems)
 
@@ -110,6 +127,12 @@ def evaluate_systems(
         print_scores(rows)
         if args.output_file is not None:
             write_json(rows, args.output_file)
+        if args.keep:
+            for row in rows:
+                names = ("bleu", "bleu_signature", "chrf", "chrf_signature", "num_beams")
+                kept = {"sentences": len(references), "dataset": corpus_args.split_name(args.split)}
+                keep_scores(row["system"], args.split, {name: row[name] for name in names} | kept)
+                write_card(row["system"], **card_facts(row["system"]))
     return rows
 
 

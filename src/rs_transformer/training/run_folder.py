@@ -251,6 +251,22 @@ def check_scores(run_dir: str | Path) -> None:
         raise ValueError(f"{file} has the scores of other weights than those in {run_dir}: {mend}, or remove it")
 
 
+def keep_scores(folder: str | Path, split: str, scores: Mapping[str, Any]) -> None:
+    """Put the scores of a split into the `results.json` of the weights that a folder has.
+
+    Raises:
+        ValueError: the folder's training has not finished.
+    """
+    file, digest = Path(folder, RESULTS), weights_digest(folder)
+    if read_mapping(Path(folder, RUN_RECORD)).get("finished") is False:
+        raise ValueError(f"the training in {folder} has not finished, and will keep its own scores")
+    results = read_mapping(file)
+    weights = results.get("weights", {})
+    if weights.get("sha256", digest) != digest:  # what is there is of others
+        results, weights = {}, {}
+    write_json(results | {split: dict(scores), "weights": weights | {"sha256": digest}}, file)
+
+
 def restate_weights(folder: str | Path, dtype: str) -> None:
     """Note in a copy's `results.json` that the scored weights are stored there in another type, with their digest."""
     file = Path(folder, RESULTS)
