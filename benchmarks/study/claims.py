@@ -36,6 +36,12 @@ CLAIMS = {
     "transferred, distilled, two decoder steps, to vanilla 6": [
         ("distilled_decoder2", "vanilla6"),
         ("distilled_own_decoder2", "vanilla6"),
+        ("compressed", "vanilla6"),
+    ],
+    "the same, to narrow vanilla 6 of its size, trained directly": [
+        ("distilled_decoder2", "narrow6"),
+        ("distilled_own_decoder2", "narrow6"),
+        ("compressed", "narrow6"),
     ],
     "RS 1x6 to narrow vanilla 6 of its size": [("rs6", "narrow6")],
     "the same, norms and biases of the steps' own": [("rs6_own", "narrow6")],

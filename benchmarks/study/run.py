@@ -85,7 +85,7 @@ class Study:
         found: dict[Cell, None] = {}
 
         def add(cell: Cell) -> None:
-            for each in self.needs(cell):
+            for each in () if self.is_given(cell) else self.needs(cell):
                 add(each)
             found[cell] = None
 
