@@ -44,7 +44,7 @@ CLAIMS = {
         ("compressed", "narrow6"),
     ],
     "RS 1x6 to narrow vanilla 6 of its size": [("rs6", "narrow6")],
-    "the same, norms and biases of the steps' own": [("rs6_own", "narrow6")],
+    "RS 1x6, norms and biases of the steps' own, to the same": [("rs6_own", "narrow6")],
     "both distilled": [("distilled_own", "distilled_narrow6")],
     "RS, two decoder steps, to vanilla 6-2, both distilled": [
         ("distilled_decoder2", "distilled_vanilla6_2"),
