@@ -91,7 +91,7 @@ class Page:
 
 
 def test_the_page_begins_with_an_example_translated(page):
-    assert page.until(page.rows)[0][:2] == ["彼は水泳が得意だ。", "he is good at swimming."]
+    assert page.until(page.rows)[0][:2] == ["彼は水泳が得意だ。", "He is good at swimming."]
     assert [label.text for label in page.find("#step label")] == ["1", "2"]
     assert page.until(page.picture)
 

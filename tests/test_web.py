@@ -140,7 +140,7 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
     assert seen == ["TEXTAREA", "BUTTON", "BUTTON", "BUTTON"]
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     page.wait_for("^2 sentences")
-    assert "she gets up at seven every morning." in page["translations"].text
+    assert "She gets up at seven every morning." in page["translations"].text
 
 
 @pytest.mark.parametrize(

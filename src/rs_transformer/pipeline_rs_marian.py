@@ -330,7 +330,7 @@ class TranslationPipeline(ChunkPipeline):
     ```python
     >>> translator = pipeline("translation", model="org/rs-marian-ja-en")
     >>> translator("猫が好きです。")
-    [{'translation_text': 'i like cats.'}]
+    [{'translation_text': 'I like cats.'}]
     ```
 
     Takes a string, a list (or a tuple, or a column of a dataset), a generator or a dataset of strings; arguments that
