@@ -79,7 +79,7 @@ def rows_of(model: Model, pairs: list[Pair], languages: Pair) -> list[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["hub_cards/rs-marian-ja-en-tanaka"], help="Folders.")
+    parser.add_argument("--models", nargs="+", default=["hub_cards/rs-marian-ja-en"], help="Folders.")
     parser.add_argument("--test_file", default="data/study/everyday/test.jsonl", help="Sentence pairs.")
     parser.add_argument("--source_lang", default="ja")
     parser.add_argument("--target_lang", default="en")
