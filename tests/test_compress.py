@@ -9,7 +9,9 @@ from pathlib import Path
 
 import ctranslate2  # noqa: F401  the engine of the exports
 import pytest
+import torch
 from conftest import script
+from datasets import Dataset
 from killing import kill
 from reverse_task import reverse_pairs, write_jsonl
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -20,8 +22,9 @@ from rs_transformer.commands.compress import Compression, new_plan
 from rs_transformer.compress.arguments import CompressOptions
 from rs_transformer.compress.material import load_material
 from rs_transformer.compress.plan import Plan, make_plan
-from rs_transformer.corpus import load_evaluation_splits, load_split
+from rs_transformer.corpus import load_evaluation_splits, load_split, prepare_training_pairs
 from rs_transformer.decoding import DecodingArguments, translate
+from rs_transformer.distillation.resegmentation import Resegmentation
 from rs_transformer.training.run_folder import weights_digest
 from rs_transformer.utils.processes import PatientGroup
 from rs_transformer.utils.recipes import RecipeParser
@@ -109,6 +112,30 @@ def test_the_teacher_is_the_parent_with_a_smaller_vocabulary(compressed, parent)
     kept = [pair for pair in zip(*translations, strict=True) if whole.tokenize(pair[0]) == trimmed.tokenize(pair[0])]
     assert len(kept) > 5
     assert all(ours == theirs for ours, theirs in kept)
+
+
+def test_the_child_learns_from_the_whole_parent_in_the_parents_own_pieces(compressed, parent, text):
+    parser = RecipeParser(CompressOptions.types(), positional="model_name_or_path")
+    options = CompressOptions(*parser.parse_recipe([str(part) for part in command(parent, text, compressed)]))
+    plan = Plan.from_json(json.loads((compressed / "compress.json").read_text()))
+    corpus = Compression(options, plan, PatientGroup()).corpus()
+    own = AutoTokenizer.from_pretrained(compressed / "trimmed")
+    pairs = prepare_training_pairs(load_split(corpus, "train"), own, corpus)
+    model, whole = load_parent(str(parent))
+    kept = Dataset.from_parquet(str(compressed / "distributions/teacher_top_k.parquet"))
+    assert len(kept) == len(pairs)
+    resegmentation, shorter = Resegmentation(own, whole), 0
+    for row in range(0, 60, 3):
+        source = resegmentation.teacher_ids(pairs[row]["input_ids"], "source")
+        target = resegmentation.teacher_ids(pairs[row]["labels"], "target")
+        shorter += len(target) < len(pairs[row]["labels"])
+        with torch.inference_mode():
+            logits = model.eval()(input_ids=torch.tensor([source]), labels=torch.tensor([target])).logits
+        log_probs = resegmentation.log_probs(logits[0].log_softmax(-1), pairs[row]["labels"], target)
+        found = torch.tensor(kept[row]["teacher_log_probs"]).reshape(len(pairs[row]["labels"]), -1)
+        wanted = log_probs.topk(found.shape[1]).values
+        torch.testing.assert_close(found.exp(), wanted.exp(), atol=2e-3, rtol=0)
+    assert shorter > 5
 
 
 def test_killed_amid_a_checkpoint_and_started_again_it_is_the_same_model(compressed, parent, text, tmp_path):
