@@ -13,7 +13,7 @@ import statistics
 import torch
 from common import build, interleave, parse_args, report, source_batch
 
-from rs_transformer.modeling_rs_marian import CheckedGenerationMixin
+from rs_transformer.generation_rs_marian import CheckedGenerationMixin
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -83,12 +83,14 @@ def test_collapsed_folder_has_everything_and_says_where_it_comes_from(parent, tm
         "config.json",
         "configuration_rs_marian.py",
         "generation_config.json",
+        "generation_rs_marian.py",
         "model.safetensors",
         "modeling_rs_marian.py",
         "pipeline_rs_marian.py",
         "source.spm",
         "target.spm",
         "tokenizer_config.json",
+        "versions_rs_marian.py",
         "vocab.json",
     ]
     record = json.loads((output / "collapse.json").read_text())

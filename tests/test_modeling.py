@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
-from rs_transformer.modeling_rs_marian import CACHE
 from rs_transformer.training.fsdp import shared_weights_in_one_group
+from rs_transformer.versions_rs_marian import CACHE
 
 MODELS = {
     "depth6-unique1": {},

@@ -12,6 +12,8 @@ from forked import fork
 from oracle import batch, rs_model
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from rs_transformer.configuration_rs_marian import REMOTE_CODE_FILES
+
 WITHOUT_PACKAGE = "import sys; sys.modules['rs_transformer'] = None\n"
 WITH_PACKAGE = "import rs_transformer\n"
 LOAD = """
@@ -105,8 +107,8 @@ def test_what_is_loaded_at_a_revision_is_saved_with_the_source_of_that_revision(
     repository = hub_cache / "models--org--rs-marian-fw-bw"
     newer = COMMIT[::-1]
     shutil.copytree(repository / "snapshots" / COMMIT, repository / "snapshots" / newer, symlinks=True)
-    for name in ("configuration", "modeling", "pipeline"):
-        file = repository / "snapshots" / newer / f"{name}_rs_marian.py"
+    for name in REMOTE_CODE_FILES:
+        file = repository / "snapshots" / newer / name
         text = file.read_text()
         file.unlink()
         file.write_text(f"{text}\n# newer\n")
@@ -120,7 +122,7 @@ def test_what_is_loaded_at_a_revision_is_saved_with_the_source_of_that_revision(
     config = config_class.from_pretrained(name, name_or_path=name, revision=COMMIT, cache_dir=str(hub_cache))
     config.save_pretrained(tmp_path / "saved")
     saved = sorted(file.name for file in (tmp_path / "saved").glob("*.py"))
-    assert saved == [f"{name}_rs_marian.py" for name in ("configuration", "modeling", "pipeline")[: 3 if there else 2]]
+    assert saved == [name for name in REMOTE_CODE_FILES if there or name != "pipeline_rs_marian.py"]
     for name in saved:
         assert (tmp_path / "saved" / name).read_text() == (ROOT / "src" / "rs_transformer" / name).read_text()
     config_class().save_pretrained(tmp_path / "from nowhere")

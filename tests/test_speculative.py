@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rs_transformer.decoding import DecodingArguments, DraftedDecodingArguments, translate
-from rs_transformer.modeling_rs_marian import CACHE
+from rs_transformer.versions_rs_marian import CACHE
 
 OF_STEPS = {"step_biases": True, "step_adapter_rank": 2, "step_layer_norms": True, "step_embeddings": True}
 MODELS = {

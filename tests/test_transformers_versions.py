@@ -24,9 +24,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from rs_transformer import RSMarianForConditionalGeneration
-from rs_transformer import modeling_rs_marian as modeling
+from rs_transformer import generation_rs_marian as generation
 from rs_transformer.ensemble import EnsembleForSeq2SeqLM
-from rs_transformer.modeling_rs_marian import CACHE, TESTED_TRANSFORMERS
+from rs_transformer.versions_rs_marian import CACHE, TESTED_TRANSFORMERS
 
 
 def inputs_of(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -266,8 +266,8 @@ class NotANumber(RSMarianForConditionalGeneration):
 @pytest.fixture
 def newer(monkeypatch, caplog):
     """A process that has translated nothing yet, on a transformers that is newer than the newest tested."""
-    monkeypatch.setattr(modeling, "TESTED_TRANSFORMERS", ("5.0.0", "5.0.0"))
-    monkeypatch.setattr(modeling, "cache_verdicts", {})
+    monkeypatch.setattr(generation, "TESTED_TRANSFORMERS", ("5.0.0", "5.0.0"))
+    monkeypatch.setattr(generation, "cache_verdicts", {})
     logging.Logger.warning_once.cache_clear()
     # Scripts that ran in this process have given the package transformers' handlers, which tell caplog too.
     package = logging.getLogger("rs_transformer")
@@ -340,7 +340,7 @@ def test_a_models_own_way_of_generating_does_not_disturb_the_check(newer, traine
     model = load(RSMarianForConditionalGeneration, trained)
     model.generation_config.update(**own)
     assert model._cache_is_right()
-    assert modeling.cache_verdicts == {RSMarianForConditionalGeneration: True}
+    assert generation.cache_verdicts == {RSMarianForConditionalGeneration: True}
     assert not said(newer)
 
 
@@ -349,7 +349,7 @@ def test_a_model_that_hardly_looks_back_clears_no_other(newer, trained, source):
     blind = Renamed(rs_model().config).eval()
     blind.load_state_dict(rs_model().state_dict())
     blind.generate(**inputs_of(), max_new_tokens=2)
-    assert Renamed not in modeling.cache_verdicts
+    assert Renamed not in generation.cache_verdicts
     assert torch.equal(load(Renamed, trained).generate(**source), expected)
     assert len(said(newer)) == 1
 
@@ -371,8 +371,8 @@ def test_a_right_cache_is_used_and_nothing_said(newer, trained, source):
 
 
 def test_nothing_is_checked_on_a_version_that_was_tested(newer, monkeypatch, trained, source):
-    monkeypatch.setattr(modeling, "TESTED_TRANSFORMERS", ("5.0.0", transformers_version))
-    monkeypatch.setattr(modeling.CheckedGenerationMixin, "_judge_cache", lambda self: pytest.fail("checked"))
+    monkeypatch.setattr(generation, "TESTED_TRANSFORMERS", ("5.0.0", transformers_version))
+    monkeypatch.setattr(generation.CheckedGenerationMixin, "_judge_cache", lambda self: pytest.fail("checked"))
     load(RSMarianForConditionalGeneration, trained).generate(**source)
 
 
@@ -381,7 +381,7 @@ def test_nothing_is_checked_under_compile_in_training_mode_without_a_cache_and_u
 ):
     checked = []
     judge = lambda self: (checked.append(self) or True, None)  # noqa: E731
-    monkeypatch.setattr(modeling.CheckedGenerationMixin, "_judge_cache", judge)
+    monkeypatch.setattr(generation.CheckedGenerationMixin, "_judge_cache", judge)
     model = load(RSMarianForConditionalGeneration, trained)
     model.train().generate(**source)
     model.eval().generate(**source, use_cache=False)
@@ -398,9 +398,9 @@ def test_nothing_is_checked_under_compile_in_training_mode_without_a_cache_and_u
 
 
 def test_eight_threads_that_start_at_once_check_once_and_translate_right(newer, monkeypatch, trained, source):
-    judged, judge = [], modeling.CheckedGenerationMixin._judge_cache
+    judged, judge = [], generation.CheckedGenerationMixin._judge_cache
     monkeypatch.setattr(
-        modeling.CheckedGenerationMixin, "_judge_cache", lambda self: judged.append(judge(self)) or judged[-1]
+        generation.CheckedGenerationMixin, "_judge_cache", lambda self: judged.append(judge(self)) or judged[-1]
     )
     model = load(Renamed, trained)
     expected = load(RSMarianForConditionalGeneration, trained).generate(**source, use_cache=False)
@@ -413,9 +413,9 @@ def test_eight_threads_that_start_at_once_check_once_and_translate_right(newer, 
 def test_an_offloaded_model_is_checked_and_used_as_it_is(newer, trained, source):
     expected = load(RSMarianForConditionalGeneration, trained).generate(**source)
     model = cpu_offload(load(RSMarianForConditionalGeneration, trained), execution_device="cpu")
-    modeling.cache_verdicts.clear()
+    generation.cache_verdicts.clear()
     assert torch.equal(model.generate(**source), expected)
-    assert modeling.cache_verdicts == {RSMarianForConditionalGeneration: True}
+    assert generation.cache_verdicts == {RSMarianForConditionalGeneration: True}
 
 
 def test_ensembles_are_checked_for_themselves(newer, trained, source):
@@ -424,7 +424,7 @@ def test_ensembles_are_checked_for_themselves(newer, trained, source):
     ensemble = EnsembleForSeq2SeqLM([model]).eval()
     assert ensemble.can_generate()
     assert torch.equal(ensemble.generate(**source)[:, : expected.shape[1]], expected)
-    assert modeling.cache_verdicts == {RSMarianForConditionalGeneration: True, EnsembleForSeq2SeqLM: True}
+    assert generation.cache_verdicts == {RSMarianForConditionalGeneration: True, EnsembleForSeq2SeqLM: True}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

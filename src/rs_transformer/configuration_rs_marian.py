@@ -30,7 +30,13 @@ logger = logging.get_logger(__name__)
 
 SIDES = ("encoder", "decoder")
 LAYER_SHARINGS = ("cycle", "sequence", "cycle_rev", "sandwich")
-REMOTE_CODE_FILES = ("configuration_rs_marian.py", "modeling_rs_marian.py", "pipeline_rs_marian.py")
+REMOTE_CODE_FILES = (
+    "configuration_rs_marian.py",
+    "generation_rs_marian.py",
+    "modeling_rs_marian.py",
+    "pipeline_rs_marian.py",
+    "versions_rs_marian.py",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_rs_marian.RSMarianConfig",
     "AutoModel": "modeling_rs_marian.RSMarianModel",

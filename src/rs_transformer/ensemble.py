@@ -11,7 +11,8 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .modeling_rs_marian import CACHE, CheckedGenerationMixin, strict_forward
+from .generation_rs_marian import CheckedGenerationMixin
+from .versions_rs_marian import CACHE, strict_forward
 
 
 class EnsembleForSeq2SeqLM(CheckedGenerationMixin, PreTrainedModel):

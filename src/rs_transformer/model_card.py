@@ -23,12 +23,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .export import TITLES
 from .layer_transfer import collapsed_config, count_parameters
-from .modeling_rs_marian import TESTED_TRANSFORMERS, RSMarianForConditionalGeneration
+from .modeling_rs_marian import RSMarianForConditionalGeneration
 from .pipeline_rs_marian import split_code
 from .training.run_folder import LINEAGE, RESULTS, RUN_RECORD, resumed_lines, weights_digest
 from .utils.files import atomic_file, write_text
 from .utils.markdown import code, one_line, plain
 from .utils.tables import markdown_table
+from .versions_rs_marian import TESTED_TRANSFORMERS
 
 logger = logging.get_logger(__name__)
 

@@ -41,8 +41,9 @@ from transformers.utils import TransformersKwargs
 from ..checkpoints import load_parent
 from ..decoding import DecodingArguments, TransformersEngine
 from ..layer_transfer import collapse, stock_config
-from ..modeling_rs_marian import CACHE, RSMarianForConditionalGeneration, strict_forward
+from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..utils.files import write_json
+from ..versions_rs_marian import CACHE, strict_forward
 from .tokenizer_json import write_tokenizer_json
 
 # Of each the suffix that transformers.js gives its files.
