@@ -335,6 +335,7 @@ def test_an_adapter_is_pushed_with_the_trainers_card(tokenizer, hub, tmp_path, m
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.address)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once a process, for what was the endpoint then
     model = get_peft_model(rs_model(**config_from_tokenizer(tokenizer)), LoraConfig(r=2, target_modules=["q_proj"]))
     options = {"hub_model_id": REPO, "hub_token": SECRET, "report_to": [], "use_cpu": True}
     args = TranslationTrainingArguments(output_dir=str(tmp_path), **options)
