@@ -30,7 +30,7 @@ _MOVED = {
     "depth_sweep": ["commands.depth_sweep"],
     "distilled_targets": ["distillation.targets"],
     "distilling": ["commands.distill"],
-    "evaluation": ["commands.evaluate", "commands.translate", "corpus"],
+    "evaluation": ["commands.evaluate", "commands.translate", "corpus.loading"],
     "exporting": ["commands.export"],
     "launching": ["utils.processes"],
     "model_building": ["training.model", "checkpoints"],

@@ -1,6 +1,6 @@
 """Text out of files as it stands there, every value a string: plain text, jsonl, csv, tsv, parquet, gzipped or not.
 
-Not for what is made of it (`corpus.py`).
+Not for what is made of it (`corpus`).
 """
 
 import csv
