@@ -318,6 +318,16 @@ def test_targets_of_other_settings_are_not_overwritten(tmp_path):
         write_targets(corpus(tmp_path / "other", ROWS[1:2]), tmp_path / "u.parquet", TargetArguments(), "en")
 
 
+def test_a_translation_that_was_cut_is_no_target_whoever_counts_the_tokens(trained, small, tmp_path):
+    more = ["--new_tokenizer", "true", "--max_train_samples", 60, "--teacher_max_new_tokens", 6]
+    script("distill")("generate", "filter", *options(trained, small, tmp_path, *more))
+    folder = tmp_path / "_distillation"
+    translated = [row[0] for row in pq.read_table(folder / "corpus.parquet")["hypotheses"].to_pylist()]
+    targets = pq.read_table(folder / "targets.parquet")["target"].to_pylist()
+    whole = [text for text in translated if len(text.split()) <= 4]  # and the end of sentence
+    assert targets == whole != translated
+
+
 # The whole command
 
 

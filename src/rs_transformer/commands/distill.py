@@ -35,7 +35,7 @@ from ..distillation.losses import DistillationLossArguments, check_depths, check
 from ..distillation.resegmentation import is_part
 from ..distillation.targets import TargetArguments, load_targets, write_targets
 from ..distillation.teacher_corpus import check_corpus, check_sources, generate_corpus
-from ..distillation.teachers import Teacher, TeacherArguments, combined, load_teachers
+from ..distillation.teachers import Teacher, TeacherArguments, combined, load_teachers, longest_uncut
 from ..distillation.trainer import DistillationTrainer
 from ..tokenization import TokenizerArguments, check_language_pair, same_vocabulary
 from ..training.arguments import TranslationTrainingArguments
@@ -226,7 +226,8 @@ def train_student(
     """The stage train: as `training/train.py`, on the targets and by the losses of the options."""
     if options.translating:
         language = options.corpus.target_lang
-        train = load_targets(options.targets_file, options.corpus_file, options.targets, language)
+        longest = longest_uncut(teachers, options.teacher, options.corpus).get("longest")
+        train = load_targets(options.targets_file, options.corpus_file, options.targets, language, longest)
     distillation = Distillation(options.loss, teachers, options.distributions_file, options.teacher.shard_size)
     run_training(options, train=train, tokenizer=tokenizer, make_trainer=distillation.make_trainer)
 
@@ -272,6 +273,7 @@ def translate_and_choose(
             options.targets,
             options.corpus.target_lang,
             options.corpus.preprocessing_num_workers,
+            **longest_uncut(teachers, options.teacher, options.corpus),
         )
     if PartialState().is_main_process:
         corpus = {name: value for name, value in read_record(corpus_file).items() if name != "digests"}

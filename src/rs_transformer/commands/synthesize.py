@@ -14,7 +14,6 @@ a teacher; such pairs may be all that a training has (`--train_file`). The outpu
 processes share the text.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from transformers.utils import logging
 from ..corpus import CorpusArguments, read_sentences
 from ..distillation.targets import TargetArguments, write_targets
 from ..distillation.teacher_corpus import generate_corpus
-from ..distillation.teachers import Teacher, TeacherArguments, load_teachers
+from ..distillation.teachers import TeacherArguments, load_teachers, longest_uncut
 from ..pipeline_rs_marian import BACK_TRANSLATED
 from ..training.run_folder import RUN_LOG
 from ..utils.console import log_to, set_up_logging
@@ -126,7 +125,9 @@ def synthesize(args: SynthesisArguments, teacher_args: TeacherArguments, filters
             log_to(folder / RUN_LOG)
         generate_corpus(dataset, teachers, teacher_args, corpus, translated)
         with group.main_process_first():
-            bound = longest_translation(teachers, teacher_args, corpus)
+            bound = longest_uncut(teachers, teacher_args, corpus)
+            if bound:
+                bound["longest"] = min(bound["longest"], corpus.max_target_length)
             record = write_targets(translated, targets, filters, corpus.target_lang, **bound)
         record = {
             "pairs": record["pairs"],
@@ -142,18 +143,6 @@ def synthesize(args: SynthesisArguments, teacher_args: TeacherArguments, filters
     left_out = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items()) or "none"
     PartialState().print(f"{folder / PAIRS}: {record['pairs']:,} of {len(texts):,} sentences; left out: {left_out}")
     return record
-
-
-def longest_translation(
-    teachers: Sequence[Teacher], args: TeacherArguments, corpus: CorpusArguments
-) -> dict[str, Any]:
-    """What `write_targets` knows by that a translation is too long or was cut; of a program nothing is known."""
-    if not teachers:
-        return {}
-    # The last token of a translation that was cut is an end of sentence, too, where a model is made to end so.
-    made = [args.decoding(corpus).generate_kwargs(teacher.model)["max_length"] - 1 for teacher in teachers]
-    longest = min(corpus.max_target_length, min(made) - 1)
-    return {"tokenizer": teachers[0].tokenizer, "longest": longest}
 
 
 def write_pairs(targets: Path, output: Path, side: str, tag: str | None) -> None:

@@ -179,8 +179,7 @@ def write_targets(
         target_lang: says whether lengths and repetitions are counted in words or characters.
         num_proc: processes.
         tokenizer: the teacher's, which counts for `longest`.
-        longest: a translation of more tokens, the end of sentence included, is left out: it may have been cut. Where
-            the student's own tokenizer counts, the training leaves such pairs out.
+        longest: a translation of more tokens, the end of sentence included, is left out: it may have been cut.
 
     Returns:
         The record that the file's metadata hold: `settings`, `corpus` (digest of the corpus's record), `pairs`,
@@ -263,7 +262,9 @@ def check_targets(
     return record
 
 
-def load_targets(file: str | Path, corpus: str | Path, args: TargetArguments, target_lang: str | None) -> Dataset:
+def load_targets(
+    file: str | Path, corpus: str | Path, args: TargetArguments, target_lang: str | None, longest: int | None = None
+) -> Dataset:
     """The training pairs that `write_targets` wrote, columns `source` and `target`; raises as `check_targets`."""
-    check_targets(file, corpus, args, target_lang)
+    check_targets(file, corpus, args, target_lang, longest)
     return load_dataset("parquet", data_files=str(file), split="train").select_columns(["source", "target"])

@@ -6,6 +6,7 @@ What they translate: `teacher_corpus.py`. What is learned from their distributio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -237,3 +238,12 @@ def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:
     """One model of all the teachers: the only one, or their ensemble."""
     models = [teacher.model for teacher in teachers]
     return models[0] if len(models) == 1 else EnsembleForSeq2SeqLM(models).eval()
+
+
+def longest_uncut(teachers: Sequence[Teacher], args: TeacherArguments, corpus: CorpusArguments) -> dict[str, Any]:
+    """What `write_targets` is told to know a translation by that was cut; nothing where the teacher is a program."""
+    if not teachers:
+        return {}
+    # The last token of a translation that was cut is an end of sentence, too, where a model is made to end so.
+    made = [args.decoding(corpus).generate_kwargs(teacher.model)["max_length"] - 1 for teacher in teachers]
+    return {"tokenizer": teachers[0].tokenizer, "longest": min(made) - 1}
