@@ -13,6 +13,7 @@ import torch
 from conftest import script
 from datasets import Dataset
 from killing import kill
+from oracle import marian
 from reverse_task import reverse_pairs, write_jsonl
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -20,9 +21,10 @@ from rs_transformer import expand
 from rs_transformer.checkpoints import load_parent
 from rs_transformer.commands.compress import Compression, new_plan
 from rs_transformer.compress.arguments import CompressOptions
-from rs_transformer.compress.material import load_material
+from rs_transformer.compress.material import hold_out, load_material
 from rs_transformer.compress.plan import Plan, make_plan
-from rs_transformer.corpus import load_evaluation_splits, load_split, prepare_training_pairs
+from rs_transformer.compress.sizes import largest_vocabulary, sizes_of, with_vocabulary
+from rs_transformer.corpus import CorpusArguments, load_evaluation_splits, load_split, prepare_training_pairs
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.distillation.resegmentation import Resegmentation
 from rs_transformer.training.run_folder import weights_digest
@@ -55,7 +57,7 @@ def text(made_once) -> dict[str, Path]:
 
     def write(folder: Path) -> None:
         pairs = reverse_pairs(360, seed=5)
-        write_jsonl(folder / "train.jsonl", pairs[:300])
+        write_jsonl(folder / "train.jsonl", [*pairs[:300], ("", "a b")])  # a pair without a source is left out
         write_jsonl(folder / "test.jsonl", pairs[300:320])
         (folder / "mono.txt").write_text("".join(f"{source}\n" for source, _ in pairs[320:]))
 
@@ -175,9 +177,27 @@ def test_a_size_chooses_the_vocabulary_or_the_stored_layers(plan_for):
     small = plan_for("--target_size", less / 1e6)
     assert small.vocabulary["child"]["source"] == whole.vocabulary["child"]["source"] - 3
     assert less - 72 < small.child["int8"] <= less
+    trimmed = plan_for("--target_size", (whole.child["int8"] - 1) / 1e6)  # a few entries are not worth it but for this
+    assert trimmed.vocabulary["trim"]
     large = plan_for("--target_size", 0.3, "--decoder_layers", 2)
     assert (large.child["encoder_unique_layers"], large.child["decoder_unique_layers"]) == (2, 2)
     assert large.child["int8"] <= 0.3e6
+
+
+def test_of_two_vocabularies_the_smaller_one_leaves_its_room_to_the_other():
+    config = marian(vocab_size=50, decoder_vocab_size=50, share_encoder_decoder_embeddings=False).config
+    needed = {"source": 40, "target": 10}
+    size = sizes_of(with_vocabulary(config, 30, 10)).int8
+    assert largest_vocabulary(config, size, needed) == 30
+    assert largest_vocabulary(config, size - 1, needed) == 29
+    assert largest_vocabulary(config, 10, needed) == 0
+
+
+def test_what_is_held_out_has_a_text_on_each_side(tmp_path):
+    file = tmp_path / "train.jsonl"
+    write_jsonl(file, [(f"a {number}", "b") for number in range(28)] + [("a", None), ("", "b"), ("a", "c")])
+    corpus, held_out = hold_out(CorpusArguments("fw", "bw", train_file=[str(file)]))
+    assert (corpus.max_train_samples, held_out["target"][:]) == (28, ["c"])
 
 
 def test_a_speed_chooses_the_depth_and_a_budget_the_updates(plan_for):
@@ -263,7 +283,10 @@ def test_a_dataset_is_kept_and_scored_once(parent, text, tmp_path):
     (dataset / "train.jsonl").unlink()
     compression = Compression(options, plan, PatientGroup())
     trained_on = load_split(compression.corpus(), "train")
-    assert [(pair["source"], pair["target"]) for pair in trained_on] == reverse_pairs(360, seed=5)[:300]
+    assert [(pair["source"], pair["target"]) for pair in trained_on] == [
+        *reverse_pairs(360, seed=5)[:300],
+        ("", "a b"),
+    ]
     assert load_evaluation_splits(compression.corpus()) == {}  # no stage scores itself
     assert load_evaluation_splits(compression.evaluated).keys() == {"test"}
 

@@ -283,3 +283,14 @@ def test_evaluation_pairs_longer_than_the_positions_are_named(tokenizer, said):
     warn_of_long_pairs(splits, tokenizer, positions=20)
     assert "The target of 1 test pairs, first in row 2, is longer than the 20 tokens" in said.text
     assert "source" not in said.text
+
+
+def test_synthetic_files_may_be_of_several_types_and_columns(tmp_path):
+    given = write(tmp_path, "text")
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"source": "鳥", "target": "a bird"}) + "\n")
+    synthetic = [*write(tmp_path, "csv")["train_file"], str(more), *write(tmp_path, "text")["train_file"]]
+    train = load_split(arguments(**given, synthetic_file=synthetic), "train")
+    assert rows(train) == [*PAIRS, *PAIRS, *PAIRS, ("鳥", "a bird")]
+    with pytest.raises(ValueError, match=r"synthetic_file names .* twice"):
+        load_split(arguments(**given, synthetic_file=[str(more), str(more)]), "train")

@@ -33,6 +33,7 @@ from transformers import (
 from rs_transformer import expand
 from rs_transformer.commands import distill as distill_command
 from rs_transformer.commands import evaluate as evaluate_command
+from rs_transformer.commands.distill import is_same_place
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.distillation import teacher_corpus
@@ -122,14 +123,15 @@ class Echo:
         return [["".join(self.tokenizer.convert_ids_to_tokens(ids)[:-1]).replace("▁", " ")] for ids in input_ids]
 
 
-@pytest.mark.parametrize("knows", [False, True])
+@pytest.mark.parametrize("knows", [False, "merged", "separate"])
 def test_the_tag_of_back_translations_is_shown_to_teachers_that_know_it(tokenizer, tmp_path, monkeypatch, knows):
     tag, args, corpus_args = ">>bt<< ", TeacherArguments(["t"]), CorpusArguments("fw", "bw")
     if knows:
         sides = zip(*reverse_pairs(300, seed=1), strict=True)
         sources, targets = ([*side, *side] for side in sides)
         marked = [*sources[:300], *(tag + source for source in sources[300:])]
-        tokenizer = train_tokenizer(marked, targets, tmp_path, vocab_size=28, source_lang="fw", target_lang="bw")
+        options = {"vocab_size": 28, "vocabulary": knows, "source_lang": "fw", "target_lang": "bw"}
+        tokenizer = train_tokenizer(marked, targets, tmp_path, **options)
     size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     teacher = Teacher("t", None, rs_model(**size, decoder_start_token_id=tokenizer.pad_token_id), tokenizer)
     monkeypatch.setattr(teacher_corpus, "make_engines", lambda *given: [(Echo(tokenizer), teacher)])
@@ -140,7 +142,7 @@ def test_the_tag_of_back_translations_is_shown_to_teachers_that_know_it(tokenize
     assert pq.read_table(file)["hypotheses"].to_pylist() == [[" a b"], [">>bt<< c" if knows else " c"]]
     # What was decoded before is no longer taken; other corpora are.
     former = teacher_corpus.generation_settings([teacher], args, corpus_args)
-    for name, rows, same in (("plain", plain, True), ("tagged", tagged, knows)):
+    for name, rows, same in (("plain", plain, True), ("tagged", tagged, bool(knows))):
         made = map_shards(
             rows,
             lambda shard, _: shard | {"hypotheses": [["x"]] * 2},
@@ -429,6 +431,25 @@ def test_a_collapsed_parent_is_distilled_further(trained, small, generated, tmp_
     more = ["--distilled_dir", generated.parent, "--model_name_or_path", trained, "--decoder_layers", 1, *TRAINING]
     script("distill")("filter", "train", *options(trained, small, tmp_path, *more, "--max_steps", 20))
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config.decoder_layers == 1
+
+
+def test_a_file_is_the_same_by_another_name_and_in_a_folder_that_was_moved(tmp_path):
+    before, after, other = tmp_path / "before", tmp_path / "after", tmp_path / "other.jsonl"
+    before.mkdir()
+    for file in (before / "a.jsonl", other):
+        file.touch()
+    (tmp_path / "link").symlink_to(before)
+
+    def same(then, now):
+        return is_same_place(then, now, before, after)
+
+    assert same(str(before / "a.jsonl"), str(tmp_path / "link" / "a.jsonl"))
+    assert not same(str(before / "a.jsonl"), str(other))
+    before.rename(after)
+    assert same([str(before / "a.jsonl"), str(other)], [str(after / "a.jsonl"), str(other)])
+    assert not same(str(before / "a.jsonl"), str(other))
+    assert not same("3", "4")
+    assert not same(3, 4)
 
 
 # Errors, before any decoding starts

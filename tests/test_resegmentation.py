@@ -4,17 +4,14 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset
+from subwords import SIDES, make_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rs_transformer import trim_vocabulary
-from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.distillation.cache import cache_top_k
 from rs_transformer.distillation.resegmentation import Resegmentation, is_part
 from rs_transformer.tokenization import encode
 
-EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
-PAIRS = load_split(EXCERPT, "train").take(1500)
-SIDES = {"source": PAIRS["source"][:], "target": PAIRS["target"][:]}
 ODD = {
     "source": ["猫😀が好き😀😀", ">>fra<< 猫", "</s> ▁ <unk>", "ｶﾅ １２"],
     "target": ["a 😀 cat", "</s> x", "☃☃ ▁", "é"],
@@ -109,3 +106,10 @@ def test_a_part_has_nothing_that_the_whole_lacks(teacher, part):
     assert is_part(part, teacher[1])
     assert is_part(part, part)
     assert not is_part(teacher[1], part)
+
+
+def test_a_vocabulary_of_bytes_has_no_part(made_once):
+    whole = make_tokenizer("unigram-bytes", made_once)
+    assert not is_part(whole, whole)
+    plain = make_tokenizer("unigram-unknown", made_once)
+    assert is_part(plain, plain)

@@ -6,17 +6,15 @@ import pickle
 from collections import Counter
 
 import pytest
-from conftest import ROOT
 from forked import fork
+from subwords import SIDES, make_tokenizer
 from transformers import BertTokenizer, MarianTokenizer
 
-from rs_transformer.corpus import CorpusArguments, PairFilter, encode_pairs, load_split
+from rs_transformer.corpus import PairFilter, encode_pairs
 from rs_transformer.subword_sampling import SubwordSampler
 from rs_transformer.tokenization import encode, train_tokenizer
 
-EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
-PAIRS = load_split(EXCERPT, "train").take(2000)
-SOURCES, TARGETS = PAIRS["source"][:], PAIRS["target"][:]
+SOURCES, TARGETS = SIDES.values()
 DRAWS = 3000
 
 
@@ -74,6 +72,19 @@ def test_where_nothing_is_left_to_chance_it_is_the_tokenizers_own_segmentation(t
         texts = [*texts, "a ☃☃☃ b ☃ ☃"]  # unknown characters, in a row and not
         own = encode(tokenizer, texts, target=target)
         assert SubwordSampler(tokenizer, alpha).encode(texts, 1, target=target) == own
+
+
+@pytest.mark.parametrize("kind", ["bpe-bytes", "bpe-user"])
+def test_of_bytes_and_users_pieces_too(made_once, kind):
+    tokenizer = make_tokenizer(kind, made_once)
+    for texts, target in ((SOURCES[:500], False), (TARGETS[:500], True)):
+        texts = [*texts, "a ☃☃☃ b ☃ ☃", "singing てて"]
+        own = encode(tokenizer, texts, target=target)
+        assert SubwordSampler(tokenizer, 0.0).encode(texts, 1, target=target) == own
+        drawn = SubwordSampler(tokenizer, 0.3).encode(texts, 1, target=target)
+        assert [row.count(tokenizer.unk_token_id) for row in drawn] == [
+            row.count(tokenizer.unk_token_id) for row in own
+        ]
 
 
 def test_a_unigram_models_segmentations_are_as_likely_as_their_probabilities_say(trained):

@@ -4,62 +4,29 @@ import copy
 import json
 import pickle
 import re
+from functools import partial
 
 import pytest
 import sentencepiece
 import torch
 from conftest import ROOT, odd_tokenizer
 from oracle import marian, rs_model, with_own_weights
+from subwords import KINDS, SIDES, make_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, MarianTokenizer, pipeline
 
 from rs_transformer import RSMarianForConditionalGeneration, trim_vocabulary
-from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.tokenization import count_tokens, encode, entries_of, train_tokenizer
 from rs_transformer.utils.sentencepiece_model import Subwords, without_pieces
 from rs_transformer.vocabulary import TEXT_SIDES, embedding_rows, plan_trim, removed_entries
 
-EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
-PAIRS = load_split(EXCERPT, "train").take(2000)
-SIDES = {"source": PAIRS["source"][:], "target": PAIRS["target"][:]}
 FEW = [texts[:300] for texts in SIDES.values()]
-# SentencePiece models of every kind. A small coverage leaves rare characters without a piece.
-KINDS = {
-    "unigram": {},
-    "unigram-unknown": {"character_coverage": 0.98},
-    "unigram-bytes": {"byte_fallback": True, "character_coverage": 0.98, "vocab_size": 1550},
-    "unigram-user": {"user_defined_symbols": ["て", "ing"]},
-    "bpe": {"model_type": "bpe"},
-    "bpe-bytes": {"model_type": "bpe", "byte_fallback": True, "character_coverage": 0.98, "vocab_size": 1550},
-    "bpe-user": {"model_type": "bpe", "user_defined_symbols": ["て", "ing"]},
-}
 
 
 @pytest.fixture(scope="module")
 def tokenizer_of(made_once):
-    """A tokenizer as OPUS-MT has it, one vocabulary of two SentencePiece models, by the name of its kind."""
-
-    def make(kind: str) -> MarianTokenizer:
-        return MarianTokenizer.from_pretrained(
-            made_once(f"subwords-{kind}", lambda folder: write(folder, KINDS[kind]))
-        )
-
-    return make
-
-
-def write(folder, options):
-    pieces = []
-    for side, texts in SIDES.items():
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_prefix=str(folder / side),
-            minloglevel=2,
-            **{"vocab_size": 1300, **options},
-        )
-        (folder / f"{side}.model").rename(folder / f"{side}.spm")
-        pieces += [line.split("\t")[0] for line in (folder / f"{side}.vocab").read_text().split("\n") if line]
-    entries = dict.fromkeys(["</s>", "<unk>", *(piece for piece in pieces if piece != "<s>"), "<pad>"])
-    (folder / "vocab.json").write_text(json.dumps({entry: index for index, entry in enumerate(entries)}))
+    """A tokenizer by the name of its kind."""
+    return partial(make_tokenizer, made_once=made_once)
 
 
 def model_of(tokenizer, build=marian, **fields):

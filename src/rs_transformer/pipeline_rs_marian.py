@@ -100,8 +100,14 @@ def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def target_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The codes by which a Marian model of several target languages is told which; of other models none."""
-    codes = getattr(tokenizer, "supported_language_codes", None) or ()
-    return [code for code in codes if code != BACK_TRANSLATED]
+    return [code for code in source_codes(tokenizer) if code != BACK_TRANSLATED]
+
+
+def source_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The `>>codes<<` that the sources of a Marian model may begin with; of other models none."""
+    if getattr(tokenizer, "separate_vocabs", False):  # for which Marian's own list is empty
+        return [token for token in tokenizer.get_vocab() if LANGUAGE_CODE.fullmatch(token)]
+    return list(getattr(tokenizer, "supported_language_codes", None) or ())
 
 
 def is_reversed(known: tuple[str | None, str | None], source: str | None, target: str | None) -> bool:

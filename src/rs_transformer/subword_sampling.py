@@ -6,6 +6,7 @@ everywhere, so that a run that is resumed, or shared out over processes, goes on
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import MarianTokenizer, PreTrainedTokenizerBase
 
 from .tokenization import encode
+from .utils.sentencepiece_model import PIECES, USER_DEFINED, read_fields, read_piece
 
 N_BEST = 64  # segmentations that a unigram model's are drawn from, as in Kudo 2018
 
@@ -62,6 +64,12 @@ class _DrawingProcessor:
         self.processor, self.alpha, self.random = processor, alpha, generator
         self.pieces = {processor.id_to_piece(index): index for index in range(processor.get_piece_size())}
         self.scores = {piece: processor.get_score(index) for piece, index in self.pieces.items()}
+        model = list(read_fields(processor.serialized_model_proto()))
+        read = [read_piece(value) for number, value, _ in model if number == PIECES]
+        # What the user defined is one symbol, whatever it is made of.
+        self.whole = {text for text, _, kind in read if kind == USER_DEFINED}
+        longest_first = sorted(self.whole, key=len, reverse=True)
+        self.symbol = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
         self.worst = min(self.scores.values()) - 10  # of an unknown piece, as in SentencePiece
         try:
             self.is_unigram = bool(processor.nbest_encode("a", nbest_size=2, out_type=str))
@@ -83,17 +91,23 @@ class _DrawingProcessor:
         return self.random.choices(best, weights)[0]
 
     def _leave_merges_out(self, text: str) -> list[str]:
-        symbols = list(self.processor.normalize(text))
+        symbols = self.symbol.findall(self.processor.normalize(text))
         while True:
             merges = [
                 (self.scores[pair], -left, pair)
-                for left, pair in enumerate(map("".join, pairwise(symbols)))
-                if pair in self.pieces and self.random.random() >= self.alpha
+                for left, parts in enumerate(pairwise(symbols))
+                if (pair := "".join(parts)) in self.pieces
+                and self.whole.isdisjoint(parts)
+                and self.random.random() >= self.alpha
             ]
             if not merges:
                 break
             _, left, pair = max(merges)
             symbols[-left : 2 - left] = [pair]
-        # Unknown characters in a row are one unknown piece.
         kinds = groupby(symbols, key=self.pieces.__contains__)
-        return [piece for known, run in kinds for piece in (run if known else ["".join(run)])]
+        return [piece for known, run in kinds for piece in (run if known else self._unknown("".join(run)))]
+
+    def _unknown(self, text: str) -> list[str]:
+        """The pieces of characters that are none: their bytes, where the model has these, or one unknown piece."""
+        spelled = [f"<0x{byte:02X}>" for byte in text.encode()]
+        return spelled if self.pieces.keys() >= set(spelled) else [text]

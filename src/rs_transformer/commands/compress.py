@@ -349,7 +349,7 @@ class Compression:
         distill(
             DistillOptions(
                 distill=DistillArguments(stages=["train"], distributions_dir=str(self.output / "distributions")),
-                teacher=TeacherArguments(teachers=[teacher], teacher_revision=revision),
+                teacher=TeacherArguments(teachers=[teacher], teacher_revision=revision, skip_empty_sources=True),
                 targets=TargetArguments(targets="reference"),
                 loss=DistillationLossArguments(**weights),
                 **self.groups(stage, **model),

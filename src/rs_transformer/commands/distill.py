@@ -14,6 +14,7 @@ the targets come from, what was left out) and `evaluation.json` (student against
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -361,9 +362,10 @@ def check_finished(options: DistillOptions) -> bool:
         return finished
     defaults = TranslationTrainingArguments(output_dir=str(output)).to_dict()
     wanted = json.loads(json.dumps(options.options(), default=str))
+    moved = (Path(found.get("output_dir", output)).parent, output.parent)
     for name in sorted(wanted):
         then = found.get(name, defaults.get(name))
-        if not CHANGEABLE.fullmatch(name) and then != wanted[name]:
+        if not CHANGEABLE.fullmatch(name) and not is_same_place(then, wanted[name], *moved):
             raise ValueError(
                 f"{output} holds a run with {name}={then!r}, now it is {wanted[name]!r}: go on with the "
                 "former, or choose another output_dir (distilled_dir keeps the teacher's corpus)"
@@ -371,6 +373,22 @@ def check_finished(options: DistillOptions) -> bool:
     if finished:
         logger.info(f"{output} holds the trained student already: the stage train is skipped.")
     return finished
+
+
+def is_same_place(then: Any, now: Any, before: Path, after: Path) -> bool:
+    """Whether two values of an option are the same, or name one file: otherwise, or moved with the folder it is in.
+
+    Args:
+        then, now: the values; of several files, lists.
+        before, after: the folder.
+    """
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return all(is_same_place(*pair, before, after) for pair in zip(then, now, strict=True))
+    if then == now or not (isinstance(then, str) and isinstance(now, str)):
+        return then == now
+    if Path(then).exists() or not Path(now).exists():
+        return Path(then).resolve() == Path(now).resolve()
+    return Path(now) == after / os.path.relpath(then, before)
 
 
 def student_tokenizer(options: DistillOptions, teachers: Sequence[Teacher]) -> PreTrainedTokenizerBase | None:

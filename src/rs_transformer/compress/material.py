@@ -96,12 +96,13 @@ def resolved_corpus(
 
 
 def hold_out(corpus: CorpusArguments) -> tuple[CorpusArguments, Dataset]:
-    """Keep the last training pairs for validation: the corpus without them, and these."""
+    """Keep the last training pairs for validation: the corpus without them, and these, where no side is blank."""
     pairs = load_split(replace(corpus, synthetic_file=None), "train")
     kept = len(pairs) - min(HELD_OUT, len(pairs) // 10)
-    if kept == len(pairs):
+    last = [row for row in range(kept, len(pairs)) if all((text or "").strip() for text in pairs[row].values())]
+    if not last:
         raise ValueError(f"the train split has {len(pairs)} pairs, too few to hold some out: give validation_file")
-    return replace(corpus, max_train_samples=kept), pairs.select(range(kept, len(pairs)))
+    return replace(corpus, max_train_samples=kept), pairs.select(last)
 
 
 def read_monolingual(file: str | None, column: str, language: str) -> list[str]:

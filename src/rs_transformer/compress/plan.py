@@ -25,6 +25,7 @@ from ..checkpoints import commit_of
 from ..configuration_rs_marian import SIDES, RSMarianConfig
 from ..corpus import prepare_training_pairs
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources
+from ..distillation.resegmentation import is_part
 from ..export import is_installed, load_engine
 from ..layer_transfer import collapse, collapsed_config, depth_config, with_depth
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
@@ -219,9 +220,20 @@ class Planner:
         self.base, self.base_tokenizer = self.parent, self.tokenizer
         if self.trim:
             self.base, self.base_tokenizer = apply_trim(self.parent, self.tokenizer, self.kept)
+            if self.word_weight and not is_part(self.base_tokenizer, self.tokenizer):
+                raise ValueError(
+                    "the parent's vocabulary has bytes, and its distributions cannot be learned with a part of it: "
+                    "set word_weight=0, to learn from translations alone"
+                )
         self.child = collapse(self.base, **self.sharing())
         if goal.target_speedup is not None:
             self._reach_speed(goal.target_speedup)
+
+    @property
+    def word_weight(self) -> float:
+        """Of the parent's distributions in the loss."""
+        given = self.options.student.word_weight
+        return WORD_WEIGHT if given is None else given
 
     def sharing(self) -> dict[str, Any]:
         """What `collapse` takes."""
@@ -238,6 +250,7 @@ class Planner:
         sizes = {side: len(ids) for side, ids in self.kept.ids.items()}
         shape, depths = self.options.shape, {"encoder": self.parent.config.encoder_layers, "decoder": min(self.depths)}
         free = [side for side in SIDES if getattr(shape, f"{side}_unique_layers") is None]
+        most_entries = embedding_rows(self.parent) if self.material.monolingual else sizes
         # Of monolingual text alone nobody knows yet how many entries the translations need.
         for layers in range(max(depths.values()) if self.material.train is not None else 1, 0, -1):
             stored = self.stored | {side: min(layers, depths[side]) for side in free}
@@ -246,10 +259,10 @@ class Planner:
             if sizes_of(self.config(sizes, **_named(stored))).int8 <= most:
                 self.stored = stored
                 if self.material.monolingual:
-                    entries = largest_vocabulary(self.config(sizes), most)
+                    entries = largest_vocabulary(self.config(sizes), most, most_entries)
                     self.trim_options["max_vocabulary"] = min(entries, shape.max_vocabulary or entries)
                 return
-        entries = largest_vocabulary(self.config(sizes), most)
+        entries = largest_vocabulary(self.config(sizes), most, most_entries)
         # Of monolingual text not all pieces and characters of the translations are known yet.
         for characters in ("all",) if self.material.monolingual else ("all", "text"):
             least = least_vocabulary(self.parent, self.tokenizer, self.counts, characters)
@@ -266,7 +279,9 @@ class Planner:
     def _worth_trimming(self) -> bool:
         rows = embedding_rows(self.parent)
         left = sum(len(ids) for ids in self.kept.ids.values()) / sum(rows.values())
+        size = self.options.goal.target_size
         bounded = self.trim_options["max_vocabulary"] is not None
+        bounded |= size is not None and sizes_of(self.config(rows)).int8 > size * 1e6
         return left < 1 if bounded else left < WORTH_TRIMMING
 
     def _reach_speed(self, wanted: float) -> None:
@@ -407,8 +422,7 @@ class Planner:
         """Time an update and all else, and divide what is left of the budget between the distillations."""
         student = self.options.student
         batches, epoch = self.batches()
-        word_weight = WORD_WEIGHT if student.word_weight is None else student.word_weight
-        seconds = self._timed(batches, WORD_TOP_K if word_weight else 0)
+        seconds = self._timed(batches, WORD_TOP_K if self.word_weight else 0)
         precisions = [False, True] if student.bf16 is None else [student.bf16]
         shares = {"distilled": 1.0}
         if self.options.goal.max_bleu_loss is not None:  # all depths first, then the chosen one
@@ -419,7 +433,7 @@ class Planner:
             updates["collapsed"] = self.calibration_updates(calibrating)
         minutes = self._other_minutes(plan, epoch, seconds["aligned"])
         minutes |= {"collapsed": updates.get("collapsed", 0) * calibrating / 60}
-        minutes |= {"distilled": 1.5 * epoch * seconds["pass"] / 60 * bool(word_weight)}
+        minutes |= {"distilled": 1.5 * epoch * seconds["pass"] / 60 * bool(self.word_weight)}
         planned = (time.perf_counter() - started) / 60
         mean = sum(share * seconds[stage, bf16] for stage, share in shares.items()) / 60
         number = self._updates_in(planned + MARGIN * sum(minutes.values()), MARGIN * mean, epoch)
@@ -430,7 +444,7 @@ class Planner:
         width = self.parent.config.d_model
         plan.training = {
             "bf16": bf16,
-            "word_weight": word_weight,
+            "word_weight": self.word_weight,
             "learning_rate": student.learning_rate or float(f"{1e-3 * (128 / width) ** 0.5:.2g}"),
             "updates": updates,
             "updates_an_epoch": epoch,

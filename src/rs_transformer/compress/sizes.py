@@ -1,6 +1,8 @@
 """How large a model is, in memory and in an int8 file: known from its configuration, before it is made."""
 
 import copy
+from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +54,17 @@ def with_vocabulary(config: MarianConfig, source: int, target: int) -> MarianCon
     return config
 
 
-def largest_vocabulary(config: MarianConfig, int8: int) -> int:
+def largest_vocabulary(config: MarianConfig, int8: int, needed: Mapping[str, int]) -> int:
     """The most entries, of each vocabulary where there are two, with which an int8 file has at most so many bytes.
 
-    Less than 1 where the layers alone are larger.
+    Args:
+        needed: the entries that `"source"` and `"target"` have at most, if nothing bounds them.
+
+    Returns:
+        The number; 0 where the layers alone are larger.
     """
-    few, many = (sizes_of(with_vocabulary(config, size, size)).int8 for size in (1000, 2000))
-    each = (many - few) / 1000
-    return int((int8 - few) // each) + 1000
+
+    def size(entries: int) -> int:
+        return sizes_of(with_vocabulary(config, *(min(entries, needed[side]) for side in ("source", "target")))).int8
+
+    return bisect_right(range(1, max(needed.values()) + 1), int8, key=size)

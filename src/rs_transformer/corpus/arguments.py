@@ -50,7 +50,8 @@ class CorpusArguments:
     synthetic_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "More training pairs, as what `synthesize` makes of monolingual text; files as for train_file.",
+            "help": "More training pairs, as what `synthesize` makes of monolingual text; files as for train_file, "
+            "each of its own type.",
             "nargs": "+",
         },
     )

@@ -112,9 +112,14 @@ def load_pairs(files: list[str], args: CorpusArguments, what: str, option: str) 
 
 
 def _load_synthetic(files: list[str], args: CorpusArguments) -> Dataset:
+    """The synthetic pairs, each file's by its own form and columns, as often as their weight says."""
     # The columns that were named are those of the corpus.
     args = replace(args, source_column=None, target_column=None)
-    pairs = load_pairs(files, args, "synthetic", "synthetic_file")
+    _check_there(files, "synthetic_file")
+    plain = [file for file in files if not form_of(file)]
+    groups = [*([plain] if plain else []), *([file] for file in files if form_of(file))]
+    loaded = [load_pairs(group, args, "synthetic", "synthetic_file") for group in groups]
+    pairs = concatenate_datasets([part.cast(PAIR) for part in loaded])
     times, share = divmod(args.synthetic_weight, 1)
     drawn = pairs.shuffle(seed=0).take(round(share * len(pairs)))
     return concatenate_datasets([*[pairs] * int(times), drawn])
@@ -134,13 +139,18 @@ def _files_in_folder(args: CorpusArguments, split: str) -> list[str]:
     return files if all(map(form_of, files)) and type(config)(**given, **usual) == config else []
 
 
-def _check_files(files: list[str], args: CorpusArguments, option: str) -> None:
-    """Raise unless files are there, each once, of one type, and as many as it takes."""
+def _check_there(files: list[str], option: str) -> None:
+    """Raise unless files are there, each once."""
     for number, file in enumerate(files):
         if not Path(file).is_file():
             raise FileNotFoundError(f"{option}: there is no file {file!r}")
         if any(os.path.samefile(file, other) for other in files[:number]):
             raise ValueError(f"{option} names {file!r} twice: {' '.join(files)}")
+
+
+def _check_files(files: list[str], args: CorpusArguments, option: str) -> None:
+    """Raise unless files are there, each once, of one type, and as many as it takes."""
+    _check_there(files, option)
     forms = {form_of(file) for file in files}
     if len(forms) > 1 or (forms == {""} and len(files) != 2):
         raise ValueError(

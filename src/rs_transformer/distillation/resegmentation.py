@@ -18,14 +18,23 @@ UNKNOWN = "\ue000"  # of private use: no SentencePiece model has it
 
 
 def is_part(tokenizer: PreTrainedTokenizerBase, whole: PreTrainedTokenizerBase) -> bool:
-    """Whether a Marian tokenizer has no token and no SentencePiece piece that another one lacks."""
-    if not all(isinstance(each, MarianTokenizer) for each in (tokenizer, whole)):
+    """Whether a Marian tokenizer has no token and no SentencePiece piece that another one lacks.
+
+    Of those whose pieces are bytes none counts as a part: they do not say which characters they stand for.
+    """
+    if not all(isinstance(each, MarianTokenizer) for each in (tokenizer, whole)) or has_bytes(whole):
         return False
     return all(
         entries_of(tokenizer, side).keys() <= entries_of(whole, side).keys()
         and _pieces(tokenizer, side) <= _pieces(whole, side)
         for side in TEXT_SIDES
     )
+
+
+def has_bytes(tokenizer: MarianTokenizer) -> bool:
+    """Whether characters that are no piece become bytes (`byte_fallback`)."""
+    models = [tokenizer.spm_source, tokenizer.spm_target]
+    return any(model.is_byte(index) for model in models for index in range(model.get_piece_size()))
 
 
 def _pieces(tokenizer: MarianTokenizer, side: str) -> set[str]:

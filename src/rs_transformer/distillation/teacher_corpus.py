@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, source_limit
-from ..pipeline_rs_marian import BACK_TRANSLATED, is_blank, is_blank_text
+from ..pipeline_rs_marian import BACK_TRANSLATED, is_blank, is_blank_text, source_codes
 from ..tokenization import encode
 from ..training.run_folder import RECORDED_PACKAGES
 from ..utils.map_shards import Rows, check_made_from, map_shards
@@ -130,8 +130,7 @@ def _corpus_settings(
 
 def _knows_tag(teacher: Teacher) -> bool:
     """Whether a teacher has itself been trained with the tag, which is a code at the beginning of a source alone."""
-    codes = getattr(teacher.tokenizer, "supported_language_codes", None) or ()
-    return BACK_TRANSLATED in codes and not teacher.prefix
+    return BACK_TRANSLATED in source_codes(teacher.tokenizer) and not teacher.prefix
 
 
 def check_corpus(
