@@ -45,9 +45,9 @@ SUITES = {
 # The README's first example, from the model's own source.
 EXAMPLE = f"""
 from transformers import pipeline
-translator = pipeline("translation", model="{ROOT}/hub_cards/rs-marian-ja-en-tanaka", trust_remote_code=True)
+translator = pipeline("translation", model="{ROOT}/hub_cards/rs-marian-ja-en", trust_remote_code=True)
 records = translator(["彼は水泳が得意だ。", "猫が好きです。"], batch_size=8)
-assert [record["translation_text"] for record in records] == ["he is good at swimming.", "i like cats."], records
+assert [record["translation_text"] for record in records] == ["He is good at swimming.", "I like cats."], records
 """
 
 
