@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from rs_transformer.commands import export as command
 from rs_transformer.decoding import DecodingArguments, TransformersEngine, decode_all, encode_sources, translate
 from rs_transformer.export import ctranslate2 as ctranslate2_export
 from rs_transformer.export import onnx as onnx_export
+from rs_transformer.export import version_of
 from rs_transformer.model_card import build_card
 from rs_transformer.tokenization import convert_source_ids_to_tokens, train_tokenizer
 from rs_transformer.training.model import config_from_tokenizer
@@ -505,6 +507,18 @@ def test_verification_translates_long_input_as_pytorch_does(trained, tmp_path):
     corpus = command.OptionalCorpusArguments()
     record = command.export_checkpoint(arguments, corpus, DecodingArguments(max_new_tokens=31))
     assert [row["same"] for row in record["verification"]] == [1, 1]
+
+
+def test_a_sentence_to_verify_with_may_be_longer_than_the_name_of_a_file():
+    long = "日本" * 60
+    arguments = command.ExportArguments("m", "ctranslate2", "out", verify=[long])
+    assert command._verification_data(arguments, command.OptionalCorpusArguments()) == ([long], None)
+
+
+def test_a_package_has_the_version_of_the_distribution_that_brings_it(monkeypatch):
+    monkeypatch.setattr("rs_transformer.export.packages_distributions", lambda: {"onnxruntime_gpu": ["sacrebleu"]})
+    assert version_of("onnxruntime_gpu") == version("sacrebleu")
+    assert version_of("torch") == version("torch")
 
 
 def test_the_engine_of_pytorch_gives_the_best_translations_in_order(trained):

@@ -360,8 +360,10 @@ def test_scores_that_are_kept_are_in_the_card(tmp_path):
     assert f"| test       |         6 |    1 | {row['bleu']:5.2f} |" in card.text
     assert card_disagreements(folder) == []
     assert card.data.license == before.data.license
-    # Of other weights nothing stays.
+    # Of other weights nothing stays; nor does the card change, where it is somebody's own.
+    (folder / "README.md").write_text("my notes")
     results["weights"]["sha256"] = "0"
     (folder / "results.json").write_text(json.dumps(results))
     script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl")
     assert "validation" not in json.loads((folder / "results.json").read_text())
+    assert (folder / "README.md").read_text() == "my notes"

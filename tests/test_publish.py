@@ -287,6 +287,9 @@ def test_weights_of_another_configuration_are_refused(folder):
 def test_a_repository_laid_out_in_half_precision_computes_in_single_precision(folder, tmp_path):
     output = tmp_path / "org" / "rs-fw-bw"
     (folder / "card.yaml").write_text("license: mit\n")
+    (folder / "README.md").unlink()
+    publish(folder, "--repo", REPO, "--output_dir", tmp_path / "new", "--card", "true")  # which needs no card there
+    assert f'model="{REPO}"' in (tmp_path / "new" / "README.md").read_text()
     write_card(folder, "org/before", base_model="org/large")
     publish(folder, "--repo", REPO, "--output_dir", output, "--dtype", "float16")
     sizes = [(each / "model.safetensors").stat().st_size for each in (output, folder)]

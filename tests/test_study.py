@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
 import corpora
 import run
 import table
+import variants
 
 GRID = {
     "name": "task",
@@ -45,6 +46,29 @@ def test_cells_come_after_all_that_they_are_made_from(study):
     assert names == ["deep-1", "tuned-1", "student-1", "deep-2", "tuned-2", "student-2"]
     assert [cell.name for cell in study.cells(["student-2"])] == ["deep-2", "tuned-2", "student-2"]
     assert [cell.name for cell in study.cells(["deep"])] == ["deep-1", "deep-2"]
+
+
+def test_what_is_scored_is_made_again_only_where_a_cell_that_is_not_needs_its_model(study, monkeypatch):
+    deep, tuned, student = (run.Cell(system, 2) for system in ("deep", "tuned", "student"))
+    made = []
+    monkeypatch.setattr(run, "is_finished", lambda folder: folder in made)
+    runner = run.Runner(study, jobs=1, deadline=0)
+    study.results.mkdir(parents=True)
+    for cell in (deep, tuned):
+        study.record(cell).touch()
+    assert runner.missing([deep, tuned, student]) == [deep, tuned, student]
+    made.append(study.model(tuned))
+    assert runner.missing([deep, tuned, student]) == [student]
+    study.record(student).touch()
+    assert runner.missing([deep, tuned, student]) == []
+    # What is given is made from nothing.
+    given = run.Cell("deep", 1)
+    assert runner.missing([given]) == [given]
+
+
+def test_another_name_is_put_only_where_both_languages_have_it():
+    assert variants.exchange_names(("トムだ。", "It's Tom."), ("ja", "en")) == ("ケンジだ。", "It's Kenji.")
+    assert variants.exchange_names(("Das ist Tom.", "It's Tom."), ("de", "en")) == ("Das ist Tom.", "It's Tom.")
 
 
 def test_commands_have_defaults_options_seed_and_the_folders_of_what_they_start_from(study):

@@ -23,6 +23,7 @@ from rs_transformer.training.model import config_from_tokenizer
 pytest_plugins = ["browser"]
 
 MODEL = ROOT / "hub_cards" / "rs-marian-ja-en"
+TOO_LONG = f"“{'b' * 20}…” has 257 tokens, at most 256 are possible. Cut it into sentences."
 SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"]
 SENTENCES = [
     json.loads(line)["translation"]["ja"]
@@ -160,10 +161,18 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
                 ["loading", False, False],
             ],
         ),
-        # The bound on a translation's tokens, for sources of 40 and 200.
-        ("worker", {"asked": [112, 255], "said": ["error", "translate"]}),
-        # A file is answered before it is kept, and where there is no room.
-        ("store", {"kept": [[name, "reload"] for name in SHELL], "answers": [1, 1]}),
+        # The bound on a translation's tokens, for sources of 40 and 200; one of 257 is refused, with all beside it.
+        ("worker", {"asked": [112, 255], "said": ["error", "translate", TOO_LONG]}),
+        # A file is answered before it is kept, and where there is no room; of the stores those of the page before go.
+        (
+            "store",
+            {
+                "kept": [[name, "reload"] for name in SHELL],
+                "answers": [1, 1],
+                "fetches": ["no-cache"] * 2,
+                "deleted": ["rs-transformer-http://localhost/page/-before"],
+            },
+        ),
     ],
 )
 def test_what_goes_wrong_does_not_stop_the_page(scenario, found):

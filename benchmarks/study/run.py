@@ -184,7 +184,7 @@ class Runner:
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Train and score what is missing."""
-        waiting = [cell for cell in cells if not self.study.record(cell).is_file() or self._is_lacking(cell, cells)]
+        waiting = self.missing(cells)
         running: dict[Future, Cell] = {}
         failed: list[Cell] = []
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -213,12 +213,19 @@ class Runner:
             names = [cell.name for cell in (*running.values(), *failed, *waiting)]
             say(f"not done: {' '.join(names)}; the same command goes on")
 
-    def _is_lacking(self, cell: Cell, cells: Sequence[Cell]) -> bool:
-        """Whether a model that is scored is not in the work folder, and another that is not scored is made from it."""
-        users = [
-            other for other in cells if cell in self.study.needs(other) and not self.study.record(other).is_file()
-        ]
-        return bool(users) and not self.study.is_given(cell) and not is_finished(self.study.model(cell))
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """What is not scored, and the models that it is made from, where these are not in the work folder.
+
+        Args:
+            cells: each after all that it is made from.
+        """
+        found: list[Cell] = []
+        for cell in reversed(cells):
+            is_used = any(cell in self.study.needs(user) for user in found if not self.study.is_given(user))
+            is_there = self.study.is_given(cell) or is_finished(self.study.model(cell))
+            if not self.study.record(cell).is_file() or (is_used and not is_there):
+                found.insert(0, cell)
+        return found
 
     def stop(self) -> None:
         """End all commands; each goes on another time."""

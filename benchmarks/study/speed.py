@@ -62,15 +62,16 @@ def main() -> None:
         sentences=(200, None, "Of the first test set, from its beginning."), rounds=(5, None, "Measured rounds.")
     )
     loaded = load(study, args.sentences)
+    sentences = min(len(tokens) for _, tokens, _ in loaded.values())  # the test set may have fewer
     figures: dict[str, dict[str, float]] = {system: {"int8_bytes": size} for system, (*_, size) in loaded.items()}
     for name, batch in (("single", 1), ("batch", BATCH)):
         calls = {system: partial(translate, *each[:2], batch) for system, each in loaded.items()}
         seconds = interleave(calls, args.rounds, warm_up=1)
         for system, times in seconds.items():
             median = statistics.median(times)
-            figures[system][name] = round(args.sentences / median, 1)
+            figures[system][name] = round(sentences / median, 1)
             figures[system][f"{name}_tokens"] = round(calls[system]() / median, 1)
-    options = {"sentences": args.sentences, "rounds": args.rounds, "batch": BATCH, "threads": 1}
+    options = {"sentences": sentences, "rounds": args.rounds, "batch": BATCH, "threads": 1}
     write_json(
         {"options": options, "ctranslate2": ctranslate2.__version__, "systems": figures}, study.results / "speed.json"
     )

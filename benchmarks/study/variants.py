@@ -37,7 +37,9 @@ def half_width(text: str) -> str:
 
 def exchange_names(pair: Pair, languages: Pair) -> Pair:
     """The same sentence of somebody else; as it was unless both sides name the person."""
-    for ours, theirs in zip(*(NAMES.get(language, {}).items() for language in languages), strict=True):
+    if not NAMES.keys() >= set(languages):
+        return pair
+    for ours, theirs in zip(*(NAMES[language].items() for language in languages), strict=True):
         if all(name.search(text) for name, text in zip(map(_word, (ours[0], theirs[0])), pair, strict=True)):
             sides = zip(pair, (ours, theirs), strict=True)
             first, second = (_word(old).sub(new, text) for text, (old, new) in sides)

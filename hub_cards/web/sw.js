@@ -2,7 +2,9 @@
 
 // Publishing puts the digest of all files here: another one begins a new store.
 const VERSION = "unpublished";
-const STORE = `rs-transformer-${VERSION}`;
+// Other pages of the same origin have stores of their own.
+const STORES = `rs-transformer-${registration.scope}-`;
+const STORE = STORES + VERSION;
 const SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"];
 
 addEventListener("install", (event) => {
@@ -19,7 +21,7 @@ addEventListener("activate", (event) => {
   event.waitUntil(
     caches
       .keys()
-      .then((names) => Promise.all(names.filter((name) => name.startsWith("rs-transformer-") && name !== STORE).map((name) => caches.delete(name))))
+      .then((names) => Promise.all(names.filter((name) => name.startsWith(STORES) && name !== STORE).map((name) => caches.delete(name))))
       .then(() => clients.claim()),
   );
 });
@@ -29,7 +31,8 @@ async function answer(event) {
   const store = await caches.open(STORE);
   const kept = await store.match(request, { ignoreSearch: true });
   if (kept) return kept;
-  const fetched = await fetch(request);
+  // What the browser's own cache has, may be a file of the page before: it is asked if it is still the same.
+  const fetched = await fetch(request, { cache: "no-cache" });
   // Meanwhile the page reads on; where the store is full, it works all the same.
   if (fetched.ok) event.waitUntil(store.put(request, fetched.clone()).catch(() => {}));
   return fetched;

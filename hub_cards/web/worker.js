@@ -14,7 +14,11 @@ let translator;
 
 /** How many tokens a translation may have: a decoder that is too shallow does not find the end. */
 function longest(source) {
-  return Math.min(translator.model.config.max_position_embeddings - 1, 2 * translator.tokenizer(source).input_ids.dims.at(-1) + 32);
+  const tokens = translator.tokenizer(source).input_ids.dims.at(-1);
+  const positions = translator.model.config.max_position_embeddings;
+  // transformers.js would cut it, and its end of sentence with it.
+  if (tokens > positions) throw new Error(`“${source.slice(0, 20)}…” has ${tokens} tokens, at most ${positions} are possible. Cut it into sentences.`);
+  return Math.min(positions - 1, 2 * tokens + 32);
 }
 
 const receive = {
@@ -34,10 +38,11 @@ const receive = {
   },
   async translate({ sentences }) {
     const start = performance.now();
+    const bounds = sentences.map(longest); // before the first is translated
     for (const [index, source] of sentences.entries()) {
       const begun = performance.now();
       // Greedily: transformers.js has no beam search, and takes the best token of each step for one.
-      const [{ translation_text: target }] = await translator(source, { num_beams: 1, max_new_tokens: longest(source) });
+      const [{ translation_text: target }] = await translator(source, { num_beams: 1, max_new_tokens: bounds[index] });
       postMessage({ type: "translation", index, source, target, milliseconds: performance.now() - begun });
     }
     postMessage({ type: "done", sentences: sentences.length, milliseconds: performance.now() - start });

@@ -35,6 +35,7 @@ logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
+OWN_CARD = "rs-transformer"  # is in every card that was written here
 COMPARISON = "comparison.json"
 # Where the Hub looks for the scores of a model on its benchmarks.
 EVAL_RESULTS = ".eval_results/comparison.yaml"
@@ -193,6 +194,15 @@ def write_card(folder: str | Path, repository: str | None = None, **said: Any) -
         write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), file)
     else:
         file.unlink(missing_ok=True)
+
+
+def renew_card(folder: str | Path, **said: Any) -> None:
+    """Write a folder's card anew, with what it says already; a README.md that is no card of this package stays."""
+    file = Path(folder, CARD)
+    if file.is_file() and OWN_CARD not in file.read_text("utf-8", errors="replace"):
+        logger.warning(f"{file} is no card of this package and stays; training/publish.py --card true writes one.")
+        return
+    write_card(folder, **card_facts(folder) | said)
 
 
 def card_facts(folder: str | Path) -> dict[str, Any]:
@@ -503,7 +513,8 @@ def _comparison_section(record: dict[str, Any] | None) -> dict[str, Any] | None:
         for side in ("parent", "child"):
             its = row[side]
             cells = [plain(engine_title(row)), f"{side} with shortlist" if its.get("shortlist") else side]
-            cells.append(f"{its['bytes'] / 1e6:.1f}")
+            shortlist = f" + {its['shortlist_bytes'] / 1e6:.1f}" if isinstance(its.get("shortlist_bytes"), int) else ""
+            cells.append(f"{its['bytes'] / 1e6:.1f}{shortlist}")
             for way in ("single", "batched"):
                 cells += [f"{its[way]:.1f}", "1.00" if side == "parent" else f"{row['speedup'][way]:.2f}"]
             if record["references"]:

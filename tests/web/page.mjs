@@ -7,6 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { createContext, runInContext } from "node:vm";
 
 const never = new Promise(() => {});
+const SCOPE = "rs-transformer-http://localhost/page/";
 
 /** Run one of the page's files, without its imports, among these names; returns its listeners and its own names. */
 async function load(file, names) {
@@ -80,11 +81,11 @@ const scenarios = {
     const { listeners } = await load("worker.js", {
       env: { backends: { onnx: { wasm: {} } } },
       pipeline: async () => translator,
-      postMessage: (message) => said.push([message.type, message.during]),
+      postMessage: (message) => said.push([message.type, message.during, message.message]),
     });
     await listeners.message({ data: { type: "load", model: {} } });
     await listeners.message({ data: { type: "translate", sentences: ["a".repeat(40), "a".repeat(200)] } });
-    await listeners.message({ data: { type: "translate", sentences: 1 } });
+    await listeners.message({ data: { type: "translate", sentences: ["a", "b".repeat(257)] } });
     return { asked: asked.slice(1), said: said.at(-1) };
   },
   async store() {
@@ -95,15 +96,21 @@ const scenarios = {
     class Request {
       constructor(url, options) { Object.assign(this, { url, ...options }); }
     }
+    const names = [`${SCOPE}-before`, `${SCOPE}-unpublished`, "rs-transformer-http://localhost/other/-before"];
+    const deleted = [];
+    const fetches = [];
     const { listeners } = await load("sw.js", {
-      caches: { open: async () => store },
+      caches: { open: async () => store, keys: async () => names, delete: async (name) => deleted.push(name) },
+      clients: { claim() {} },
+      registration: { scope: "http://localhost/page/" },
       location: { origin: "http://localhost" },
-      fetch: async () => response,
+      fetch: async (request, options) => fetches.push(options.cache) && response,
       skipWaiting() {},
       Request,
     });
     const installing = [];
     listeners.install({ waitUntil: (done) => installing.push(done) });
+    listeners.activate({ waitUntil: (done) => installing.push(done) });
     await Promise.all(installing);
     const answers = [];
     const full = async () => {
@@ -117,7 +124,7 @@ const scenarios = {
       answers.push((await Promise.race([answered.catch(() => "failed"), sleep(200, "late")])) === response && later.length);
       if (put === full) await Promise.all(later);
     }
-    return { kept: kept.map(({ url, cache }) => [url, cache]), answers };
+    return { kept: kept.map(({ url, cache }) => [url, cache]), answers, fetches, deleted };
   },
 };
 

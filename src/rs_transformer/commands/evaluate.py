@@ -1,7 +1,7 @@
 """Score models, or files of translations, on a test set: BLEU and chrF with signatures, and a paired bootstrap.
 
     rs-transformer evaluate --systems runs/demo --source_lang ja --target_lang en \\
-        --test_file training/data/tanaka-excerpt/test.jsonl
+        --test_file training/data/tanaka-excerpt-cased/test.jsonl
     rs-transformer evaluate --systems runs/vanilla6 runs/rs6 --source_lang ja --target_lang en \\
         --test_file test.ja test.en --num_beams 5 --output_file scores.json
     rs-transformer evaluate --systems runs/small/model --keep true --source_lang ja --target_lang en \\
@@ -21,7 +21,7 @@ from ..checkpoints import Translator, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
-from ..model_card import card_facts, write_card
+from ..model_card import renew_card
 from ..tokenization import check_language_pair
 from ..training.run_folder import keep_scores
 from ..utils.files import check_output_file, write_json
@@ -132,7 +132,7 @@ def evaluate_systems(
                 names = ("bleu", "bleu_signature", "chrf", "chrf_signature", "num_beams")
                 kept = {"sentences": len(references), "dataset": corpus_args.split_name(args.split)}
                 keep_scores(row["system"], args.split, {name: row[name] for name in names} | kept)
-                write_card(row["system"], **card_facts(row["system"]))
+                renew_card(row["system"])
     return rows
 
 

@@ -12,10 +12,10 @@ The folder is there only if the translations are PyTorch's; `export.json` in it 
 
 import importlib.util
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,7 @@ from ..checkpoints import (
 )
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources, source_limit
-from ..export import TARGETS, install, is_installed, load_engine
+from ..export import TARGETS, install, is_installed, load_engine, version_of
 from ..metrics import corpus_scores
 from ..shortlist import Shortlist, ShortlistEngine, coverage, make_shortlist
 from ..tokenization import check_language_pair, encode, entries_of
@@ -138,7 +138,7 @@ def export_checkpoint(
             "arguments": asdict(args) | asdict(corpus_args) | asdict(decoding),
             "model_digest": model_digest(*load_with_tokenizer(args.model_name_or_path, args.revision)),
             "megabytes": size / 1e6,
-            "versions": {name: version(name) for name in found},
+            "versions": {name: version_of(name) for name in found},
             "verification": [],
         }
         if shortlist is not None:
@@ -172,7 +172,7 @@ def _verification_data(
         if not len(dataset):
             raise ValueError(f"the {args.split} split to verify with is empty")
         return dataset["source"][:], dataset["target"][:]
-    if len(args.verify) == 1 and Path(args.verify[0]).is_file():
+    if len(args.verify) == 1 and os.path.isfile(args.verify[0]):  # a sentence is too long a name for `Path`
         return read_sentences(args.verify[0], corpus_args.source_column or "source"), None
     return args.verify, None
 

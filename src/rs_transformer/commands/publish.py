@@ -237,7 +237,7 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None, **s
         FileExistsError: the folder is there already.
     """
     check_output(output)
-    names = files_to_publish(folder)
+    names = files_to_publish(folder, carded=False)
     with staged_folder(output) as staging:
         for name in names:
             (staging / name).parent.mkdir(exist_ok=True)
@@ -254,15 +254,18 @@ def lay_out(folder: Path, output: Path, repo: str, dtype: str | None = None, **s
         write_card(staging, repo, **said)
 
 
-def files_to_publish(folder: Path) -> list[str]:
+def files_to_publish(folder: Path, carded: bool = True) -> list[str]:
     """What belongs on the Hub of a folder, in order: this list and nothing else, whatever lies there.
+
+    Args:
+        carded: the card is one of them, and has to be there.
 
     Raises:
         ValueError: something is missing, no regular file or not this package's, or the model does not load as it is;
             says what.
     """
     model, _ = load_parent(str(folder))  # says what is wrong with weights, configuration or tokenizer
-    needed = [CARD, CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES]
+    needed = [*([CARD] if carded else []), CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES]
     if model.config.model_type == "rs_marian":
         needed += REMOTE_CODE_FILES
     if missing := [name for name in needed if not (folder / name).is_file()]:

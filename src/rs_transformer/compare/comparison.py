@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from ..checkpoints import MODEL_TYPES, load_config, load_with_tokenizer, model_digest
 from ..decoding import DecodingArguments, encode_sources
-from ..export import TARGETS, install, is_installed, load_engine
+from ..export import TARGETS, install, is_installed, load_engine, version_of
 from ..metrics import corpus_scores, paired_bootstrap, sentence_chrf
 from ..model_card import weight_files
 from ..pipeline_rs_marian import is_blank, same_language
@@ -170,7 +169,7 @@ def _origin(chosen: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """The command, without secrets, and the versions of what it ran on."""
     command, secrets = without_secrets(sys.argv)
     packages = dict.fromkeys([*RECORDED_PACKAGES, *(TARGETS[target] for target, _ in chosen.values())])
-    versions = {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
+    versions = {"python": sys.version.split()[0]} | {package: version_of(package) for package in packages}
     return {"command": masked(command, secrets), "versions": versions}
 
 
@@ -388,7 +387,7 @@ def _fingerprint(deployment: Deployment) -> dict[str, Any]:
     # A checkpoint itself is among the settings.
     files = [] if deployment.folder == deployment.model else sorted(folder.rglob("*"))
     return {
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: version_of(package) for package in packages},
         "processor": processor(),
         "files": digest([str(file) for file in files if file.is_file()]),
     }

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME
 
-from ..model_card import CARD, COMPARISON, METRICS, card_facts, engine_title, write_card
+from ..model_card import COMPARISON, METRICS, engine_title, renew_card
 from ..pipeline_rs_marian import split_code
 from ..training.run_folder import weights_digest
 from ..utils.files import atomic_file, write_json, write_text
@@ -23,11 +23,7 @@ from ..utils.plotting import check_matplotlib
 from ..utils.tables import markdown_table
 from .comparison import SIDES
 
-logger = logging.get_logger(__name__)
-
 REPORT = "report"
-# Of a model's own card; another README.md in its folder is somebody's.
-OWN_CARD = "rs-transformer"
 # What a card needs of a comparison, beside the models.
 CARD_FIELDS = ("dataset", "split", "sentences", "references", "decoding", "timed_sentences", "rounds", "machine")
 CARD_FIELDS += ("versions", "engines")
@@ -89,11 +85,7 @@ def _write_into_card(
         "benchmark": None if benchmark is None else dict(zip(("dataset_id", "task_id"), benchmark, strict=True)),
     }
     write_json(record, child / COMPARISON)
-    file = child / CARD
-    if file.is_file() and OWN_CARD not in file.read_text("utf-8", errors="replace"):
-        logger.warning(f"{file} is no card of this package and stays; training/publish.py --card true writes one.")
-        return
-    write_card(child, **card_facts(child) | said | ({} if repository is None else {"repository": repository}))
+    renew_card(child, **said, **({} if repository is None else {"repository": repository}))
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:

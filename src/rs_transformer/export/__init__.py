@@ -8,6 +8,7 @@ a shortlist, also `write_shortlist`, `SHORTLIST_FILE` in the folder, and `use_sh
 
 import importlib
 import importlib.util
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from types import ModuleType
 
 # Each engine, and the package that it comes in.
@@ -36,6 +37,15 @@ def load_engine(target: str, option: str = "to") -> ModuleType:
         return importlib.import_module(f"{__name__}.{target}")
     except ImportError as error:
         raise ValueError(f"{option}={target} needs: {install(target)} ({error})") from error
+
+
+def version_of(package: str) -> str:
+    """The version of a package, whichever distribution has brought it, as `onnxruntime-gpu` brings `onnxruntime`."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        (distribution, *_) = packages_distributions().get(package, [package])
+        return version(distribution)
 
 
 def install(target: str) -> str:
