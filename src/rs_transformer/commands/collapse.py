@@ -40,6 +40,7 @@ from ..tokenization import check_language_pair
 from ..training.batches import TokenBatchSampler
 from ..training.run_folder import RECORDED_PACKAGES, RUN_RECORD
 from ..utils.files import check_output, read_mapping, staged_folder, write_json
+from ..utils.memory import keep_freed_memory
 from ..utils.processes import PatientGroup, run
 from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
@@ -172,6 +173,8 @@ def collapse_checkpoint(
     state, group = PartialState(), PatientGroup()
     group.wait()  # no process may find what another has written already
     parent = parent.to(state.device).eval()
+    if state.device.type == "cpu":
+        keep_freed_memory()
     record: dict[str, Any] = {}
     if state.is_main_process:
         child = collapse(

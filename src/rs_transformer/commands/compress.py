@@ -56,6 +56,7 @@ from ..training.run_folder import complete_checkpoints, is_finished
 from ..utils.console import bars_on_terminals, set_up_logging
 from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json, write_text
 from ..utils.map_shards import check_settings
+from ..utils.memory import keep_freed_memory
 from ..utils.plotting import check_matplotlib
 from ..utils.processes import PatientGroup, all_threads, alone, run
 from ..utils.recipes import RecipeParser
@@ -114,6 +115,8 @@ def compress(options: CompressOptions) -> Plan:
     set_up_logging(state.is_local_main_process)
     bars_on_terminals()
     check_engines(options)
+    if state.device.type == "cpu":
+        keep_freed_memory()
     with claimed(output, state.is_main_process and not dry_run):
         plan: Plan | None = None
         if state.is_main_process:

@@ -59,6 +59,7 @@ from ..training.run_folder import (
 from ..training.trainer import TranslationTrainer
 from ..utils.console import bars_on_terminals, log_to, set_up_logging
 from ..utils.files import claimed, read_mapping, write_json, write_text
+from ..utils.memory import keep_freed_memory
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
 
@@ -123,6 +124,8 @@ def run_training(
     """
     args, corpus = options.training, options.corpus
     set_up_screen(args)
+    if args.device.type == "cpu":
+        keep_freed_memory()
     set_seed(args.seed)
     checkpoint = check_output_dir(args, options.model.model_name_or_path)
     check_streaming(corpus, args)

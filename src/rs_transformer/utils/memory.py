@@ -1,0 +1,25 @@
+"""What the C library does with memory that was freed."""
+
+import ctypes
+
+# Of malloc.h.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory(largest: int = 2**30) -> bool:
+    """Have glibc keep freed blocks for those that come next, where it would give each large one back to the system.
+
+    A step of a training on a CPU asks for the same large tensors again and again, and the system clears every page of
+    each: a fifth of the time (`benchmarks/allocator.py`). The process holds what it has taken once.
+
+    Args:
+        largest: block that is kept, in bytes.
+
+    Returns:
+        Whether it does; False with another C library.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all([mallopt(MMAP_THRESHOLD, largest), mallopt(TRIM_THRESHOLD, 2**31 - 1)])
