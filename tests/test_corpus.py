@@ -285,6 +285,12 @@ def test_evaluation_pairs_longer_than_the_positions_are_named(tokenizer, said):
     assert "source" not in said.text
 
 
+def test_of_fewer_pairs_than_are_asked_for_all_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(Dataset, "take", lambda self, number: self.select(range(number)))  # as datasets 4.0 has it
+    given = write(tmp_path, "csv") | {"max_train_samples": 500}
+    assert rows(load_split(arguments(**given), "train")) == PAIRS
+
+
 def test_synthetic_files_may_be_of_several_types_and_columns(tmp_path):
     given = write(tmp_path, "text")
     more = tmp_path / "more.jsonl"

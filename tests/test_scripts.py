@@ -259,6 +259,13 @@ def test_a_finished_run_is_not_overwritten(trained, task):
 
 
 @pytest.mark.parametrize("going_on", [[], ["--resume_from_checkpoint", "true"]], ids=["new", "resumed"])
+def test_nor_is_one_without_checkpoints_that_it_could_go_on_from(task, tmp_path, going_on):
+    (tmp_path / "results.json").write_text('{"test": {}}')
+    with pytest.raises(ValueError, match="a run that has finished, and no checkpoint to go on from"):
+        script("train")(RECIPE, *task_options(task), "--output_dir", tmp_path, *going_on)
+
+
+@pytest.mark.parametrize("going_on", [[], ["--resume_from_checkpoint", "true"]], ids=["new", "resumed"])
 def test_a_model_is_not_trained_in_its_own_folder(task, tmp_path, going_on):
     (tmp_path / "parent").mkdir()
     (tmp_path / "parent" / "trim.json").write_text("{}")

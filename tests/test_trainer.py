@@ -24,7 +24,7 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
 from rs_transformer.checkpoints import load_translator
-from rs_transformer.commands.train import shuffled
+from rs_transformer.commands.train import set_search, shuffled
 from rs_transformer.corpus import CorpusArguments, prepare_training_pairs
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.subword_sampling import SubwordSampler
@@ -682,6 +682,53 @@ def test_a_stream_goes_on_in_the_pass_in_which_it_was(small, tmp_path, tokenizer
     again.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{half}"))
     whole, resumed = (losses(tmp_path / name / f"checkpoint-{end}") for name in ("run", "again"))
     assert resumed == whole
+
+
+def test_length_groups_are_of_the_seed_and_the_epoch_after_a_resume_too(small, tmp_path):
+    options = {"train_sampling_strategy": "group_by_length", "max_steps": 40, "save_steps": 20}  # 15 an epoch
+    small(**options).train()
+    torch.rand(7)  # what another process has drawn
+    again = small(**options, output_dir=tmp_path / "again")
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-20"))
+    whole, resumed = (losses(tmp_path / name / "checkpoint-40") for name in ("run", "again"))
+    assert resumed == whole
+    sampler = again._get_train_sampler()
+    orders = [list(sampler), list(sampler)]
+    sampler.set_epoch(1)
+    assert orders[0] == orders[1] != list(sampler)
+
+
+def test_an_evaluation_in_half_precision_leaves_the_weights_as_they_are(small):
+    trainer = small(eval_dataset=text(PAIRS[:4]), bf16_full_eval=True, use_cpu=True)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.evaluate()
+    assert same(trainer.model.state_dict(), before)
+    assert trainer.model.dtype == torch.float32
+
+
+def test_without_a_checkpoint_to_average_the_weights_stay(small, caplog, monkeypatch):
+    monkeypatch.setattr("rs_transformer.training.trainer.logger.propagate", True)
+    trainer = small(average_checkpoints=2)
+    assert trainer._choose_weights() == "update 0"
+    assert "no checkpoint to average" in caplog.text
+
+
+def test_several_gpus_need_as_many_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(TranslationTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="one process with 2 GPUs would train to other gradients"):
+        TranslationTrainingArguments(output_dir=tmp_path)
+
+
+def test_a_greedy_search_takes_the_place_of_the_parents_beams(tmp_path):
+    model = rs_model()
+    model.generation_config.update(num_beams=5, length_penalty=0.6, early_stopping=True)
+    set_search(model, DecodingArguments(num_beams=1), 32)
+    model.generation_config.save_pretrained(tmp_path)
+    search = json.loads((tmp_path / "generation_config.json").read_text())
+    assert (search["max_length"], search["length_penalty"], search["early_stopping"]) == (32, 1.0, False)
+    model.generation_config.temperature = 0.5  # of sampling, which is off
+    with pytest.raises(ValueError, match=r"generation_config\.json cannot be saved again"):
+        set_search(model, DecodingArguments(num_beams=1), 32)
 
 
 def test_training_goes_on_by_length_groups_bf16_and_early_stopping(task, tmp_path):

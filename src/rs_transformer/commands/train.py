@@ -21,7 +21,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
 from ..checkpoints import load_tokenizer
@@ -158,7 +158,7 @@ def _prepare(
     model = build_model(options.model, tokenizer)
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
-    model.generation_config.update(max_length=positions, **options.decoding.search_kwargs())
+    set_search(model, options.decoding, positions)
     if args.should_save:
         log_to(Path(args.output_dir, RUN_LOG))  # a run that does not begin leaves nothing
     warn_of_long_pairs(evaluated, tokenizer, positions)
@@ -183,8 +183,27 @@ def _prepare(
         if isinstance(train, Dataset):
             conditions |= {"training_pairs": len(train), "training_data": data_digest(train)}
         write_run_record(args.output_dir, given, conditions, checkpoint)
+        if args.push_to_hub and Path(args.output_dir, RESULTS).is_file():
+            # What is pushed meanwhile has not the scores that the run had when it ended before.
+            Path(args.output_dir, RESULTS).rename(Path(args.output_dir, f"_{RESULTS}"))
+            trainer.create_model_card()
         keep_lineage(options.model.model_name_or_path, args.output_dir)
     return trainer
+
+
+def set_search(model: PreTrainedModel, decoding: DecodingArguments, positions: int | None) -> None:
+    """Have the model translate by this search where nobody says otherwise.
+
+    Raises:
+        ValueError: the generation configuration that the model came with could not be saved so.
+    """
+    config, of_beams = model.generation_config, {"length_penalty": 1.0, "early_stopping": False}
+    left = {name: value for name, value in of_beams.items() if getattr(config, name) not in (None, value)}
+    config.update(max_length=positions, **(left if decoding.num_beams == 1 else {}), **decoding.search_kwargs())
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise ValueError(f"the model's generation_config.json cannot be saved again; mend it: {error}") from error
 
 
 def shuffled(stream: IterableDataset, args: TranslationTrainingArguments, buffer_size: int) -> IterableDataset:
@@ -208,7 +227,7 @@ def train_and_evaluate(
     args = trainer.args
     trainer.add_callback(StartSummary)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # which pushes nothing yet: the card comes with the scores
     trainer.save_state()
     trainer.save_metrics("train", outcome.metrics)
     results = final_evaluation(trainer, evaluated, decoding, trainer.target_lang)
@@ -218,6 +237,7 @@ def train_and_evaluate(
     if args.should_save:
         results["weights"] = {"from": trainer.weights_from, "sha256": weights_digest(args.output_dir)}
         write_json(results, Path(args.output_dir, RESULTS))
+        Path(args.output_dir, f"_{RESULTS}").unlink(missing_ok=True)  # those of before
         trainer.create_model_card()
         write_finished(args.output_dir)
         print_end(trainer, results)
@@ -230,7 +250,7 @@ def print_end(trainer: TranslationTrainer, results: Mapping[str, Any]) -> None:
     """Print what came of a run: best step, scores with signatures, folder, and what to type next."""
     state, folder = trainer.state, trainer.args.output_dir
     best = ""
-    if state.best_metric is not None:
+    if state.best_metric is not None and trainer.args.metric_for_best_model is not None:
         name = trainer.args.metric_for_best_model.removeprefix("eval_")
         best = f"; best validation {name} {state.best_metric:.2f} at update {state.best_global_step:,}"
     seconds = results["training"]["train_seconds"]
@@ -289,18 +309,29 @@ def _asked_checkpoint(args: TranslationTrainingArguments) -> str | None:
     """What `resume_from_checkpoint` means; raises `ValueError` as `check_output_dir`."""
     resume = args.resume_from_checkpoint
     if resume is None or str(resume).lower() in ("false", "no"):
-        if complete_checkpoints(args.output_dir) or read_mapping(Path(args.output_dir, RESULTS)):
+        if complete_checkpoints(args.output_dir):
             raise ValueError(
                 f"{args.output_dir} holds a run already: go on with it by --resume_from_checkpoint true, or choose "
                 "another output_dir"
             )
+        check_unfinished(args.output_dir)
         return None
     if str(resume).lower() in ("true", "yes"):
         checkpoint = checkpoint_to_resume(args.output_dir)
         if checkpoint is None:
+            check_unfinished(args.output_dir)
             logger.warning(f"{args.output_dir} holds no complete checkpoint: the run starts anew.")
         return checkpoint
     return named_checkpoint(resume, args.output_dir)
+
+
+def check_unfinished(folder: str) -> None:
+    """Raise `ValueError` if a folder without checkpoints holds a trained model, which a run would write over."""
+    if read_mapping(Path(folder, RESULTS)):
+        raise ValueError(
+            f"{folder} holds a run that has finished, and no checkpoint to go on from: choose another output_dir, or "
+            "begin from this model by model_name_or_path"
+        )
 
 
 def check_streaming(corpus_args: CorpusArguments, training_args: TranslationTrainingArguments) -> None:

@@ -125,3 +125,8 @@ class OptionalCorpusArguments(CorpusArguments):
 
     source_lang: str | None = field(default=None, metadata={"help": "Source language, as the corpus names it."})
     target_lang: str | None = field(default=None, metadata={"help": "Target language, as the corpus names it."})
+
+
+def first_rows(dataset: AnyDataset, number: int) -> AnyDataset:
+    """The first rows, or all where there are fewer, of which `Dataset.take` of older `datasets` makes an error."""
+    return dataset.take(number if isinstance(dataset, IterableDataset) else min(number, len(dataset)))

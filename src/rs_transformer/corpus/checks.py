@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..pipeline_rs_marian import split_code
 from ..tokenization import encode
-from .arguments import AnyDataset, CorpusArguments
+from .arguments import AnyDataset, CorpusArguments, first_rows
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +59,7 @@ def check_pairs(dataset: AnyDataset, args: CorpusArguments, split: str) -> None:
     Raises:
         ValueError: there are none, the sides are exchanged, or a text to evaluate on is missing.
     """
-    sample = list(dataset.take(SAMPLE))
+    sample = list(first_rows(dataset, SAMPLE))
     if not sample:
         raise ValueError(f"the {split} split is empty")
     sides = [" ".join(row[side] or "" for row in sample) for side in ("source", "target")]

@@ -25,7 +25,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
 from ..utils.text_files import FORMS, Way, columns_of, digest, form_of, read_columns, read_lines
-from .arguments import AnyDataset, CorpusArguments
+from .arguments import AnyDataset, CorpusArguments, first_rows
 from .checks import check_pairs
 
 logger = logging.get_logger(__name__)
@@ -67,7 +67,7 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
     if limit is not None:
-        dataset = dataset.take(limit)
+        dataset = first_rows(dataset, limit)
     check_pairs(dataset, args, split)
     if split == "train" and args.synthetic_file:
         synthetic = _load_synthetic(args.synthetic_file, args)
@@ -121,7 +121,7 @@ def _load_synthetic(files: list[str], args: CorpusArguments) -> Dataset:
     loaded = [load_pairs(group, args, "synthetic", "synthetic_file") for group in groups]
     pairs = concatenate_datasets([part.cast(PAIR) for part in loaded])
     times, share = divmod(args.synthetic_weight, 1)
-    drawn = pairs.shuffle(seed=0).take(round(share * len(pairs)))
+    drawn = first_rows(pairs.shuffle(seed=0), round(share * len(pairs)))
     return concatenate_datasets([*[pairs] * int(times), drawn])
 
 

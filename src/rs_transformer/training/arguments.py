@@ -155,6 +155,11 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
                 f"average_checkpoints={self.average_checkpoints} needs save_total_limit of at least {needed} "
                 f"(one more where the best model is kept), got {kept}"
             )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process with {self.n_gpu} GPUs would train to other gradients (torch.nn.DataParallel): start a "
+                "process for each by accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0)"
+            )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
         # Before 5.23 transformers checkpoints `__call__`, FSDP2's hooks with it, which the backward pass runs again.

@@ -153,10 +153,32 @@ class WholeStream(IterableDataset):
         return iter(self.stream)
 
 
-class SetEpochCallback(TrainerCallback):
-    """Tells a batch sampler the epoch, which accelerate does not pass through all of its wrappers on a resume."""
+class EpochSeeded(Sampler[int]):
+    """A sampler whose order is that of a seed and the epoch, in every process and after a resume.
 
-    def __init__(self, sampler: TokenBatchSampler):
+    Args:
+        sampler: draws from its `generator`.
+        seed: of the drawing, together with the epoch.
+    """
+
+    def __init__(self, sampler: Any, seed: int):
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+
+class SetEpochCallback(TrainerCallback):
+    """Tells a sampler the epoch, which accelerate does not pass through all of its wrappers on a resume."""
+
+    def __init__(self, sampler: TokenBatchSampler | EpochSeeded):
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
     MarianConfig,
@@ -27,6 +27,7 @@ from transformers import (
     Seq2SeqTrainer,
 )
 from transformers.models.marian.modeling_marian import shift_tokens_right
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -44,7 +45,15 @@ from ..subword_sampling import SubwordSampler
 from ..tokenization import encode
 from ..utils.files import writing_weights
 from .arguments import TranslationTrainingArguments
-from .batches import TEXT_COLUMNS, SamplingCollator, SetEpochCallback, TokenBatchSampler, WholeStream, check_texts
+from .batches import (
+    TEXT_COLUMNS,
+    EpochSeeded,
+    SamplingCollator,
+    SetEpochCallback,
+    TokenBatchSampler,
+    WholeStream,
+    check_texts,
+)
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import load_whole_state, shared_weights_in_one_group, whole_model
 from .losses import (
@@ -445,6 +454,9 @@ class TranslationTrainer(Seq2SeqTrainer):
             return f"update {last}" if best is None else f"{Path(best).name}, the best of validation"
         checkpoints = [folder for folder in complete_checkpoints(args.output_dir) if update_of(folder) <= last]
         checkpoints = checkpoints[-args.average_checkpoints :]
+        if not checkpoints:
+            logger.warning(f"{args.output_dir} has no checkpoint to average: the weights stay as they are.")
+            return f"update {last}" if best is None else f"{Path(best).name}, the best of validation"
         if len(checkpoints) < args.average_checkpoints:
             logger.warning(
                 f"There are only {len(checkpoints)} checkpoints to average, not {args.average_checkpoints}."
@@ -495,6 +507,16 @@ class TranslationTrainer(Seq2SeqTrainer):
             return self._train_dataloader()
         finally:
             self.data_collator, self._signature_columns = collator, columns
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        # Left to itself it draws from the process's own generator: otherwise after a resume, and in each process.
+        seeded = EpochSeeded(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        self.pop_callback(SetEpochCallback)
+        self.add_callback(SetEpochCallback(seeded))
+        return seeded
 
     def _train_dataloader(self) -> DataLoader:
         if self.args.max_tokens is None:
@@ -651,6 +673,24 @@ class TranslationTrainer(Seq2SeqTrainer):
         # the scores from free translation of the raw text against the raw references, since decoding the labels again
         # would flatter or harm them.
         self._scored = [0.0, 0]
+        with self._weights_kept():
+            return self._evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+
+    @contextmanager
+    def _weights_kept(self) -> Iterator[None]:
+        """Bring the weights back that `bf16_full_eval` and `fp16_full_eval` cast, which would be saved so."""
+        modules = list(self.model.modules()) if self.args.bf16_full_eval or self.args.fp16_full_eval else []
+        parameters = {each: each.data for module in modules for each in module.parameters(recurse=False)}
+        buffers = [dict(module._buffers) for module in modules]
+        try:
+            yield
+        finally:
+            for parameter, data in parameters.items():
+                parameter.data = data
+            for module, own in zip(modules, buffers, strict=True):
+                module._buffers.update(own)
+
+    def _evaluation_loop(self, dataloader: DataLoader, *args: Any, metric_key_prefix: str, **kwargs: Any) -> Any:
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         nll, tokens = map(sum, zip(*gather_object([self._scored]), strict=True))
         if tokens:
