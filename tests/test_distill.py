@@ -33,7 +33,6 @@ from transformers import (
 from rs_transformer import expand
 from rs_transformer.commands import distill as distill_command
 from rs_transformer.commands import evaluate as evaluate_command
-from rs_transformer.commands.distill import is_same_place
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.distillation import teacher_corpus
@@ -431,25 +430,6 @@ def test_a_collapsed_parent_is_distilled_further(trained, small, generated, tmp_
     more = ["--distilled_dir", generated.parent, "--model_name_or_path", trained, "--decoder_layers", 1, *TRAINING]
     script("distill")("filter", "train", *options(trained, small, tmp_path, *more, "--max_steps", 20))
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config.decoder_layers == 1
-
-
-def test_a_file_is_the_same_by_another_name_and_in_a_folder_that_was_moved(tmp_path):
-    before, after, other = tmp_path / "before", tmp_path / "after", tmp_path / "other.jsonl"
-    before.mkdir()
-    for file in (before / "a.jsonl", other):
-        file.touch()
-    (tmp_path / "link").symlink_to(before)
-
-    def same(then, now):
-        return is_same_place(then, now, before, after)
-
-    assert same(str(before / "a.jsonl"), str(tmp_path / "link" / "a.jsonl"))
-    assert not same(str(before / "a.jsonl"), str(other))
-    before.rename(after)
-    assert same([str(before / "a.jsonl"), str(other)], [str(after / "a.jsonl"), str(other)])
-    assert not same(str(before / "a.jsonl"), str(other))
-    assert not same("3", "4")
-    assert not same(3, 4)
 
 
 # Errors, before any decoding starts

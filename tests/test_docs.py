@@ -17,7 +17,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 from rs_transformer import expand
 from rs_transformer.utils.recipes import RecipeParser
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "hub_cards").glob("*/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "hub_cards").glob("*/README.md"))]
 # Commands are looked at as a shell expands them; what is no script of ours is left out.
 SHELL = """
 PATH=/nonexistent

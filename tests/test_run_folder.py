@@ -15,6 +15,7 @@ from rs_transformer.training.run_folder import (
     complete_checkpoints,
     data_digest,
     is_finished,
+    is_same_place,
     make_way,
     mark_complete,
     named_checkpoint,
@@ -100,6 +101,10 @@ def test_going_on_from_a_named_checkpoint_moves_later_ones_aside(tmp_path):
     make_checkpoint(tmp_path / "other", "checkpoint-5")
     with pytest.raises(ValueError, match=r"holds a run already, and .*checkpoint-10 is of another one"):
         named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "other")
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / "results.json").write_text('{"test": {}}')
+    with pytest.raises(ValueError, match="finished holds a run already"):
+        named_checkpoint(tmp_path / "run/checkpoint-10", tmp_path / "finished")
     with pytest.raises(ValueError, match="checkpoint-20 is not a complete checkpoint"):
         named_checkpoint(tmp_path / "run/checkpoint-20", tmp_path / "run")
 
@@ -264,3 +269,23 @@ def test_a_copy_in_half_precision_keeps_the_digest_of_what_was_scored(scored, tm
     assert is_finished(half)
     weights = json.loads((half / "results.json").read_text())["weights"]
     assert (weights["scored_sha256"], weights["stored_as"]) == (origin, "float16")
+
+
+def test_a_file_is_the_same_by_another_name_and_in_a_folder_that_was_moved(tmp_path):
+    before, after, other = tmp_path / "before", tmp_path / "after", tmp_path / "other.jsonl"
+    before.mkdir()
+    for file in (before / "a.jsonl", other):
+        file.touch()
+    (tmp_path / "link").symlink_to(before)
+
+    def same(then, now):
+        return is_same_place(then, now, before, after)
+
+    assert same(str(before / "a.jsonl"), str(tmp_path / "link" / "a.jsonl"))
+    assert not same(str(before / "a.jsonl"), str(other))
+    before.rename(after)
+    assert same([str(before / "a.jsonl"), str(other)], [str(after / "a.jsonl"), str(other)])
+    assert not same(str(before / "a.jsonl"), str(other))
+    assert not same("3", "4")
+    assert not same(3, 4)
+    assert not same("a" * 300, "b" * 300)

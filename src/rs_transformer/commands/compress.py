@@ -115,6 +115,7 @@ def compress(options: CompressOptions) -> Plan:
     set_up_logging(state.is_local_main_process)
     bars_on_terminals()
     check_engines(options)
+    TranslationTrainingArguments(output_dir=str(output))  # says what no training here could do
     if state.device.type == "cpu":
         keep_freed_memory()
     with claimed(output, state.is_main_process and not dry_run):

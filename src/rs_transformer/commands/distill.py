@@ -14,7 +14,6 @@ the targets come from, what was left out) and `evaluation.json` (student against
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ from ..tokenization import TokenizerArguments, check_language_pair, same_vocabul
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
-from ..training.run_folder import CHANGEABLE, RECIPE, RUN_LOG, complete_checkpoints, is_finished
+from ..training.run_folder import CHANGEABLE, RECIPE, RUN_LOG, complete_checkpoints, is_finished, is_same_place
 from ..utils.console import log_to
 from ..utils.files import claimed, read_mapping, write_json, write_text
 from ..utils.map_shards import read_record
@@ -373,22 +372,6 @@ def check_finished(options: DistillOptions) -> bool:
     if finished:
         logger.info(f"{output} holds the trained student already: the stage train is skipped.")
     return finished
-
-
-def is_same_place(then: Any, now: Any, before: Path, after: Path) -> bool:
-    """Whether two values of an option are the same, or name one file: otherwise, or moved with the folder it is in.
-
-    Args:
-        then, now: the values; of several files, lists.
-        before, after: the folder.
-    """
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return all(is_same_place(*pair, before, after) for pair in zip(then, now, strict=True))
-    if then == now or not (isinstance(then, str) and isinstance(now, str)):
-        return then == now
-    if Path(then).exists() or not Path(now).exists():
-        return Path(then).resolve() == Path(now).resolve()
-    return Path(now) == after / os.path.relpath(then, before)
 
 
 def student_tokenizer(options: DistillOptions, teachers: Sequence[Teacher]) -> PreTrainedTokenizerBase | None:

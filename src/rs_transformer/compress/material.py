@@ -101,7 +101,10 @@ def hold_out(corpus: CorpusArguments) -> tuple[CorpusArguments, Dataset]:
     kept = len(pairs) - min(HELD_OUT, len(pairs) // 10)
     last = [row for row in range(kept, len(pairs)) if all((text or "").strip() for text in pairs[row].values())]
     if not last:
-        raise ValueError(f"the train split has {len(pairs)} pairs, too few to hold some out: give validation_file")
+        raise ValueError(
+            f"the last tenth of the train split, of {len(pairs)} pairs, has none with both texts to hold out: "
+            "give validation_file"
+        )
     return replace(corpus, max_train_samples=kept), pairs.select(last)
 
 

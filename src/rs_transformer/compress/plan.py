@@ -63,7 +63,7 @@ MARGIN = 1.15  # what estimates are multiplied by where there is a budget
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.bin", "*.spm", "*vocab.json")
 # What material makes of options.
 RESOLVED = ("source_lang", "target_lang", "max_source_length", "max_target_length", "max_train_samples")
-FORMAT = 3  # of compress.json: other stages have another one
+FORMAT = 4  # of compress.json: other stages have another one
 # Options that no finished stage depends on.
 CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "report", "repo")
 

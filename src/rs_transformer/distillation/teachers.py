@@ -241,8 +241,11 @@ def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:
 
 
 def longest_uncut(teachers: Sequence[Teacher], args: TeacherArguments, corpus: CorpusArguments) -> dict[str, Any]:
-    """What `write_targets` is told to know a translation by that was cut; nothing where the teacher is a program."""
-    if not teachers:
+    """What `write_targets` is told to know a translation by that was cut.
+
+    Nothing where the teacher is a program, or where several count in different tokens.
+    """
+    if not teachers or any(same_vocabulary(teachers[0].tokenizer, other.tokenizer) for other in teachers[1:]):
         return {}
     # The last token of a translation that was cut is an end of sentence, too, where a model is made to end so.
     made = [args.decoding(corpus).generate_kwargs(teacher.model)["max_length"] - 1 for teacher in teachers]

@@ -162,8 +162,12 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
-        # Before 5.23 transformers checkpoints `__call__`, FSDP2's hooks with it, which the backward pass runs again.
         sharded = self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if sharded and (self.bf16_full_eval or self.fp16_full_eval):
+            raise ValueError(
+                "bf16_full_eval and fp16_full_eval cast sharded weights for good: leave them out under FSDP"
+            )
+        # Before 5.23 transformers checkpoints `__call__`, FSDP2's hooks with it, which the backward pass runs again.
         if "__call__" in vars(GradientCheckpointingLayer) and sharded and self.gradient_checkpointing:
             raise ValueError(
                 "gradient_checkpointing under FSDP needs transformers 5.23 or newer: before, it trains to other "

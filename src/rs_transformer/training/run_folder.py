@@ -79,7 +79,8 @@ def named_checkpoint(name: str | Path, run_dir: str | Path) -> str:
     checkpoint = Path(name)
     if checkpoint not in complete_checkpoints(checkpoint.parent):
         raise ValueError(f"resume_from_checkpoint: {name} is not a complete checkpoint")
-    if checkpoint.parent.resolve() != Path(run_dir).resolve() and complete_checkpoints(run_dir):
+    elsewhere = checkpoint.parent.resolve() != Path(run_dir).resolve()
+    if elsewhere and (complete_checkpoints(run_dir) or read_mapping(Path(run_dir, RESULTS))):
         raise ValueError(f"{run_dir} holds a run already, and {name} is of another one: choose another output_dir")
     return _with_its_state(checkpoint)
 
@@ -308,6 +309,22 @@ def write_run_record(
     write_json(record | {"conditions": conditions, "finished": False}, run_dir / RUN_RECORD)
 
 
+def is_same_place(then: Any, now: Any, before: Path, after: Path) -> bool:
+    """Whether two values of an option are the same, or name one file: otherwise, or moved with the folder it is in.
+
+    Args:
+        then, now: the values; of several files, lists.
+        before, after: the folder.
+    """
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return all(is_same_place(*pair, before, after) for pair in zip(then, now, strict=True))
+    if then == now or not (isinstance(then, str) and isinstance(now, str)):
+        return then == now
+    if os.path.exists(then) or not os.path.exists(now):
+        return os.path.realpath(then) == os.path.realpath(now)
+    return Path(now) == after / os.path.relpath(then, before)
+
+
 def write_finished(run_dir: str | Path) -> None:
     """Note in `run.json` that training and evaluation are over."""
     file = Path(run_dir, RUN_RECORD)
@@ -341,10 +358,11 @@ def _resumed(
     resumed = list(record.get("resumed", []))
     while resumed and resumed[-1]["update"] >= update_of(checkpoint):  # nothing is left of what was trained then
         before |= {name: value for name, (value, _) in resumed.pop()["changed"].items()}
+    folders = [Path(each.get("output_dir", checkpoint.parent)).parent for each in (before, now)]
     changed = {
         name: [before.get(name), now.get(name)]
         for name in sorted(before.keys() | now.keys())
-        if known and before.get(name) != now.get(name) and not CHANGEABLE.fullmatch(name)
+        if known and not CHANGEABLE.fullmatch(name) and not is_same_place(before.get(name), now.get(name), *folders)
     }
     resumed.append({"update": update_of(checkpoint), **start, "changed": changed})
     record = {**start, **record, "resumed": resumed}

@@ -6,14 +6,11 @@ import ctypes
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory(largest: int = 2**30) -> bool:
+def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks for those that come next, where it would give each large one back to the system.
 
     A step of a training on a CPU asks for the same large tensors again and again, and the system clears every page of
     each: a fifth of the time (`benchmarks/allocator.py`). The process holds what it has taken once.
-
-    Args:
-        largest: block that is kept, in bytes.
 
     Returns:
         Whether it does; False with another C library.
@@ -22,4 +19,6 @@ def keep_freed_memory(largest: int = 2**30) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all([mallopt(MMAP_THRESHOLD, largest), mallopt(TRIM_THRESHOLD, 2**31 - 1)])
+    # Before 2.35 glibc takes no more than 32 MiB. The second by itself would have it give back still more.
+    taken = mallopt(MMAP_THRESHOLD, 2**30) or mallopt(MMAP_THRESHOLD, 2**25)
+    return bool(taken and mallopt(TRIM_THRESHOLD, 2**31 - 1))
