@@ -36,7 +36,7 @@ def main() -> None:
     args = parse_args(
         __doc__,
         d_model=[128, 256],
-        rounds=(int, 5, "Processes of each kind, in turn."),
+        rounds=(int, 3, "Processes of each kind, in turn."),
         steps=(int, 8, "Measured steps of a process."),
         sentences=(int, 80, "Sentence pairs a batch."),
         length=(int, 16, "Tokens a side."),

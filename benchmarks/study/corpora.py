@@ -5,6 +5,7 @@
 - everyday: `tanaka`, its lower-case English brought to normal case, and `tatoeba`. The case is that of sacremoses'
   truecaser, which learns from tatoeba's training set; first letters of sentences are capitals. How well it does is
   printed, on tatoeba's validation set: the share of words and of sentences whose case is that of the original.
+- excerpt: the pairs of `training/data/tanaka-excerpt` in that case, which is `training/data/tanaka-excerpt-cased`.
 - documentation: `techdocs` and `lohelp`.
 - interface: `gettext`, strings of three English words or more. Its own 1,000 test strings are few: 2,000 more are
   held out from the training set, with all that has a side in common with them.
@@ -25,6 +26,7 @@ from variants import augmented
 
 Pair = tuple[str, str]  # English, Japanese
 
+EXCERPT = Path(__file__).resolve().parents[2] / "training" / "data" / "tanaka-excerpt"
 HELD_OUT = 2_000
 SEED = 20261127
 
@@ -122,6 +124,8 @@ def main() -> None:
     for part in ("validation", "test"):
         write(read("tatoeba", part), args.output_dir / "everyday" / f"{part}.jsonl")
     for part in ("train", "validation", "test"):
+        excerpt = pairs(EXCERPT / f"{part}.jsonl")
+        write(((truecaser(en), ja) for en, ja in excerpt), args.output_dir / "excerpt" / f"{part}.jsonl")
         write(read("techdocs", part) + read("lohelp", part), args.output_dir / "documentation" / f"{part}.jsonl")
 
     strings = {
