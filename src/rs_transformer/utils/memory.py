@@ -10,7 +10,7 @@ def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks for those that come next, where it would give each large one back to the system.
 
     A step of a training on a CPU asks for the same large tensors again and again, and the system clears every page of
-    each: a fifth of the time (`benchmarks/allocator.py`). The process holds what it has taken once.
+    each: up to a sixth of the time (`benchmarks/allocator.py`). The process holds what it has taken once.
 
     Returns:
         Whether it does; False with another C library.
