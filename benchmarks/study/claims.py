@@ -87,7 +87,7 @@ def plot(found: dict[str, dict[str, Difference]], file: str) -> None:
     axes.set_yticks(range(len(claims)), claims)
     axes.invert_yaxis()
     axes.set_xlabel("BLEU, 95% intervals")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(file, dpi=150)
 
 
