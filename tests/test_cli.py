@@ -33,8 +33,9 @@ def test_help_lists_every_script_without_importing_torch():
 def test_a_command_runs_what_its_script_runs(trained, task, tmp_path):
     options = ["--model_name_or_path", trained, "--output_file", tmp_path / "out.txt"]
     (tmp_path / "in.txt").write_text("a b c d\ne f g\n")
-    run(PROGRAM, "translate", *options, "--input_file", tmp_path / "in.txt")
+    done = run(PROGRAM, "translate", *options, "--input_file", tmp_path / "in.txt")
     assert (tmp_path / "out.txt").read_text() == "d c b a\ng f e\n"
+    assert "Loading weights" not in done.stderr  # a bar, which is for terminals
 
 
 def test_an_unknown_command_is_named_with_the_nearest(capsys):

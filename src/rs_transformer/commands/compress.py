@@ -53,7 +53,7 @@ from ..tokenization import TokenizerArguments
 from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
 from ..training.run_folder import complete_checkpoints, is_finished
-from ..utils.console import bars_on_terminals, set_up_logging
+from ..utils.console import set_up_logging
 from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json, write_text
 from ..utils.map_shards import check_settings
 from ..utils.memory import keep_freed_memory
@@ -113,7 +113,6 @@ def compress(options: CompressOptions) -> Plan:
     state, group, output = PartialState(), PatientGroup(), Path(options.compress.output_dir)
     dry_run = options.compress.dry_run
     set_up_logging(state.is_local_main_process)
-    bars_on_terminals()
     check_engines(options)
     TranslationTrainingArguments(output_dir=str(output))  # says what no training here could do
     if state.device.type == "cpu":

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from .console import bars_on_terminals
 from .errors import short_errors
 
 # What launchers tell a process of its part in a group.
@@ -48,6 +49,7 @@ def processes() -> Iterator[None]:
 
 def run(main: Callable[[], Any], go_on: str = "") -> None:
     """Run a command's `main` in the processes that the user asked for; `go_on` says how, after it was stopped."""
+    bars_on_terminals()
     with short_errors(go_on), processes():
         main()
 
