@@ -6,6 +6,7 @@ import shutil
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import ctranslate2  # noqa: F401  the engine of the exports
 import pytest
@@ -22,14 +23,16 @@ from rs_transformer.checkpoints import load_parent
 from rs_transformer.commands.compress import Compression, new_plan
 from rs_transformer.compress.arguments import CompressOptions
 from rs_transformer.compress.material import hold_out, load_material
-from rs_transformer.compress.plan import Plan, make_plan
+from rs_transformer.compress.plan import Plan, Planner, make_plan
 from rs_transformer.compress.sizes import largest_vocabulary, sizes_of, with_vocabulary
 from rs_transformer.corpus import CorpusArguments, load_evaluation_splits, load_split, prepare_training_pairs
 from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.distillation.resegmentation import Resegmentation
+from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.run_folder import weights_digest
 from rs_transformer.utils.processes import PatientGroup
 from rs_transformer.utils.recipes import RecipeParser
+from rs_transformer.vocabulary import embedding_rows
 
 compress = script("compress")
 LENGTHS = ["--max_source_length", 16, "--max_target_length", 16, "--max_new_tokens", 16, "--num_beams", 1]
@@ -177,11 +180,22 @@ def test_a_size_chooses_the_vocabulary_or_the_stored_layers(plan_for):
     small = plan_for("--target_size", less / 1e6)
     assert small.vocabulary["child"]["source"] == whole.vocabulary["child"]["source"] - 3
     assert less - 72 < small.child["int8"] <= less
-    trimmed = plan_for("--target_size", (whole.child["int8"] - 1) / 1e6)  # a few entries are not worth it but for this
-    assert trimmed.vocabulary["trim"]
     large = plan_for("--target_size", 0.3, "--decoder_layers", 2)
     assert (large.child["encoder_unique_layers"], large.child["decoder_unique_layers"]) == (2, 2)
     assert large.child["int8"] <= 0.3e6
+
+
+@pytest.mark.parametrize(("bytes_left", "worth"), [(None, False), (0, False), (-1, True)])
+def test_a_few_entries_are_worth_trimming_only_where_a_size_is_missed_with_them(bytes_left, worth):
+    parent = marian(vocab_size=100)
+    size = sizes_of(with_vocabulary(parent.config, 100, 100)).int8
+    planner = object.__new__(Planner)
+    planner.parent, planner.trim_options = parent, {"max_vocabulary": None}
+    planner.kept = SimpleNamespace(ids=dict.fromkeys(embedding_rows(parent), range(97)))
+    planner.config = lambda sizes: with_vocabulary(parent.config, *sizes.values())
+    target = None if bytes_left is None else (size + bytes_left) / 1e6
+    planner.options = SimpleNamespace(goal=SimpleNamespace(target_size=target))
+    assert planner._worth_trimming() == worth
 
 
 def test_of_two_vocabularies_the_smaller_one_leaves_its_room_to_the_other():
@@ -268,6 +282,13 @@ def test_a_parent_without_tokenizer_and_a_full_disk_are_said_at_once(parent, tex
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"leave about .* GB free: make room"):
         compress(parent, "--output_dir", tmp_path / "out", "--train_file", text["train_file"], *LENGTHS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_no_training_could_do_is_said_before_the_plan(parent, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(TranslationTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="one process with 2 GPUs"):
+        compress(*command(parent, text, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -450,13 +450,14 @@ class TranslationTrainer(Seq2SeqTrainer):
         """
         args, last = self.args, self.state.global_step
         best = self.state.best_model_checkpoint if args.load_best_model_at_end else None
+        unaveraged = f"update {last}" if best is None else f"{Path(best).name}, the best of validation"
         if not args.average_checkpoints:
-            return f"update {last}" if best is None else f"{Path(best).name}, the best of validation"
+            return unaveraged
         checkpoints = [folder for folder in complete_checkpoints(args.output_dir) if update_of(folder) <= last]
         checkpoints = checkpoints[-args.average_checkpoints :]
         if not checkpoints:
             logger.warning(f"{args.output_dir} has no checkpoint to average: the weights stay as they are.")
-            return f"update {last}" if best is None else f"{Path(best).name}, the best of validation"
+            return unaveraged
         if len(checkpoints) < args.average_checkpoints:
             logger.warning(
                 f"There are only {len(checkpoints)} checkpoints to average, not {args.average_checkpoints}."
