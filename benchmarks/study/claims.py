@@ -30,7 +30,8 @@ CLAIMS = {
     "RS 1x6, norms and biases of the steps' own, to vanilla 6": [("rs6_own", "vanilla6")],
     "RS 1x6 to vanilla 1": [("rs6", "vanilla1"), ("rs6_own", "vanilla1")],
     "wide RS 1x6 to vanilla 6 of its size": [("wide_rs6", "vanilla6")],
-    "RS 1x12 with two decoder steps to RS 1x6": [("rs12_2_grown", "rs6")],
+    "RS 1x12 with two decoder steps to RS 1x6": [("rs12_2_grown", "rs6"), ("rs12_2", "rs6")],
+    "RS 1x24 with two decoder steps to RS 1x6": [("rs24_2", "rs6")],
     "transferred to trained directly": [("collapsed", "rs6"), ("collapsed_own", "rs6_own")],
     "transferred to vanilla 6": [("collapsed", "vanilla6"), ("collapsed_own", "vanilla6")],
     "transferred, distilled, two decoder steps, to vanilla 6": [
@@ -87,7 +88,7 @@ def plot(found: dict[str, dict[str, Difference]], file: str) -> None:
     axes.set_yticks(range(len(claims)), claims)
     axes.invert_yaxis()
     axes.set_xlabel("BLEU, 95% intervals")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(found))  # where it hides no interval
     figure.savefig(file, dpi=150)
 
 
