@@ -533,6 +533,7 @@ def _comparison_section(record: dict[str, Any] | None) -> dict[str, Any] | None:
         "threads": record["machine"]["threads"],
         "cpu": plain(record["machine"]["cpu"]),
         "scored": bool(record["references"]),
+        "shortlist": any(row[side].get("shortlist") for row in record["engines"] for side in ("parent", "child")),
         "table": markdown_table(header, rows),
     }
 
