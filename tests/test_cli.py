@@ -16,7 +16,7 @@ from rs_transformer import __version__
 from rs_transformer.commands.train import TrainOptions
 from rs_transformer.configuration_rs_marian import layer_map
 from rs_transformer.utils.errors import say, short_errors
-from rs_transformer.utils.files import staged_folder
+from rs_transformer.utils.files import check_output, check_output_file, staged_folder
 from rs_transformer.utils.recipes import RecipeParser
 
 PROGRAM = Path(sys.executable).with_name("rs-transformer")
@@ -116,6 +116,19 @@ def test_a_disk_that_is_full_is_one_line_that_names_the_folder(tmp_path, library
     assert not (tmp_path / "model").exists()
     with pytest.raises(RuntimeError, match="of another kind"), staged_folder(tmp_path / "model"):
         raise RuntimeError("of another kind")
+
+
+def test_an_output_is_a_file_or_what_a_link_names_and_no_device(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert check_output_file(tmp_path / "link") == tmp_path / "there"
+    with pytest.raises(ValueError, match="'/dev/null' is a device or a pipe, which would be replaced"):
+        check_output_file("/dev/null")
+
+
+def test_the_folder_in_which_a_command_runs_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match=r"output_dir: \. is where this runs"):
+        check_output(Path("."))
 
 
 def test_debug_shows_the_traceback_and_other_errors_always_do(monkeypatch):

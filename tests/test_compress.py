@@ -185,6 +185,26 @@ def test_a_size_chooses_the_vocabulary_or_the_stored_layers(plan_for):
     assert large.child["int8"] <= 0.3e6
 
 
+@pytest.mark.parametrize(
+    ("stored", "depth", "chosen"),
+    [({}, 3, (6, 3)), ({"encoder": 4}, 6, (4, 6)), ({"decoder": 2}, 3, (6, 2))],
+    ids=["both", "decoder", "encoder"],
+)
+def test_a_size_chooses_the_stored_layers_of_a_side_that_nobody_has_chosen(stored, depth, chosen):
+    """However the other one goes into its depth."""
+    parent = marian(vocab_size=100, encoder_layers=6, decoder_layers=6)
+    planner = object.__new__(Planner)
+    planner.parent, planner.depths, planner.trim_options = parent, [depth], {}
+    planner.stored = {"encoder": 1, "decoder": 1} | stored
+    planner.kept = SimpleNamespace(ids=dict.fromkeys(embedding_rows(parent), range(100)))
+    planner.material = SimpleNamespace(monolingual=[], train=[])
+    shape = {f"{side}_unique_layers": stored.get(side) for side in planner.stored}
+    shape |= dict.fromkeys(("max_vocabulary", "step_layer_norms", "step_biases"))
+    planner.options = SimpleNamespace(shape=SimpleNamespace(**shape), goal=SimpleNamespace(target_size=50))
+    planner._fit_size(50_000_000)
+    assert tuple(planner.stored.values()) == chosen
+
+
 @pytest.mark.parametrize(("bytes_left", "worth"), [(None, False), (0, False), (-1, True)])
 def test_a_few_entries_are_worth_trimming_only_where_a_size_is_missed_with_them(bytes_left, worth):
     parent = marian(vocab_size=100)

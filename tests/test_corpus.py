@@ -6,6 +6,7 @@ import logging
 import math
 import os
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset
@@ -300,3 +301,16 @@ def test_synthetic_files_may_be_of_several_types_and_columns(tmp_path):
     assert rows(train) == [*PAIRS, *PAIRS, *PAIRS, ("鳥", "a bird")]
     with pytest.raises(ValueError, match=r"synthetic_file names .* twice"):
         load_split(arguments(**given, synthetic_file=[str(more), str(more)]), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+def test_large_strings_and_exchanged_columns_of_a_dataset_are_text_of_these_sides(tmp_path, streaming):
+    sides = zip(("target", "source"), zip(*PAIRS, strict=True), strict=True)
+    table = pa.table({name: pa.array(side, pa.large_string()) for name, side in sides})
+    (tmp_path / "data").mkdir()
+    Dataset(table).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    names = {"source_column": "target", "target_column": "source", "streaming": streaming}
+    corpus = load_split(arguments(dataset_name=str(tmp_path / "data"), **names), "train")
+    assert rows(corpus) == PAIRS
+    if not streaming:
+        warn_of_overlap(corpus, {"test": load_split(arguments(**write(tmp_path, "jsonl")), "train")})

@@ -145,14 +145,24 @@ def test_ctranslate2_takes_each_token_by_its_id(tmp_path, vocabulary, kind, mult
     ).translate_batch(sources)
 
 
-def test_a_start_embedding_that_is_not_zero_is_named(tokenizer, tmp_path):
-    model = rs_model(**config_from_tokenizer(tokenizer))
+@pytest.mark.parametrize("kind", [rs_model, marian])
+def test_ctranslate2_starts_from_the_models_own_embedding_where_that_is_not_zero(kind, tokenizer, tmp_path):
+    """As in an OPUS-MT model that the Trainer of transformers has tuned, whose start moves with the tied output."""
+    model = kind(**config_from_tokenizer(tokenizer)).eval()
+    inputs = tokenizer("a b c", text_target="d e", return_tensors="pt")
     with torch.no_grad():
-        model.model.shared.weight[model.config.decoder_start_token_id] = 1.0
+        before = model(**inputs).logits
+        model.model.shared.weight[model.config.decoder_start_token_id] = torch.linspace(-1, 1, model.config.d_model)
+        logits = model(**inputs).logits
+    assert not torch.allclose(logits, before, atol=1e-2)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="CTranslate2 starts a translation from an embedding of zeros"):
-        ctranslate2_export.convert(str(tmp_path / "model"), tmp_path / "ct2")
+    ctranslate2_export.convert(str(tmp_path / "model"), tmp_path / "ct2")
+    engine = ctranslate2_export.load(tmp_path / "ct2", tokenizer, DecodingArguments(max_new_tokens=9))
+    tokens = [tokenizer.convert_ids_to_tokens(inputs[name][0].tolist()) for name in ("input_ids", "labels")]
+    (found,) = engine.engine.score_batch([tokens[0]], [tokens[1][:-1]])
+    log_probs = logits[..., :-1].log_softmax(-1).gather(-1, inputs["labels"][..., None]).flatten()  # without padding
+    torch.testing.assert_close(torch.tensor(found.log_probs), log_probs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

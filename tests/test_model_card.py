@@ -360,6 +360,12 @@ def test_scores_that_are_kept_are_in_the_card(tmp_path):
     assert f"| test       |         6 |    1 | {row['bleu']:5.2f} |" in card.text
     assert card_disagreements(folder) == []
     assert card.data.license == before.data.license
+    # What somebody has put into it is kept, and said.
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("## Use", "## Notes\n\nNot for poems.\n\n## Use"))
+    script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl")
+    assert (folder / "README.md").read_text() == text
+    assert "Not for poems." in (folder / "README.before.md").read_text()
     # Of other weights nothing stays; nor does the card change, where it is somebody's own.
     (folder / "README.md").write_text("my notes")
     results["weights"]["sha256"] = "0"

@@ -22,6 +22,7 @@ from rs_transformer.checkpoints import load_translator
 from rs_transformer.commands import translate as translate_command
 from rs_transformer.commands.depth_sweep import DepthSweepArguments
 from rs_transformer.commands.distill import DistillArguments
+from rs_transformer.commands.train import keep_lineage
 from rs_transformer.corpus import CorpusArguments, load_split
 from rs_transformer.decoding import DecodingArguments, timed_translate, translate
 from rs_transformer.distillation.losses import DistillationLossArguments
@@ -263,6 +264,42 @@ def test_nor_is_one_without_checkpoints_that_it_could_go_on_from(task, tmp_path,
     (tmp_path / "results.json").write_text('{"test": {}}')
     with pytest.raises(ValueError, match="a run that has finished, and no checkpoint to go on from"):
         script("train")(RECIPE, *task_options(task), "--output_dir", tmp_path, *going_on)
+
+
+def test_nor_is_a_model_that_something_else_has_made(task, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a model that no training has made"):
+        script("train")(RECIPE, *task_options(task), "--output_dir", tmp_path)
+
+
+def test_a_run_says_of_its_parents_what_these_say_and_not_what_lay_there(tmp_path):
+    run, parent = tmp_path / "run", tmp_path / "parent"
+    for folder, name in ((run, "collapse.json"), (run, "trim.json"), (parent, "trim.json")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(folder.name))
+    keep_lineage(str(parent), str(run))
+    assert [(file.name, json.loads(file.read_text())) for file in run.iterdir()] == [("trim.json", "parent")]
+    keep_lineage(None, str(run))
+    assert not list(run.iterdir())
+
+
+def test_a_depth_is_asked_of_a_stacked_model_alone(trained, task, tmp_path):
+    model, tokenizer = load_translator(str(trained))
+    stock = tmp_path / "stock"
+    for part in (unrolled_marian(model), tokenizer):
+        part.save_pretrained(stock)
+    options = ["--model_name_or_path", stock, "--input_file", task["test"], "--output_file", tmp_path / "out"]
+    with pytest.raises(ValueError, match="is a marian model, whose depth is fixed: leave decoder_layers out"):
+        script("translate")(*options, "--source_column", "translation.bw", "--decoder_layers", 1)
+    with pytest.raises(ValueError, match="are of recurrently stacked models: no system is one"):
+        script("evaluate")("--systems", stock, "--test_file", task["test"], *LANGUAGES, "--decoder_layers", 1)
+
+
+def test_all_systems_are_looked_at_before_the_first_is_translated(trained, task, tmp_path, monkeypatch):
+    monkeypatch.setattr("rs_transformer.commands.evaluate.timed_translate", None)
+    options = ["--test_file", task["test"], *LANGUAGES]
+    with pytest.raises(FileNotFoundError, match=r"there is no model folder '.*tpyo'"):
+        script("evaluate")("--systems", trained, tmp_path / "tpyo", *options)
 
 
 @pytest.mark.parametrize("going_on", [[], ["--resume_from_checkpoint", "true"]], ids=["new", "resumed"])

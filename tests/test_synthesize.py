@@ -70,6 +70,9 @@ def test_a_tag_and_what_was_cut_are_left_out_and_a_model_of_the_wrong_direction_
     with pytest.raises(ValueError, match="translates from fw to bw"):
         script("synthesize")(*options, "--source_lang", "fw", "--target_lang", "bw", "--output_dir", tmp_path / "no")
     assert not (tmp_path / "no").exists()
+    two = ["--teachers", trained, trained, "--teacher_mode", "pool"]
+    with pytest.raises(ValueError, match="teacher_mode=pool has several translations of a sentence, and one is kept"):
+        script("synthesize")(*options, *languages, *two, "--output_dir", tmp_path / "no")
 
 
 @pytest.mark.parametrize(("weight", "number"), [(1, 50), (2, 100), (0.5, 25), (1.5, 75)])

@@ -591,6 +591,8 @@ def test_an_adapter_gets_the_base_classes_card(small, tmp_path):
     trainer.create_model_card()
     assert "adapter_model.safetensors" in {file.name for file in (tmp_path / "run").iterdir()}
     assert "base_model:adapter" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(ValueError, match="average_checkpoints averages whole models"):
+        small(get_peft_model(small().model, LoraConfig(target_modules=["q_proj"], r=2)), average_checkpoints=2)
 
 
 # Training by the script
@@ -682,6 +684,39 @@ def test_a_stream_goes_on_in_the_pass_in_which_it_was(small, tmp_path, tokenizer
     again.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{half}"))
     whole, resumed = (losses(tmp_path / name / f"checkpoint-{end}") for name in ("run", "again"))
     assert resumed == whole
+
+
+def test_what_a_stream_leaves_over_amid_an_update_is_in_no_other(small, tokenizer):
+    stream = ids(PAIRS[:1] * 12, tokenizer).to_iterable_dataset()  # 3 batches
+    trainer = small(train_dataset=stream, max_steps=4, gradient_accumulation_steps=2, learning_rate=0, logging_steps=1)
+    for module in trainer.model.modules():
+        module.dropout = 0.0
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert len(steps) == 4
+    for name in ("loss", "grad_norm"):
+        assert [entry[name] for entry in steps] == pytest.approx([steps[0][name]] * 4, rel=1e-3)
+
+
+def test_a_run_goes_on_with_the_rates_and_the_intervals_that_it_is_given_now(small, tmp_path):
+    small(max_steps=2, save_steps=2, learning_rate=1e-3, weight_decay=0.1, adam_beta2=0.98).train()
+    given = {"learning_rate": 1e-5, "weight_decay": 0.0, "adam_beta2": 0.9, "save_steps": 1, "logging_steps": 1}
+    again = small(max_steps=4, output_dir=tmp_path / "again", **given)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    rates = [
+        entry["learning_rate"] for entry in again.state.log_history if entry.get("step", 0) > 2 and "loss" in entry
+    ]
+    assert len(rates) == 2
+    assert max(rates) <= 1e-5
+    for group in again.optimizer.param_groups:
+        assert (group["initial_lr"], group["weight_decay"], group["betas"][1]) == (1e-5, 0.0, 0.9)
+    names = {folder.name for folder in complete_checkpoints(tmp_path / "again")}
+    assert names == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_an_evaluation_leaves_no_pair_out_where_the_training_drops_the_last_batch(small):
+    trainer = small(dataloader_drop_last=True, max_tokens=None, eval_dataset=text(PAIRS[:1]))
+    assert "eval_loss" in trainer.evaluate()
 
 
 def test_length_groups_are_of_the_seed_and_the_epoch_after_a_resume_too(small, tmp_path):

@@ -318,13 +318,3 @@ def bar_entries_without_token(model: PreTrainedModel, tokenizer: PreTrainedToken
         without = torch.ones(bias.shape[-1], dtype=torch.bool)
         without[list(entries_of(tokenizer, "target").values())] = False
         bias[:, without] = PAD_LOGIT_BIAS
-
-
-def check_start_embedding(model: MarianMTModel, engine: str) -> None:
-    """Raise `ValueError` unless a model starts a translation from an embedding of zeros, as the engine does."""
-    start = model.config.decoder_start_token_id
-    if model.get_decoder().embed_tokens.weight[start].abs().max() > 0:
-        raise ValueError(
-            f"{engine} starts a translation from an embedding of zeros, and the model's start token, {start}, has "
-            "another"
-        )

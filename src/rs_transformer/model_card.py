@@ -36,11 +36,13 @@ logger = logging.get_logger(__name__)
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
 OWN_CARD = "rs-transformer"  # is in every card that was written here
+NOT_MEASURED = "Not measured yet."
 COMPARISON = "comparison.json"
 # Where the Hub looks for the scores of a model on its benchmarks.
 EVAL_RESULTS = ".eval_results/comparison.yaml"
 BENCHMARK_METRIC = "bleu"
 LISTS = ("datasets", "tags")  # of what a card's metadata has
+BASE_MODEL = "base_model"  # text or a list
 METRICS = {"bleu": "BLEU", "chrf": "chrF"}
 SPLITS = ("validation", "test")
 DEPTH_HEADER = ["encoder depth", "decoder depth", *METRICS.values(), "sentences/s", "speed-up"]
@@ -74,7 +76,7 @@ class CardFacts:
         dataset: what the data that it was scored on is called; default: the recipe's `dataset_name` or file.
         data: Markdown about the training data: what, from where, under which licence; default: what the run knows.
         limits: Markdown list of what this model is not good at.
-        base_model: Hub id of what it was made from.
+        base_model: Hub id of what it was made from, or a list of them.
         tags: further tags on the Hub.
     """
 
@@ -83,7 +85,7 @@ class CardFacts:
     dataset: str | None = None
     data: str | None = None
     limits: str = "- It was trained on the data above; text of another kind it translates worse."
-    base_model: str | None = None
+    base_model: str | list[str] | None = None
     tags: list[str] = field(default_factory=list)
 
     @classmethod
@@ -100,7 +102,8 @@ class CardFacts:
             if name not in known:
                 raise ValueError(f"{file} has an unknown key {name!r}; known: {', '.join(known)}")
             lists = known[name] == list[str]
-            if not _is_texts(value if lists else [value]):
+            several = lists or (isinstance(value, list) and name == BASE_MODEL)
+            if not _is_texts(value if several else [value]):
                 wanted = "a list of texts" if lists else "text"
                 raise ValueError(f"{file}: {name} must be {wanted}, got {value!r} (in quotes everything is text)")
         return cls(**said)
@@ -197,12 +200,24 @@ def write_card(folder: str | Path, repository: str | None = None, **said: Any) -
 
 
 def renew_card(folder: str | Path, **said: Any) -> None:
-    """Write a folder's card anew, with what it says already; a README.md that is no card of this package stays."""
+    """Write a folder's card anew, with what its metadata say already.
+
+    A README.md that is no card of this package stays. Where lines are gone that somebody has put there, the card as it
+    was is kept beside the new one, with a warning.
+    """
     file = Path(folder, CARD)
-    if file.is_file() and OWN_CARD not in file.read_text("utf-8", errors="replace"):
+    before = file.read_text("utf-8", errors="replace") if file.is_file() else OWN_CARD
+    if OWN_CARD not in before:
         logger.warning(f"{file} is no card of this package and stays; training/publish.py --card true writes one.")
         return
     write_card(folder, **card_facts(folder) | said)
+    now = {*file.read_text("utf-8").splitlines(), NOT_MEASURED}
+    # Lines with figures, and tables, change by themselves.
+    own = [line for line in before.splitlines() if line not in now and not re.search(r"^\s*(\||$)|[0-9]", line)]
+    if own and before != OWN_CARD:
+        kept = file.with_name(f"{file.stem}.before{file.suffix}")
+        write_text(before, kept)
+        logger.warning(f"{file} is written anew and lacks lines that it had, as {own[0][:60]!r}: {kept} has them.")
 
 
 def card_facts(folder: str | Path) -> dict[str, Any]:
@@ -218,12 +233,13 @@ def card_facts(folder: str | Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError):
         return {}
     said = _read(Path(folder, "card.yaml")) or {}
-    names = ("license", "base_model", *LISTS)
+    names = ("license", BASE_MODEL, *LISTS)
     facts = {name: getattr(card.data, name, None) for name in names if said.get(name) is None}
     if named := REPOSITORY.search(card.text):
         facts["repository"] = named[1]
     # Somebody's own card may have another kind of value.
-    return {name: value for name, value in facts.items() if _is_texts(value if name in LISTS else [value])}
+    several = [name for name in facts if name in LISTS or (name == BASE_MODEL and isinstance(facts[name], list))]
+    return {name: value for name, value in facts.items() if _is_texts(value if name in several else [value])}
 
 
 def card_disagreements(folder: str | Path) -> list[str]:

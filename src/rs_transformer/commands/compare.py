@@ -9,11 +9,13 @@ The parent stands first. Both translate in each engine, in turn, so that both se
 of the output folder; the child's folder gets the figures, too, in its model card.
 """
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers.utils import CONFIG_NAME
 
 from ..checkpoints import load_tokenizer
 from ..compare.comparison import compare
@@ -21,6 +23,7 @@ from ..compare.report import print_report, write_report
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments
 from ..export import TARGETS
+from ..model_card import CardFacts
 from ..tokenization import check_language_pair
 from ..utils.plotting import check_matplotlib
 from ..utils.processes import run
@@ -110,6 +113,10 @@ def compare_models(
     if (args.input_file is None) != corpus_args.has_split(args.split):
         raise ValueError(f"give test sentences: a dataset ({args.split}_file or dataset_name) or input_file, not both")
     parent, child = args.models
+    if args.card and Path(child, CONFIG_NAME).is_file():
+        CardFacts.from_folder(Path(child))
+        if not os.access(child, os.W_OK):
+            raise ValueError(f"nothing can be written into {child}, where a card is to be: set card=false")
     if args.input_file is not None:
         sources, references = read_sentences(args.input_file, corpus_args.source_column or "source"), None
         dataset = "/".join(Path(args.input_file).parts[-2:])

@@ -136,6 +136,8 @@ def check_engines(options: CompressOptions) -> None:
     known = {}
     for engine in engines_of(options):
         known[engine] = load_engine(engine, option="engines").QUANTIZATIONS
+        if engine == "marian":
+            load_engine(engine).check_path(options.compress.output_dir)
         if not is_installed(engine):
             raise ValueError(f"engines={engine} needs: {install(engine)}, to verify what is exported")
     quantization = options.shipping.quantization

@@ -118,7 +118,7 @@ def sweep_depths(
         with suppress(OSError):  # of a folder; a card shows no figures of other weights
             rows[0]["weights_sha256"] = weights_digest(args.model_name_or_path)
         if args.output_file is not None:
-            write_json(rows, args.output_file)
+            write_json(rows, Path(args.output_file).resolve())
         print_sweep(rows)
         if args.plot_file is not None:
             plot_sweep(rows, args.plot_file)

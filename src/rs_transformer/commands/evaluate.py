@@ -17,7 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils import CONFIG_NAME
 
-from ..checkpoints import Translator, load_translator
+from ..checkpoints import Translator, load_config, load_tokenizer, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
@@ -44,7 +44,7 @@ class EvaluateArguments:
     split: str = field(default="test", metadata={"help": "What to translate.", "choices": list(SPLITS)})
     bootstrap_samples: int = field(default=1000, metadata={"help": "Resamplings of the paired bootstrap."})
     encoder_layers: int | None = field(
-        default=None, metadata={"help": "Depth of the encoders of models, all of them RSMarian; default: their own."}
+        default=None, metadata={"help": "Depth of the encoders of those models that are RSMarian; default: their own."}
     )
     decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoders."})
     output_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
@@ -106,13 +106,23 @@ def evaluate_systems(
     for file, lines in files.items():
         if len(lines) != len(references):
             raise ValueError(f"{file} has {len(lines)} lines, the {args.split} split {len(references)} references")
+    stacked = []
+    for system in args.systems:  # all of them before the first is translated
+        if system not in files and system not in (loaded or {}):
+            if load_config(system).model_type == "rs_marian":
+                stacked.append(system)
+            if len(args.systems) > 1:
+                check_language_pair(load_tokenizer(system), corpus_args.source_lang, corpus_args.target_lang)
+    if args.depths() and not stacked:
+        raise ValueError("encoder_layers and decoder_layers are of recurrently stacked models: no system is one")
     translations, rows = {}, []
     for system in args.systems:
         row: dict[str, Any] = {"system": system}
         if system in files:
             translations[system] = files[system]
         else:
-            translator = (loaded or {}).get(system) or load_translator(system, **args.depths())
+            depths = args.depths() if system in stacked else {}
+            translator = (loaded or {}).get(system) or load_translator(system, **depths)
             translations[system], figures = _run_system(
                 translator, dataset, corpus_args, decoding, (prefixes or {}).get(system, "")
             )
@@ -126,7 +136,7 @@ def evaluate_systems(
     if PartialState().is_main_process:
         print_scores(rows)
         if args.output_file is not None:
-            write_json(rows, args.output_file)
+            write_json(rows, Path(args.output_file).resolve())
         if args.keep:
             for row in rows:
                 names = ("bleu", "bleu_signature", "chrf", "chrf_signature", "num_beams")

@@ -108,6 +108,11 @@ def synthesize(args: SynthesisArguments, teacher_args: TeacherArguments, filters
             "max_source_length and max_target_length count the tokens of a model, and teacher_command is a program: "
             "leave them out; the training has its own"
         )
+    if teacher_args.teacher_mode == "pool" and len(teacher_args.teachers) > 1:
+        raise ValueError(
+            "teacher_mode=pool has several translations of a sentence, and one is kept: name one teacher, or set "
+            "teacher_mode=ensemble"
+        )
     folder, group, corpus = Path(args.output_dir), PatientGroup(), args.translated()
     texts = read_sentences(args.monolingual_file, args.text_column, "monolingual_file")
     if args.lowercase:

@@ -22,7 +22,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from ..checkpoints import load_tokenizer
 from ..configuration_rs_marian import RSMarianConfig
@@ -47,6 +47,7 @@ from ..training.run_folder import (
     LINEAGE,
     RESULTS,
     RUN_LOG,
+    RUN_RECORD,
     checkpoint_to_resume,
     complete_checkpoints,
     data_digest,
@@ -187,7 +188,8 @@ def _prepare(
             # What is pushed meanwhile has not the scores that the run had when it ended before.
             Path(args.output_dir, RESULTS).rename(Path(args.output_dir, f"_{RESULTS}"))
             trainer.create_model_card()
-        keep_lineage(options.model.model_name_or_path, args.output_dir)
+        if checkpoint is None:
+            keep_lineage(options.model.model_name_or_path, args.output_dir)
     return trainer
 
 
@@ -273,12 +275,15 @@ def set_up_screen(args: TranslationTrainingArguments) -> None:
 
 
 def keep_lineage(parent: str | None, output_dir: str) -> None:
-    """Copy what a collapsed or trimmed parent says of itself into the run's folder, for the model card."""
-    if parent is None or is_same_folder(parent, output_dir):
-        return
+    """Copy what a collapsed or trimmed parent says of itself into the run's folder, for the model card.
+
+    What lies there of a run that began otherwise, and left no checkpoint, goes.
+    """
     for name in LINEAGE:
-        if (record := Path(parent, name)).is_file():
-            shutil.copyfile(record, Path(output_dir, name))
+        kept = Path(output_dir, name)
+        kept.unlink(missing_ok=True)
+        if parent is not None and (record := Path(parent, name)).is_file():
+            shutil.copyfile(record, kept)
 
 
 def is_same_folder(model: str, folder: str) -> bool:
@@ -326,7 +331,9 @@ def _asked_checkpoint(args: TranslationTrainingArguments) -> str | None:
 
 
 def check_unfinished(folder: str) -> None:
-    """Raise `ValueError` if a folder without checkpoints holds a trained model, which a run would write over."""
+    """Raise `ValueError` if a folder without checkpoints holds a model, which a run would write over."""
+    if Path(folder, CONFIG_NAME).is_file() and not Path(folder, RUN_RECORD).is_file():
+        raise ValueError(f"output_dir: {folder} holds a model that no training has made: choose another")
     if read_mapping(Path(folder, RESULTS)):
         raise ValueError(
             f"{folder} holds a run that has finished, and no checkpoint to go on from: choose another output_dir, or "

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..checkpoints import load_translator, model_digest
+from ..checkpoints import load_config, load_translator, model_digest
 from ..corpus import read_sentences
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..utils.files import check_output_file, claimed, read_mapping, write_json
@@ -65,13 +65,17 @@ def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> flo
         FileExistsError: the output is there already.
         ValueError: no such column, an output that is the input, or another process that is writing it.
     """
-    output = Path(args.output_file)
-    check_output_file(output, [args.input_file])
+    output = check_output_file(args.output_file, [args.input_file])
     if output.exists() and not args.overwrite:
         raise FileExistsError(f"output_file: {args.output_file!r} is there already; overwrite=true replaces it")
     sentences = read_sentences(args.input_file, args.source_column)
     depths = {name: getattr(args, name) for name in ("encoder_layers", "decoder_layers")}
     given = {name: depth for name, depth in depths.items() if depth is not None}
+    kind = load_config(args.model_name_or_path, args.revision).model_type
+    if given and kind != "rs_marian":
+        raise ValueError(
+            f"{args.model_name_or_path} is a {kind} model, whose depth is fixed: leave {next(iter(given))} out"
+        )
     model, tokenizer = load_translator(args.model_name_or_path, args.revision, **given)
     settings = {"model": model_digest(model, tokenizer), "decoding": asdict(decoding)}
     settings["input"] = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from ..checkpoints import MODEL_TYPES, load_config, load_with_tokenizer, model_digest
 from ..decoding import DecodingArguments, encode_sources
@@ -30,6 +30,8 @@ from ..utils.masking import masked, without_secrets
 from ..utils.measuring import interleave, processor
 from ..utils.text_files import digest
 from .measurement import WAYS, Deployment, EngineProcess
+
+logger = logging.get_logger(__name__)
 
 SIDES = ("parent", "child")
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".npz")
@@ -84,7 +86,7 @@ def compare(
         output_dir: made if need be; it holds this comparison or nothing.
         engines: each `NAME` or `NAME:QUANTIZATION`, such as `ctranslate2:int8`, of `export.TARGETS`; `transformers` is
             the model itself in PyTorch. Without a quantization it is int8 where the engine has it. Default: those of
-            `child_exports`, or without them all that are installed.
+            `child_exports`, or without them all that are installed and take both models.
         parent_exports, child_exports: folders that the command `export` has written, which are taken as they are, with
             their shortlists. What is not among them is exported into `output_dir/work`, without one.
         revision: of the parent: branch, tag or commit.
@@ -132,10 +134,18 @@ def compare(
     target_lang = target_lang or models["child"].languages[1]
     with claimed(output):
         work = _open(output, settings)
-        for name, (target, quantization) in chosen.items():
-            for side, model in models.items():
-                if name not in exports[side]:
-                    exports[side][name] = _export(model, target, quantization, work / f"{side}-{_file_name(name)}")
+        for name, (target, quantization) in list(chosen.items()):
+            try:
+                if target == "marian":
+                    load_engine(target).check_path(output)
+                for side, model in models.items():
+                    if name not in exports[side]:
+                        exports[side][name] = _export(model, target, quantization, work / f"{side}-{_file_name(name)}")
+            except ValueError as error:
+                if engines is not None or name in exports["child"] or len(chosen) == 1:
+                    raise
+                logger.warning(f"Without {name}: {error}")
+                del chosen[name]
         rows, shown = [], None
         for name, (target, quantization) in chosen.items():
             deployments = {

@@ -56,7 +56,10 @@ def load_material(options: CompressOptions) -> Material:
     model, tokenizer = load_parent(args.model_name_or_path, args.revision, args.allow_pickle, dtype=torch.float32)
     check_belonging(model, tokenizer)
     if target_codes(tokenizer):
-        raise ValueError(f"{args.model_name_or_path} has several target languages: such a parent cannot be compressed")
+        raise ValueError(
+            f"{args.model_name_or_path} is told its target language by a code, as by "
+            f"{sorted(target_codes(tokenizer))[0]}: such a parent cannot be compressed"
+        )
     bar_padding(model)  # as in every student
     corpus = resolved_corpus(corpus, model, tokenizer)
     check_language_pair(tokenizer, corpus.source_lang, corpus.target_lang)

@@ -27,7 +27,7 @@ from ..corpus import prepare_training_pairs
 from ..decoding import DecodingArguments, Engine, TransformersEngine, decode_all, encode_sources
 from ..distillation.resegmentation import is_part
 from ..export import is_installed, load_engine
-from ..layer_transfer import collapse, collapsed_config, depth_config, with_depth
+from ..layer_transfer import collapse, collapsed_config, depth_config, expand, with_depth
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..shortlist import Shortlist, make_shortlist
 from ..tokenization import encode
@@ -226,6 +226,8 @@ class Planner:
                     "set word_weight=0, to learn from translations alone"
                 )
         self.child = collapse(self.base, **self.sharing())
+        if "marian" in engines_of(self.options):
+            load_engine("marian").check_model(expand(self.child), self.base_tokenizer)
         if goal.target_speedup is not None:
             self._reach_speed(goal.target_speedup)
 
@@ -254,7 +256,7 @@ class Planner:
         # Of monolingual text alone nobody knows yet how many entries the translations need.
         for layers in range(max(depths.values()) if self.material.train is not None else 1, 0, -1):
             stored = self.stored | {side: min(layers, depths[side]) for side in free}
-            if depths["encoder"] % stored["encoder"] or depths["decoder"] % stored["decoder"]:
+            if any(depths[side] % stored[side] for side in free):
                 continue  # some steps would have a layer of their own
             if sizes_of(self.config(sizes, **_named(stored))).int8 <= most:
                 self.stored = stored
@@ -314,7 +316,7 @@ class Planner:
                 engines = []
                 for number, (model, tokenizer) in enumerate(models):
                     shortlist = self.shortlist if number else None
-                    model = endless(model, tokenizer.eos_token_id)
+                    model = endless(model, tokenizer.eos_token_id).cpu()
                     engines.append(self._engine(model, tokenizer, length, Path(folder, str(number)), shortlist))
                 return speedups(engines, sources)[1:]
         finally:
@@ -328,14 +330,14 @@ class Planner:
         folder: Path,
         shortlist: Shortlist | None = None,
     ) -> Engine:
-        """What a model translates in: CTranslate2 in int8, where that is installed, or PyTorch."""
+        """What a model translates in, on its device: CTranslate2 in int8, where that is installed, or PyTorch."""
         if not is_installed("ctranslate2"):
             return TransformersEngine(model, tokenizer, decoding)
         engine = load_engine("ctranslate2")
         engine.LoadedConverter(model, tokenizer).convert(str(folder), quantization="int8")
         if shortlist is not None:
             engine.write_shortlist(shortlist, folder, tokenizer)
-        return engine.load(folder, tokenizer, decoding, use_shortlist=shortlist is not None)
+        return engine.load(folder, tokenizer, decoding, use_shortlist=shortlist is not None, device=model.device)
 
     @cached_property
     def shortlist(self) -> Shortlist | None:

@@ -225,11 +225,12 @@ def select_text(dataset: AnyDataset, args: CorpusArguments, where: str) -> AnyDa
         kind = getattr((dataset.features or {}).get(way[0]), "dtype", "string")
         if not isinstance(value, str | None) or (len(way) == 1 and kind not in ("string", "large_string")):
             raise ValueError(f"{where}: {'.'.join(way)!r} must be text, the first is {value!r}")
-    if len(ways[0]) > 1:
+    if len(ways[0]) > 1 or isinstance(dataset, IterableDataset):  # which renames no columns one to another
         return dataset.map(_unpack, fn_kwargs={"ways": ways}, remove_columns=list(first), features=PAIR)
     names = [name for (name,) in ways]
     dataset = dataset.remove_columns([column for column in first if column not in names])
-    return dataset.rename_columns({o: n for o, n in zip(names, ("source", "target"), strict=True) if o != n})
+    dataset = dataset.rename_columns({o: n for o, n in zip(names, ("source", "target"), strict=True) if o != n})
+    return dataset if dataset.features == PAIR else dataset.cast(PAIR)
 
 
 def text_columns(columns: Mapping[str, Any], args: CorpusArguments, where: str) -> list[Way]:
@@ -268,8 +269,7 @@ def text_columns(columns: Mapping[str, Any], args: CorpusArguments, where: str) 
 
 
 def _unpack(row: dict[str, Any], ways: Sequence[Way]) -> dict[str, str | None]:
-    (_, source), (_, target) = ways
-    return {"source": row["translation"][source], "target": row["translation"][target]}
+    return {side: reduce(getitem, way, row) for side, way in zip(("source", "target"), ways, strict=True)}
 
 
 def read_sentences(file: str, column: str, option: str = "input_file") -> list[str]:

@@ -116,7 +116,10 @@ class TeacherArguments:
                 "one for each teacher, in the same order"
             )
         if self.engine == "ctranslate2" and self.teacher_mode == "ensemble" and len(self.teachers) > 1:
-            raise ValueError("CTranslate2 decodes no ensembles: set teacher_mode=pool, or engine=transformers")
+            raise ValueError(
+                "CTranslate2 decodes no ensembles: name one teacher, set engine=transformers, or have distill take "
+                "the best of all (teacher_mode=pool)"
+            )
 
     @property
     def program(self) -> list[str]:

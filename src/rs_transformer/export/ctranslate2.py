@@ -22,7 +22,7 @@ from ctranslate2.converters import transformers as converters
 from ctranslate2.specs import TransformerSpec
 from transformers import MarianMTModel, PreTrainedTokenizerBase
 
-from ..checkpoints import check_start_embedding, load_checkpoint, load_parent
+from ..checkpoints import load_checkpoint, load_parent
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
@@ -57,8 +57,14 @@ class RSMarianLoader(converters.MarianMTLoader):
 
     def __call__(self, model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> TransformerSpec:
         check_tokenizer(model, tokenizer)
-        check_start_embedding(model, "CTranslate2")
         spec = self.get_model_spec(model)
+        start = model.get_decoder().embed_tokens.weight[model.config.decoder_start_token_id]
+        if start.any():
+            # The engine starts from an embedding of zeros: what the model starts from stands in the first position.
+            scale = model.config.d_model**0.5 if model.config.scale_embedding else 1.0
+            positions = spec.decoder.position_encodings
+            positions.encodings = positions.encodings.clone()
+            positions.encodings[0] += scale * start
         self.set_config(spec.config, model, tokenizer)
         source, target = (vocabulary(tokenizer, side) for side in ("source", "target"))
         spec.register_source_vocabulary(list(source))
@@ -93,7 +99,7 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
         revision: branch, tag or commit of the model.
 
     Raises:
-        ValueError: as `load_parent`; or decoding does not start from an embedding of zeros.
+        ValueError: as `load_parent`.
     """
     loaded, tokenizer = load_parent(model, revision, dtype=torch.float32)
     LoadedConverter(loaded, tokenizer).convert(str(output_dir), quantization=quantization, force=True)
@@ -106,7 +112,7 @@ def write_shortlist(shortlist: Shortlist, folder: str | Path, tokenizer: PreTrai
 
 
 class CTranslate2Decoder:
-    """Decoding by CTranslate2 on this process's device, from a folder that a converter has made.
+    """Decoding by CTranslate2, from a folder that a converter has made.
 
     Args:
         folder: a Marian or RSMarian model in CTranslate2's format.
@@ -116,6 +122,7 @@ class CTranslate2Decoder:
         max_length: of a translation, in tokens, without the end of sentence.
         n_best: hypotheses a sentence.
         use_shortlist: only the target tokens that the folder's shortlist has for a batch are looked at.
+        device: where; default: this process's.
 
     Raises:
         ValueError: the folder holds no model, or one of another vocabulary; or no shortlist, where it is to be used.
@@ -129,6 +136,7 @@ class CTranslate2Decoder:
         max_length: int,
         n_best: int = 1,
         use_shortlist: bool = False,
+        device: torch.device | None = None,
     ):
         found = []
         for side in ("source", "target"):
@@ -142,7 +150,7 @@ class CTranslate2Decoder:
         self.tokenizer, self.decoding, self.max_length, self.n_best = tokenizer, decoding, max_length, n_best
         self.use_shortlist = use_shortlist
         self.entries = vocabulary(tokenizer, "target")
-        device = PartialState().device
+        device = PartialState().device if device is None else device
         place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
         if device.type == "cuda":
             place = {"device": "cuda", "device_index": device.index or 0}
@@ -165,11 +173,15 @@ class CTranslate2Decoder:
 
 
 def load(
-    folder: str | Path, tokenizer: PreTrainedTokenizerBase, decoding: DecodingArguments, use_shortlist: bool = False
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: DecodingArguments,
+    use_shortlist: bool = False,
+    device: torch.device | None = None,
 ) -> CTranslate2Decoder:
     """A decoder whose translations are at most as long as those of `generate`, whose last token is the end."""
     length = decoding.max_new_tokens - 1
-    return CTranslate2Decoder(folder, tokenizer, decoding, length, use_shortlist=use_shortlist)
+    return CTranslate2Decoder(folder, tokenizer, decoding, length, use_shortlist=use_shortlist, device=device)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import yaml
 from transformers import MarianMTModel, MarianTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..checkpoints import check_start_embedding, load_parent
+from ..checkpoints import load_parent
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, layer_map
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
@@ -112,7 +112,7 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
             "translations may differ: see marian_positions in docs/export.md"
         )
     stock = expand(loaded) if isinstance(loaded, RSMarianForConditionalGeneration) else loaded
-    _check(stock, tokenizer)
+    check_model(stock, tokenizer)
     tensors, options = _to_marian(stock, tokenizer)
     np.savez(folder / "model.npz", **tensors, **{CONFIG_KEY: _config_bytes(options)})
     search = loaded.generation_config
@@ -129,7 +129,7 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
     tokenizer.save_pretrained(folder)
 
 
-def _check(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_model(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` for what Marian's engine cannot do."""
     config = model.config
     if config.activation_function not in ACTIVATIONS:
@@ -145,7 +145,12 @@ def _check(model: MarianMTModel, tokenizer: PreTrainedTokenizerBase) -> None:
         raise ValueError("Marian scales embeddings by the root of d_model, the model does not (scale_embedding=false)")
     if not torch.equal(model.lm_head.weight, model.get_decoder().embed_tokens.weight):
         raise ValueError("the output has weights of its own, not those of the embeddings; only tied ones are written")
-    check_start_embedding(model, "Marian")
+    start = model.config.decoder_start_token_id
+    if model.get_decoder().embed_tokens.weight[start].any():
+        raise ValueError(
+            f"Marian starts a translation from an embedding of zeros, and the model's start token, {start}, has "
+            "another"
+        )
     tokens = vocabulary(tokenizer, "source") | vocabulary(tokenizer, "target")
     if cut := [token for token in tokens if " " in token]:
         raise ValueError(f"Marian's engine cuts text at spaces, and the tokenizer has the token {cut[0]!r}")
@@ -464,9 +469,7 @@ class MarianDecoder:
         use_shortlist: bool = False,
     ):
         folder = Path(folder).resolve()
-        # The engine cuts its options at spaces, and would end this process.
-        if re.search(r"\s", str(folder)):
-            raise ValueError(f"Marian's engine takes no path with a space: {folder}; rename or move the folder")
+        check_path(folder)
         files = _vocabulary_files(folder)
         check_vocabulary(folder, tokenizer, *(list(_read_vocabulary(file)) for file in files))
         # The engine would end this process at what does not fit.
@@ -504,6 +507,12 @@ class MarianDecoder:
         found += [""] * (len(lines) - len(found))  # empty ones at the end are not there
         ids = [[self.entries[token] for token in text.split(" ")] if text else [] for text in found]
         return [[text] for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def check_path(folder: str | Path) -> None:
+    """Raise `ValueError` for a folder with a space: the engine cuts its options there, and would end this process."""
+    if re.search(r"\s", str(Path(folder).resolve())):
+        raise ValueError(f"Marian's engine takes no path with a space: {folder}; rename or move the folder")
 
 
 def _pymarian() -> ModuleType:

@@ -149,7 +149,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
                 "save checkpoints, or set average_checkpoints: 0"
             )
         kept = self.save_total_limit
-        needed = self.average_checkpoints + int(self.load_best_model_at_end)
+        needed = self.average_checkpoints + int(self.metric_for_best_model is not None)
         if self.average_checkpoints and kept is not None and kept < needed:
             raise ValueError(
                 f"average_checkpoints={self.average_checkpoints} needs save_total_limit of at least {needed} "
@@ -198,5 +198,5 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError("dataloader_drop_last does not go with max_tokens, which takes each pair once an epoch")
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size does not go with max_tokens: lower max_tokens yourself")
-        if self.train_sampling_strategy == "sequential":
-            raise ValueError("train_sampling_strategy: sequential does not go with max_tokens, which sorts by length")
+        if (strategy := self.train_sampling_strategy) != "random":
+            raise ValueError(f"train_sampling_strategy: {strategy} does not go with max_tokens, which sorts by length")

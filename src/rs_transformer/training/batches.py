@@ -178,7 +178,7 @@ class EpochSeeded(Sampler[int]):
 class SetEpochCallback(TrainerCallback):
     """Tells a sampler the epoch, which accelerate does not pass through all of its wrappers on a resume."""
 
-    def __init__(self, sampler: TokenBatchSampler | EpochSeeded):
+    def __init__(self, sampler: Any):
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -81,6 +81,8 @@ logger = logging.get_logger(__name__)
 SCORES = ("bleu", "chrf")
 # Where a checkpoint's state keeps what the base class forgets: the seconds and the losses up to there.
 PROGRESS = "TrainingProgress"
+# Of an optimizer's groups what arguments say.
+SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 
 
 def encode_texts(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
@@ -139,6 +141,9 @@ class TranslationTrainer(Seq2SeqTrainer):
             raise ValueError("r_drop_alpha and softmax_temperature are of the trainer's own loss, not of another one")
         kwargs.setdefault("compute_loss_func", self.update_loss)
         self._taught_logits: torch.Tensor | None = None
+        # The loss of a stream's batches since its last update, and that update.
+        self._not_applied: torch.Tensor | None = None
+        self._applied_at = -1
         self.segmentation: SamplingCollator | None = None
         if args.subword_sampling:
             if getattr(train_dataset, "column_names", None) is not None:  # a stream may not know them
@@ -164,6 +169,11 @@ class TranslationTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self.label_smoother = None  # `translation_loss` smooths
+        if args.average_checkpoints and self._has_adapter():
+            raise ValueError(
+                "average_checkpoints averages whole models, and checkpoints of an adapter (PEFT) have its weights "
+                "alone: set average_checkpoints: 0"
+            )
         for theirs, ours in ((PrinterCallback, LogLines), (ProgressCallback, ProgressBar)):
             if self.pop_callback(theirs) is not None:
                 self.add_callback(ours)
@@ -175,6 +185,9 @@ class TranslationTrainer(Seq2SeqTrainer):
             grown = args.growing_updates[-1] if args.growing_updates else 0
             self.add_callback(GrownEarlyStopping(args.early_stopping_patience, grown))
 
+    def _has_adapter(self) -> bool:
+        return not isinstance(self.model, PreTrainedModel) or getattr(self.model, "_hf_peft_config_loaded", False)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of `model_card.py`, for `push_to_hub` too.
 
@@ -184,9 +197,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         `finetuned_from` come into our card as well, before what `card.yaml` says; name, language and task are the
         folder's, the tokenizer's and the model's own.
         """
-        adapter = not isinstance(self.model, PreTrainedModel) or getattr(self.model, "_hf_peft_config_loaded", False)
         whole = any(Path(self.args.output_dir).glob("model*.safetensors"))
-        if adapter or not whole or not isinstance(self.model.config, MarianConfig):
+        if self._has_adapter() or not whole or not isinstance(self.model.config, MarianConfig):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             said = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
@@ -223,6 +235,19 @@ class TranslationTrainer(Seq2SeqTrainer):
             one_group = shared_weights_in_one_group(self.model, accelerator.state.fsdp_plugin)
         with one_group:
             return super()._prepare_for_training(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Their state of a checkpoint, with the rates and the other settings that this run is given."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        given = [{name: group.get(name) for name in SETTINGS} for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for number, (group, settings) in enumerate(zip(self.optimizer.param_groups, given, strict=True)):
+            rate, before = settings["initial_lr"], group.get("initial_lr")
+            if rate and before and rate != before and hasattr(scheduler, "base_lrs"):
+                group["lr"] *= rate / before  # every schedule is a share of it
+                scheduler.base_lrs[number] = rate
+                scheduler._last_lr[number] = group["lr"]
+            group |= {name: value for name, value in settings.items() if value is not None}
 
     # Loss
 
@@ -338,6 +363,11 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(model, *args, **kwargs)
+        if self._not_applied is not None:
+            if self._applied_at != self.state.global_step:
+                self._not_applied.zero_()
+                self._applied_at = self.state.global_step
+            self._not_applied += loss.detach()
         if self.state.global_step < self.args.frozen_embedding_updates:
             # While a collapsed layer finds its way back. Before the gradients are clipped, whose norm is that of the
             # others alone.
@@ -348,6 +378,7 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         epoch, batches = super()._init_training_state(*args, **kwargs)
+        self.state.compute_steps(self.args, self.state.max_steps)  # not those of the checkpoint
         saved = self.state.stateful_callbacks.get(PROGRESS, {}).get("attributes", {})
         if has_length(self.train_dataset) or "epoch" not in saved:
             return epoch, batches
@@ -369,7 +400,14 @@ class TranslationTrainer(Seq2SeqTrainer):
             # The run had ended when its last checkpoint was saved; the base class would make one more update.
             self.control.should_training_stop = True
         else:
+            if not has_length(self.train_dataset):
+                self._not_applied = torch.zeros_like(self._tr_loss)
             super()._run_epoch(*args, **kwargs)
+            if self._not_applied is not None and self._applied_at == self.state.global_step:
+                # What is left over where a stream ends amid an update would be added to the next one.
+                self.model.zero_grad()
+                self._tr_loss -= self._not_applied
+            self._not_applied = None
 
     def _keep_progress(self) -> None:
         self.state.stateful_callbacks[PROGRESS] = {
@@ -511,13 +549,17 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if isinstance(sampler, LengthGroupedSampler):
+            # Left to itself it draws from the process's own generator: otherwise after a resume, and in each process.
+            sampler = EpochSeeded(sampler, seed)
+        elif hasattr(sampler, "set_epoch"):  # that of batch_rebalance, whose seed is always 42
+            sampler.seed = seed
+        else:
             return sampler
-        # Left to itself it draws from the process's own generator: otherwise after a resume, and in each process.
-        seeded = EpochSeeded(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
         self.pop_callback(SetEpochCallback)
-        self.add_callback(SetEpochCallback(seeded))
-        return seeded
+        self.add_callback(SetEpochCallback(sampler))
+        return sampler
 
     def _train_dataloader(self) -> DataLoader:
         if self.args.max_tokens is None:
@@ -583,7 +625,11 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         encoded = self._encode_for_loss(test_dataset, self.processing_class)
-        dataloader = super().get_test_dataloader(encoded)
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # the whole set is scored
+        try:
+            dataloader = super().get_test_dataloader(encoded)
+        finally:
+            self.args.dataloader_drop_last = drop_last
         dataloader.text = encoded
         return dataloader
 

@@ -79,8 +79,8 @@ def read_mapping(file: str | Path) -> dict[str, Any]:
 def claimed(output: str | Path, main_process: bool = True) -> Iterator[None]:
     """Keep other processes of this machine from an output, a file or a folder, until the block ends.
 
-    A lock of the operating system on `.NAME.lock` beside it, so that a killed process leaves nothing that holds; a
-    process that has the output already keeps it.
+    A lock of the operating system on `.NAME.lock` beside it, or in a folder where nothing can be written beside it, so
+    that a killed process leaves nothing that holds; a process that has the output already keeps it.
 
     Args:
         output: need not be there, its folder is made.
@@ -95,7 +95,8 @@ def claimed(output: str | Path, main_process: bool = True) -> Iterator[None]:
         yield
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
+    beside = os.access(output.parent, os.W_OK) or not output.is_dir()  # not so a volume that a container mounts
+    lock = FileLock((output.parent if beside else output) / f".{output.name}.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -109,15 +110,15 @@ def claimed(output: str | Path, main_process: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def check_output_file(file: str | Path, inputs: Iterable[str | Path] = (), what: str = "output_file") -> None:
-    """Raise unless a file can be written at the end of a long work.
+def check_output_file(file: str | Path, inputs: Iterable[str | Path] = (), what: str = "output_file") -> Path:
+    """Raise unless a file can be written at the end of a long work; returns it, or what it is a link to.
 
     Args:
         inputs: files that it must not replace.
         what: the option that names it.
 
     Raises:
-        ValueError: it is a folder, or one of the inputs.
+        ValueError: it is a folder or a device, or one of the inputs.
         OSError: there is no folder for it, or nothing can be written there.
     """
     file = Path(file)
@@ -125,16 +126,21 @@ def check_output_file(file: str | Path, inputs: Iterable[str | Path] = (), what:
         raise FileNotFoundError(f"{what}: there is no folder {str(file.parent)!r}")
     if file.is_dir():
         raise ValueError(f"{what}: {str(file)!r} is a folder; name a file")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{what}: {str(file)!r} is a device or a pipe, which would be replaced; name a file")
     for given in map(Path, inputs):
         if given.exists() and given.resolve() == file.resolve():
             raise ValueError(f"{what}: {str(file)!r} would replace what it is made from; choose another")
     if not os.access(file.resolve().parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
         raise PermissionError(f"{what}: {str(file)!r} cannot be written")
+    return file.resolve()
 
 
 def check_output(output: Path) -> None:
     """Raise `FileExistsError` unless a folder can get this name, or a link's target its own, at the end."""
     target = output.resolve()
+    if target == Path.cwd():
+        raise FileExistsError(f"output_dir: {output} is where this runs, and would be replaced; name another folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
     if target.is_mount():
