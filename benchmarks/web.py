@@ -128,7 +128,7 @@ def main() -> None:
         for quantization in args.quantizations:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
-                web.lay_out_page(name, folder, quantization)
+                web.lay_out_page([name], folder, quantization)
                 page = json.loads((folder / "models.json").read_text("utf-8"))
                 (model,) = page["models"]
                 found, node_times = by_node(folder / "models" / model["folder"], model["dtype"], sources)

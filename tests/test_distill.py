@@ -499,7 +499,8 @@ def test_a_teacher_of_several_target_languages_is_scored_with_its_code(task, tok
         return sources, 1.0
 
     monkeypatch.setattr(evaluate_command, "timed_translate", translated)
-    monkeypatch.setattr(evaluate_command, "load_translator", lambda name: (model, tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
     monkeypatch.setattr(distill_command, "is_finished", lambda folder: True)
     told = SimpleNamespace(teacher=TeacherArguments(["t"]), corpus=corpus_args, decoding=DecodingArguments())
     told.output = tmp_path

@@ -319,6 +319,12 @@ def test_other_weights_are_never_stored_in_the_folder_itself(folder):
         publish(folder, "--repo", REPO, "--output_dir", folder)
 
 
+def test_what_a_page_offers_needs_a_page(folder):
+    for options in (["--other_models", "a"], ["--decoder_depths", 2]):
+        with pytest.raises(ValueError, match="says what a page offers: give space=web too"):
+            script("publish")(folder, "--repo", "org/rs6", *options)
+
+
 def test_a_command_line_is_recorded_without_its_secrets(tmp_path, monkeypatch):
     address = f"https://me:{SECRET}@hub.example/org/a"
     forms = ["--hub_token", SECRET, f"--hub-token={SECRET}", f"HF_TOKEN={SECRET}", "--wandb_api_key", SECRET]

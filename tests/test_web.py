@@ -22,7 +22,7 @@ from rs_transformer.training.model import config_from_tokenizer
 
 pytest_plugins = ["browser"]
 
-MODEL = ROOT / "hub_cards" / "rs-marian-ja-en"
+MODEL, BACK = (ROOT / "hub_cards" / f"rs-marian-{direction}" for direction in ("ja-en", "en-ja"))
 TOO_LONG = f"“{'b' * 20}…” has 257 tokens, at most 256 are possible. Cut it into sentences."
 SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"]
 SENTENCES = [
@@ -52,16 +52,16 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def folder(made_once):
-    """The page as it is published, and a second depth to choose: the same model again, which the page does not know.
+    """The page of both directions as it is published, and a second depth: a model again, which the page does not know.
 
     In float32, for int8 is rounded otherwise by each processor.
     """
 
     def fill(folder):
-        options = ["--space", "web", "--quantization", "float32", "--output_dir", folder]
+        options = ["--space", "web", "--other_models", BACK, "--quantization", "float32", "--output_dir", folder]
         script("publish")(MODEL, "--repo", "org/rs-web", *options)
         page = json.loads((folder / "models.json").read_text())
-        page["models"].append(page["models"][0] | {"decoder_layers": 6})
+        page["models"].insert(1, page["models"][0] | {"decoder_layers": 6})
         (folder / "models.json").write_text(json.dumps(page))
 
     return made_once("web-page", fill)
@@ -111,7 +111,7 @@ def test_it_translates_as_python_does_and_without_a_server_from_the_second_time_
     assert "works offline" in page.wait_for("Ready after")
     assert page["source-label"].text == "Japanese to English"
     assert page.translate(SENTENCES) == expected
-    megabytes = sum(file.stat().st_size for file in (folder / "models").rglob("*.*")) / 1e6
+    megabytes = sum(file.stat().st_size for file in (folder / "models" / "ja-en-depth2").rglob("*.*")) / 1e6
     assert re.search(rf"Model and tokenizer\s{megabytes:.1f} MB", page["figures"].text)
     asked = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert asked
@@ -131,8 +131,8 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
         "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     )
     browser.execute_script("document.getElementById('status').textContent = ''")  # so that it must load again
-    page["depth"].send_keys(Keys.ARROW_DOWN)
-    assert page["depth"].get_property("value") == "6"
+    page["model"].send_keys(Keys.ARROW_DOWN)
+    assert page["model"].get_property("value") == "Japanese to English, 6 decoder steps"
     page.wait_for("Ready after")
     seen = []
     for _ in range(4):  # text, button, and the examples
@@ -142,6 +142,24 @@ def test_an_example_and_another_depth_are_chosen_by_keyboard_on_a_narrow_screen(
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     page.wait_for("^2 sentences")
     assert "She gets up at seven every morning." in page["translations"].text
+
+
+def test_it_translates_the_other_way_too(browser, site):
+    page = Page(browser, site.address)
+    page.wait_for("Ready after")
+    browser.execute_script("document.getElementById('status').textContent = ''")  # so that it must load again
+    page["model"].send_keys(Keys.END)
+    assert page["model"].get_property("value") == page["source-label"].text == "English to Japanese"
+    page.wait_for("Ready after")
+    (first, *_) = browser.find_elements(By.CSS_SELECTOR, "#examples button")
+    first.click()
+    page.wait_for("^1 sentence")
+    source, target = (browser.find_element(By.CSS_SELECTOR, f"#translations .{side}") for side in ("source", "target"))
+    assert (source.text, source.get_attribute("lang")) == ("He is good at swimming.", "en")
+    model, tokenizer = load_translator(str(BACK))
+    engine = TransformersEngine(model, tokenizer, DecodingArguments(num_beams=1, max_new_tokens=64))
+    assert target.text == engine.translate_batch([tokenizer(source.text)["input_ids"]])[0][0]
+    assert target.get_attribute("lang") == "ja"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +217,7 @@ def test_the_example_for_node_translates_as_python_does(folder, expected, tmp_pa
     blocks = re.findall(r"```js\n(.*?)```", (ROOT / "docs" / "export.md").read_text("utf-8"), flags=re.DOTALL)
     (code,) = (block for block in blocks if "pipeline(" in block)
     (tmp_path / "node_modules").symlink_to(web.PAGE / "node_modules")
-    (tmp_path / "rs6-onnx").symlink_to(folder / "models" / "depth2")
+    (tmp_path / "rs6-onnx").symlink_to(folder / "models" / "ja-en-depth2")
     (tmp_path / "translate.mjs").write_text(code.replace('"q8"', '"fp32"'))
     done = run("node", "translate.mjs", *SENTENCES, cwd=tmp_path)
     assert done.stdout.splitlines() == expected
@@ -217,9 +235,9 @@ def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
             asked.append(("list_repo_files", (repo,), options))
             return [".gitattributes", "notes.md", "models/a.onnx", "models/depth6/b.onnx"]
 
-    def lay_out_page(model, folder, quantization, depths):
+    def lay_out_page(models, folder, quantization, depths):
         (folder / "models").mkdir()
-        (folder / "models" / "a.onnx").write_text(f"{quantization} {depths}")
+        (folder / "models" / "a.onnx").write_text(f"{models} {quantization} {depths}")
         (folder / "index.html").write_text("")
 
     monkeypatch.setattr(commands_publish, "HfApi", Hub)
@@ -249,15 +267,17 @@ def test_what_a_page_cannot_be_made_of_is_said(tmp_path, monkeypatch):
         for part in (rs_model(**config_from_tokenizer(tokenizer)), tokenizer):
             part.save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=said):
-            web.lay_out_page(str(tmp_path / name), tmp_path / "page")
+            web.lay_out_page([str(tmp_path / name)], tmp_path / "page")
+    with pytest.raises(ValueError, match="translates ja to en, as another model of the page does"):
+        web.lay_out_page([str(MODEL)] * 2, tmp_path / "page")
     with pytest.raises(ValueError, match="quantization must be one of float32, float16, int8, got 'int4'"):
-        web.lay_out_page(str(MODEL), tmp_path / "page", "int4")
+        web.lay_out_page([str(MODEL)], tmp_path / "page", "int4")
     marian(**config_from_tokenizer(tokenizer)).save_pretrained(tmp_path / "none")
     with pytest.raises(ValueError, match="decoder_depths are for recurrently stacked models"):
-        web.lay_out_page(str(tmp_path / "none"), tmp_path / "page", decoder_depths=[2])
+        web.lay_out_page([str(tmp_path / "none")], tmp_path / "page", decoder_depths=[2])
     monkeypatch.setattr(web, "PAGE", tmp_path)
     with pytest.raises(ValueError, match="the page comes with a clone of rs-transformer"):
-        web.lay_out_page(str(MODEL), tmp_path / "page")
+        web.lay_out_page([str(MODEL)], tmp_path / "page")
     (tmp_path / "package.json").write_text("{}")
     (tmp_path / "package-lock.json").write_text("{}")
     monkeypatch.setenv("PATH", "")

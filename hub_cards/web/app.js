@@ -9,6 +9,7 @@ const SIMD = new Uint8Array([
 
 let worker;
 let models;
+let chosen; // of models.models
 let started = 0;
 
 function showProblem(text) {
@@ -59,8 +60,36 @@ function addFigure(name, value) {
   element("figures").append(term, text);
 }
 
+/** What a model is called among the others. */
+function nameOf({ source, target, decoder_layers: steps }, _, all) {
+  const direction = directionOf({ source, target });
+  const depths = all.filter((other) => directionOf(other) === direction).length;
+  return depths > 1 ? `${direction}, ${steps} decoder steps` : direction;
+}
+
+function directionOf({ source, target }) {
+  return `${languageName(source)} to ${languageName(target)}`;
+}
+
+function showExamples({ source, examples }) {
+  const buttons = examples.map((example) => {
+    const button = document.createElement("button");
+    [button.type, button.textContent, button.lang] = ["button", example, source];
+    button.addEventListener("click", () => {
+      element("source").value = example;
+      translate();
+    });
+    return button;
+  });
+  element("examples").replaceChildren(...buttons);
+}
+
 function load(model) {
   worker?.terminate();
+  chosen = model;
+  element("source-label").textContent = directionOf(model);
+  element("source").lang = model.source;
+  showExamples(model);
   element("translate").disabled = true;
   element("problem").hidden = true;
   element("progress").hidden = false;
@@ -90,7 +119,7 @@ const receive = {
   translation({ index, source, target, milliseconds }) {
     if (index === 0) element("translations").replaceChildren();
     const item = document.createElement("li");
-    for (const [name, text, lang] of [["source", source, models.source], ["target", target, models.target], ["time", `${Math.round(milliseconds)} ms`, "en"]]) {
+    for (const [name, text, lang] of [["source", source, chosen.source], ["target", target, chosen.target], ["time", `${Math.round(milliseconds)} ms`, "en"]]) {
       const part = document.createElement(name === "time" ? "small" : "div");
       [part.className, part.textContent, part.lang] = [name, text, lang];
       item.append(part);
@@ -111,7 +140,7 @@ const receive = {
 function sentencesOf(text) {
   const lines = text.split(/\r?\n/);
   if (!Intl.Segmenter) return lines.map((line) => line.trim()).filter(Boolean);
-  const segmenter = new Intl.Segmenter(models.source, { granularity: "sentence" });
+  const segmenter = new Intl.Segmenter(chosen.source, { granularity: "sentence" });
   return lines.flatMap((line) => [...segmenter.segment(line)].map(({ segment }) => segment.trim())).filter(Boolean);
 }
 
@@ -132,20 +161,9 @@ async function start() {
   const answer = await fetch("models.json");
   if (!answer.ok) return showProblem("There is no model beside this page: rs-transformer publish --space web lays one out.");
   models = await answer.json();
-  element("source-label").textContent = `${languageName(models.source)} to ${languageName(models.target)}`;
-  element("source").lang = models.source;
-  for (const example of models.examples) {
-    const button = document.createElement("button");
-    [button.type, button.textContent, button.lang] = ["button", example, models.source];
-    button.addEventListener("click", () => {
-      element("source").value = example;
-      translate();
-    });
-    element("examples").append(button);
-  }
-  element("depth").replaceChildren(...models.models.map(({ decoder_layers: steps }) => new Option(steps, steps)));
+  element("model").replaceChildren(...models.models.map(nameOf).map((name) => new Option(name)));
   element("choice").hidden = models.models.length < 2;
-  element("depth").addEventListener("change", () => load(models.models[element("depth").selectedIndex]));
+  element("model").addEventListener("change", () => load(models.models[element("model").selectedIndex]));
   element("form").addEventListener("submit", translate);
   element("source").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) translate(event);

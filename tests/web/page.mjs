@@ -31,8 +31,8 @@ async function page(serviceWorker) {
     terminate() {}
     say(data) { this.message({ data }); }
   }
-  const model = { decoder_layers: 2, bytes: 1, parameters: 1 };
-  const models = { source: "ja", target: "en", examples: [], models: [model, model], program_bytes: 1 };
+  const model = { source: "ja", target: "en", examples: [], decoder_layers: 2, bytes: 1, parameters: 1 };
+  const models = { models: [model, model], program_bytes: 1 };
   await load("app.js", {
     document: { getElementById: (id) => (elements[id] ??= make()), createElement: make },
     navigator: { serviceWorker: { register: async () => {}, addEventListener() {}, ...serviceWorker } },
@@ -67,8 +67,8 @@ const scenarios = {
     look("again");
     workers[0].say({ type: "error", during: "load", message: "bad" });
     look("not loaded");
-    elements.depth.selectedIndex = 1;
-    elements.depth.listeners.change();
+    elements.model.selectedIndex = 1;
+    elements.model.listeners.change();
     look("loading");
     return seen;
   },

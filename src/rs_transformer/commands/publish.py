@@ -82,10 +82,18 @@ class PublishArguments:
             "choices": list(SPACES),
         },
     )
-    quantization: str = field(default="int8", metadata={"help": "With space: of the model that the page loads."})
+    other_models: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "With space: models that the page offers beside it, of other languages, such as the one of the "
+            "other direction.",
+            "nargs": "+",
+        },
+    )
+    quantization: str = field(default="int8", metadata={"help": "With space: of the models that the page loads."})
     decoder_depths: list[int] | None = field(
         default=None,
-        metadata={"help": "With space: the decoder depths that it offers; default: the model's own.", "nargs": "+"},
+        metadata={"help": "With space: the decoder depths that it offers; default: each model's own.", "nargs": "+"},
     )
     dtype: str | None = field(
         default=None,
@@ -100,6 +108,9 @@ class PublishArguments:
             raise ValueError("dtype stores other weights than those of the folder: give output_dir too, a new folder")
         if self.space is not None and (self.card or self.dtype is not None):
             raise ValueError("a Space has no model card and no weights for transformers: leave out card and dtype")
+        for name in ("other_models", "decoder_depths"):
+            if self.space is None and getattr(self, name):
+                raise ValueError(f"{name} says what a page offers: give space=web too")
         if self.repo.count("/") != 1:
             raise ValueError(f"repo must be org/name, got {self.repo!r}")
         validate_repo_id(self.repo)
@@ -125,7 +136,9 @@ def publish(args: PublishArguments) -> list[str]:
     folder = Path(args.folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {args.folder!r}")
-    check_scores(folder)
+    for each in (args.folder, *(args.other_models or [])):
+        if Path(each).is_dir():
+            check_scores(Path(each))
     if args.space is not None:
         return publish_page(args)
     if args.output_dir is not None:
@@ -156,7 +169,7 @@ def publish(args: PublishArguments) -> list[str]:
 
 
 def publish_page(args: PublishArguments) -> list[str]:
-    """Lay out a page that translates with a model in the browser, and upload it as a static Space in one commit.
+    """Lay out a page that translates with models in the browser, and upload it as a static Space in one commit.
 
     Returns:
         The names of the files.
@@ -173,7 +186,8 @@ def publish_page(args: PublishArguments) -> list[str]:
         output = Path(args.output_dir if args.output_dir is not None else f"{temporary}/page")
         check_output(output)
         with staged_folder(output) as staging:
-            lay_out_page(args.folder, staging, args.quantization, args.decoder_depths)
+            models = [args.folder, *(args.other_models or [])]
+            lay_out_page(models, staging, args.quantization, args.decoder_depths)
         files = sorted(str(file.relative_to(output)) for file in output.rglob("*") if file.is_file())
         print_files(args.repo, output, files)
         if not args.dry_run and args.output_dir is None:

@@ -1,4 +1,4 @@
-"""A page that translates in the browser: transformers.js, a model and `hub_cards/web/`, laid out as a static Space."""
+"""A page that translates in the browser: transformers.js, models and `hub_cards/web/`, laid out as a static Space."""
 
 import hashlib
 import shutil
@@ -35,48 +35,54 @@ MODEL_FILES = (CONFIG_NAME, GENERATION_CONFIG_NAME, "tokenizer.json", "tokenizer
 
 
 def lay_out_page(
-    model_name: str, folder: Path, quantization: str = "int8", decoder_depths: Sequence[int] | None = None
+    model_names: Sequence[str],
+    folder: Path,
+    quantization: str = "int8",
+    decoder_depths: Sequence[int] | None = None,
 ) -> None:
-    """Write the page with a model into a folder, which any static server can serve.
+    """Write the page with some models into a folder, which any static server can serve.
 
     Args:
-        model_name: an RSMarian or Marian model, whose tokenizer names its languages.
+        model_names: RSMarian or Marian models, whose tokenizers name their languages, each pair once; a visitor
+            chooses between them, the first at first.
         quantization: of the weights, one of `DTYPES`.
-        decoder_depths: between which a visitor chooses, the first at first; default: the model's own.
+        decoder_depths: between which a visitor chooses, the first at first; default: each model's own.
 
     Raises:
-        ValueError: there is no page, for this is no clone; npm is missing or fails; or the model does not fit: its
-            tokenizer names no languages, has separate vocabularies or cannot be a `tokenizer.json`.
+        ValueError: there is no page, for this is no clone; npm is missing or fails; or a model does not fit: its
+            tokenizer names no languages or those of another, has separate vocabularies or cannot be a
+            `tokenizer.json`.
     """
     if not (PAGE / "index.html").is_file():
         raise ValueError(f"there is no {PAGE}: the page comes with a clone of rs-transformer, install it from one")
     if quantization not in DTYPES:
         raise ValueError(f"quantization must be one of {', '.join(DTYPES)}, got {quantization!r}")
-    model, tokenizer = load_parent(model_name)
-    if decoder_depths and not isinstance(model, RSMarianForConditionalGeneration):
-        raise ValueError(f"{model_name} has one decoder depth: decoder_depths are for recurrently stacked models")
-    # As BCP 47 has them, which browsers know.
-    languages = [split_code(getattr(tokenizer, side, None))[0] for side in ("source_lang", "target_lang")]
-    if "" in languages:
-        raise ValueError(f"the tokenizer of {model_name} does not name its languages, which the page shows")
-    if getattr(tokenizer, "separate_vocabs", False):
-        raise ValueError(f"{model_name} has a vocabulary for each side, and transformers.js one for a translator")
-    tokenizer_json(tokenizer, "source")  # raises where there can be none
+    loaded: dict[tuple[str, str], tuple[MarianMTModel, PreTrainedTokenizerBase]] = {}
+    for model_name in model_names:
+        model, tokenizer = load_parent(model_name)
+        if decoder_depths and not isinstance(model, RSMarianForConditionalGeneration):
+            raise ValueError(f"{model_name} has one decoder depth: decoder_depths are for recurrently stacked models")
+        # As BCP 47 has them, which browsers know.
+        source, target = (split_code(getattr(tokenizer, side, None))[0] for side in ("source_lang", "target_lang"))
+        if not (source and target):
+            raise ValueError(f"the tokenizer of {model_name} does not name its languages, which the page shows")
+        if (source, target) in loaded:
+            raise ValueError(f"{model_name} translates {source} to {target}, as another model of the page does")
+        if getattr(tokenizer, "separate_vocabs", False):
+            raise ValueError(f"{model_name} has a vocabulary for each side, and transformers.js one for a translator")
+        tokenizer_json(tokenizer, "source")  # raises where there can be none
+        loaded[source, target] = model, tokenizer
     for name in PAGE_FILES:
         shutil.copyfile(PAGE / name, folder / name)
     vendor(folder / "vendor")
     models = [
-        write_model(model, tokenizer, folder / "models", quantization, depth)
+        {"source": source, "target": target, "examples": EXAMPLES.get(source, [])}
+        | write_model(model, tokenizer, folder / "models", f"{source}-{target}", quantization, depth)
+        for (source, target), (model, tokenizer) in loaded.items()
         for depth in decoder_depths or [model.config.decoder_layers]
     ]
-    page = {
-        "source": languages[0],
-        "target": languages[1],
-        "examples": EXAMPLES.get(split_code(languages[0])[0], []),
-        "models": models,
-        "program_bytes": sum(file.stat().st_size for file in (folder / "vendor").iterdir()),
-    }
-    write_json(page, folder / "models.json")
+    program_bytes = sum(file.stat().st_size for file in (folder / "vendor").iterdir())
+    write_json({"models": models, "program_bytes": program_bytes}, folder / "models.json")
     # Another store of the service worker for other files.
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
@@ -119,12 +125,17 @@ def vendor(folder: Path) -> None:
 
 
 def write_model(
-    model: MarianMTModel, tokenizer: PreTrainedTokenizerBase, folder: Path, quantization: str, decoder_depth: int
+    model: MarianMTModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    languages: str,
+    quantization: str,
+    decoder_depth: int,
 ) -> dict[str, Any]:
     """Write what transformers.js loads, and return what `models.json` says of it: sizes in bytes."""
     if decoder_depth != model.config.decoder_layers:
         model = with_depth(model, decoder_layers=decoder_depth)
-    output = folder / f"depth{decoder_depth}"
+    output = folder / f"{languages}-depth{decoder_depth}"
     with TemporaryDirectory() as temporary:
         for part in (model, tokenizer):
             part.save_pretrained(temporary)

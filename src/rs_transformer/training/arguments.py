@@ -198,5 +198,5 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError("dataloader_drop_last does not go with max_tokens, which takes each pair once an epoch")
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size does not go with max_tokens: lower max_tokens yourself")
-        if (strategy := self.train_sampling_strategy) != "random":
+        if (strategy := self.train_sampling_strategy) in ("sequential", "batch_rebalance"):
             raise ValueError(f"train_sampling_strategy: {strategy} does not go with max_tokens, which sorts by length")
