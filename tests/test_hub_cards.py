@@ -17,7 +17,10 @@ from rs_transformer.model_card import build_card, card_disagreements
 
 HUB = ROOT / "hub_cards"
 DATA = ROOT / "training" / "data"
-MODELS = ["rs-marian-ja-en", "rs-marian-ja-en-tanaka", "rs-marian-ja-en-scratch", "marian-ja-en"]
+TANAKA = ["rs-marian-ja-en-tanaka", "rs-marian-ja-en-scratch", "marian-ja-en"]
+# The cells of the study that the models of everyday sentences are.
+EVERYDAY = {"rs-marian-ja-en": "everyday/compressed-1", "rs-marian-en-ja": "everyday_en_ja/compressed_robust-1"}
+MODELS = [*EVERYDAY, *TANAKA]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +35,7 @@ def test_a_card_says_what_the_files_beside_it_say(name):
     assert card.content.strip() == build_card(HUB / name, f"hub_cards/{name}").content.strip()
     assert card_disagreements(HUB / name) == []
     assert card.data.license
-    assert "tok:13a" in card.text
+    assert f"tok:{'ja-mecab' if 'en-ja' in name else '13a'}" in card.text
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -59,7 +62,9 @@ def check_scores(name, system, test_file, tmp_path, *decoding):
     """`evaluate` gives a system the scores that a model's card has of its test set."""
     output = tmp_path / "scores.json"
     files = ["--test_file", test_file, "--output_file", output]
-    script("evaluate")("--systems", system, "--source_lang", "ja", "--target_lang", "en", *files, *decoding)
+    source_lang, target_lang = re.search(r"marian-(\w\w)-(\w\w)", name).groups()
+    languages = ["--source_lang", source_lang, "--target_lang", target_lang]
+    script("evaluate")("--systems", system, *languages, *files, *decoding)
     (measured,) = json.loads(output.read_text())
     said = {
         result.metric_type: result
@@ -72,20 +77,22 @@ def check_scores(name, system, test_file, tmp_path, *decoding):
         assert measured[f"{metric}_signature"] == said[metric].metric_args["signature"]
 
 
-@pytest.mark.parametrize("name", MODELS[1:])
+@pytest.mark.parametrize("name", TANAKA)
 def test_evaluation_gives_the_scores_of_the_card(name, tmp_path):
     decoding = ["--num_beams", 5, "--max_new_tokens", 64]
     check_scores(name, f"hub_cards/{name}", DATA / "tanaka-excerpt" / "test.jsonl", tmp_path, *decoding)
 
 
-def test_the_everyday_card_has_the_scores_of_the_translations_of_the_study_which_are_the_models(tmp_path):
+@pytest.mark.parametrize(("name", "cell"), EVERYDAY.items())
+def test_an_everyday_card_has_the_scores_of_the_translations_of_the_study_which_are_the_models(name, cell, tmp_path):
     test_file = DATA / "tatoeba-test" / "test.jsonl"
-    packed = ROOT / "benchmarks/results/study/everyday/compressed-1.test.txt.gz"
+    packed = ROOT / f"benchmarks/results/study/{cell}.test.txt.gz"
     (tmp_path / "translations.txt").write_bytes(gzip.decompress(packed.read_bytes()))
-    check_scores("rs-marian-ja-en", tmp_path / "translations.txt", test_file, tmp_path)
+    check_scores(name, tmp_path / "translations.txt", test_file, tmp_path)
     known = (tmp_path / "translations.txt").read_text("utf-8").splitlines()[:100]
-    sources = [json.loads(line)["translation"]["ja"] for line in test_file.read_text("utf-8").splitlines()[:100]]
-    model, tokenizer = load_translator(str(HUB / "rs-marian-ja-en"))
+    model, tokenizer = load_translator(str(HUB / name))
+    pairs = [json.loads(line)["translation"] for line in test_file.read_text("utf-8").splitlines()[:100]]
+    sources = [pair[tokenizer.source_lang] for pair in pairs]
     translations = translate(model, tokenizer, sources, DecodingArguments(num_beams=5, max_new_tokens=128))
     assert sum(map(str.__eq__, translations, known)) >= 97  # ties, likewise
 

@@ -1,0 +1,1 @@
+../../src/rs_transformer/configuration_rs_marian.py

@@ -1,0 +1,1 @@
+../../src/rs_transformer/generation_rs_marian.py

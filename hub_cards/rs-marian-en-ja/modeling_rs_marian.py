@@ -1,0 +1,1 @@
+../../src/rs_transformer/modeling_rs_marian.py

@@ -1,0 +1,1 @@
+../../src/rs_transformer/pipeline_rs_marian.py

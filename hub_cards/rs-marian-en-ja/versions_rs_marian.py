@@ -1,0 +1,1 @@
+../../src/rs_transformer/versions_rs_marian.py
