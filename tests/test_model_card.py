@@ -366,6 +366,9 @@ def test_scores_that_are_kept_are_in_the_card(tmp_path):
     script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl")
     assert (folder / "README.md").read_text() == text
     assert "Not for poems." in (folder / "README.before.md").read_text()
+    (folder / "README.md").write_text(text.replace("## Use", "## Notes\n\nNot for songs.\n\n## Use"))
+    script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl")
+    assert "Not for songs." in (folder / "README.before-2.md").read_text()
     # Of other weights nothing stays; nor does the card change, where it is somebody's own.
     (folder / "README.md").write_text("my notes")
     results["weights"]["sha256"] = "0"

@@ -283,6 +283,16 @@ def test_a_run_says_of_its_parents_what_these_say_and_not_what_lay_there(tmp_pat
     assert not list(run.iterdir())
 
 
+def test_a_run_that_goes_on_in_another_folder_says_of_its_parents_what_it_said(task, tmp_path):
+    options = [RECIPE, *task_options(task), "--save_strategy", "steps", "--save_steps", 1, "--eval_strategy", "no"]
+    options += ["--load_best_model_at_end", "false", "--average_checkpoints", 0]
+    script("train")(*options, "--max_steps", 1, "--output_dir", tmp_path / "run")
+    (tmp_path / "run" / "collapse.json").write_text("{}")
+    going_on = ["--resume_from_checkpoint", tmp_path / "run" / "checkpoint-1", "--output_dir", tmp_path / "on"]
+    script("train")(*options, "--max_steps", 2, *going_on)
+    assert (tmp_path / "on" / "collapse.json").is_file()
+
+
 def test_a_depth_is_asked_of_a_stacked_model_alone(trained, task, tmp_path):
     model, tokenizer = load_translator(str(trained))
     stock = tmp_path / "stock"

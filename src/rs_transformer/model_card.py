@@ -202,8 +202,8 @@ def write_card(folder: str | Path, repository: str | None = None, **said: Any) -
 def renew_card(folder: str | Path, **said: Any) -> None:
     """Write a folder's card anew, with what its metadata say already.
 
-    A README.md that is no card of this package stays. Where lines are gone that somebody has put there, the card as it
-    was is kept beside the new one, with a warning.
+    A README.md that is no card of this package stays. Where lines are gone that somebody may have put there, but for
+    tables and lines with figures, the card as it was is kept beside the new one, with a warning.
     """
     file = Path(folder, CARD)
     before = file.read_text("utf-8", errors="replace") if file.is_file() else OWN_CARD
@@ -215,7 +215,10 @@ def renew_card(folder: str | Path, **said: Any) -> None:
     # Lines with figures, and tables, change by themselves.
     own = [line for line in before.splitlines() if line not in now and not re.search(r"^\s*(\||$)|[0-9]", line)]
     if own and before != OWN_CARD:
-        kept = file.with_name(f"{file.stem}.before{file.suffix}")
+        kept, number = file.with_name(f"{file.stem}.before{file.suffix}"), 1
+        while kept.exists():  # of a card before
+            number += 1
+            kept = file.with_name(f"{file.stem}.before-{number}{file.suffix}")
         write_text(before, kept)
         logger.warning(f"{file} is written anew and lacks lines that it had, as {own[0][:60]!r}: {kept} has them.")
 

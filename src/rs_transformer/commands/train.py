@@ -188,8 +188,9 @@ def _prepare(
             # What is pushed meanwhile has not the scores that the run had when it ended before.
             Path(args.output_dir, RESULTS).rename(Path(args.output_dir, f"_{RESULTS}"))
             trainer.create_model_card()
-        if checkpoint is None:
-            keep_lineage(options.model.model_name_or_path, args.output_dir)
+        begun = options.model.model_name_or_path if checkpoint is None else str(Path(checkpoint).parent)
+        if begun is None or not is_same_folder(begun, args.output_dir):
+            keep_lineage(begun, args.output_dir)
     return trainer
 
 
@@ -275,7 +276,7 @@ def set_up_screen(args: TranslationTrainingArguments) -> None:
 
 
 def keep_lineage(parent: str | None, output_dir: str) -> None:
-    """Copy what a collapsed or trimmed parent says of itself into the run's folder, for the model card.
+    """Copy what a collapsed or trimmed parent, or the run that goes on, says into a folder, for the model card.
 
     What lies there of a run that began otherwise, and left no checkpoint, goes.
     """

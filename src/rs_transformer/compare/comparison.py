@@ -24,7 +24,7 @@ from ..metrics import corpus_scores, paired_bootstrap, sentence_chrf
 from ..model_card import weight_files
 from ..pipeline_rs_marian import is_blank, same_language
 from ..training.run_folder import RECORDED_PACKAGES
-from ..utils.files import check_output, claimed, read_mapping, staged_folder, write_json
+from ..utils.files import claimed, read_mapping, staged_folder, write_json
 from ..utils.map_shards import check_settings
 from ..utils.masking import masked, without_secrets
 from ..utils.measuring import interleave, processor
@@ -134,15 +134,16 @@ def compare(
     target_lang = target_lang or models["child"].languages[1]
     with claimed(output):
         work = _open(output, settings)
+        given = {*exports["parent"], *exports["child"]}
         for name, (target, quantization) in list(chosen.items()):
             try:
-                if target == "marian":
-                    load_engine(target).check_path(output)
                 for side, model in models.items():
+                    if target == "marian":
+                        load_engine(target).check_path(exports[side].get(name, output))
                     if name not in exports[side]:
                         exports[side][name] = _export(model, target, quantization, work / f"{side}-{_file_name(name)}")
             except ValueError as error:
-                if engines is not None or name in exports["child"] or len(chosen) == 1:
+                if engines is not None or name in given or len(chosen) == 1:
                     raise
                 logger.warning(f"Without {name}: {error}")
                 del chosen[name]
@@ -299,7 +300,8 @@ def _open(output: Path, settings: Mapping[str, Any]) -> Path:
     if file.is_file():
         check_settings(output, read_mapping(file), settings)
     else:
-        check_output(output)
+        if output.is_dir() and any(each.name != f".{output.name}.lock" for each in output.iterdir()):
+            raise FileExistsError(f"output_dir: {output} is there already and not empty; choose another, or remove it")
         work.mkdir(parents=True, exist_ok=True)
         write_json(settings, file)
     return work

@@ -237,13 +237,16 @@ class TranslationTrainer(Seq2SeqTrainer):
             return super()._prepare_for_training(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Their state of a checkpoint, with the rates and the other settings that this run is given."""
+        """Their state of a checkpoint, with the rates and the other settings that this run is given.
+
+        The rate of `reduce_lr_on_plateau`, which is no share of the first one, stays the checkpoint's.
+        """
         scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         given = [{name: group.get(name) for name in SETTINGS} for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         for number, (group, settings) in enumerate(zip(self.optimizer.param_groups, given, strict=True)):
             rate, before = settings["initial_lr"], group.get("initial_lr")
-            if rate and before and rate != before and hasattr(scheduler, "base_lrs"):
+            if rate is not None and before and rate != before and hasattr(scheduler, "base_lrs"):
                 group["lr"] *= rate / before  # every schedule is a share of it
                 scheduler.base_lrs[number] = rate
                 scheduler._last_lr[number] = group["lr"]
@@ -367,7 +370,7 @@ class TranslationTrainer(Seq2SeqTrainer):
             if self._applied_at != self.state.global_step:
                 self._not_applied.zero_()
                 self._applied_at = self.state.global_step
-            self._not_applied += loss.detach()
+            self._not_applied += loss.detach().nan_to_num(0.0, 0.0, 0.0)  # as the base class sums
         if self.state.global_step < self.args.frozen_embedding_updates:
             # While a collapsed layer finds its way back. Before the gradients are clipped, whose norm is that of the
             # others alone.
@@ -403,11 +406,15 @@ class TranslationTrainer(Seq2SeqTrainer):
             if not has_length(self.train_dataset):
                 self._not_applied = torch.zeros_like(self._tr_loss)
             super()._run_epoch(*args, **kwargs)
-            if self._not_applied is not None and self._applied_at == self.state.global_step:
-                # What is left over where a stream ends amid an update would be added to the next one.
-                self.model.zero_grad()
-                self._tr_loss -= self._not_applied
+            self._drop_left_over()
             self._not_applied = None
+
+    def _drop_left_over(self) -> None:
+        """What is left over where a stream ends amid an update would be added to the next one."""
+        if self._not_applied is not None and self._applied_at == self.state.global_step:
+            self.model.zero_grad()
+            self._tr_loss -= self._not_applied
+            self._applied_at = -1
 
     def _keep_progress(self) -> None:
         self.state.stateful_callbacks[PROGRESS] = {
@@ -436,6 +443,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         self._initial_global_step = 0
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        self._drop_left_over()  # before it is logged at the end of a pass
         if self.state.global_step == 1 and self._first_loss is None:
             self._first_loss = self.accelerator.gather(tr_loss).mean().item()
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
