@@ -88,8 +88,9 @@ def sweep_depths(
         ValueError, FileNotFoundError: a depth that is less than the unique layers, or data or a model that do not
             fit.
     """
+    output = None
     if args.output_file is not None:
-        check_output_file(args.output_file, corpus_args.all_files())
+        output = check_output_file(args.output_file, corpus_args.all_files())
     dataset = load_split(corpus_args, args.split)
     base, tokenizer = load_translator(args.model_name_or_path, args.revision)
     check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
@@ -117,8 +118,8 @@ def sweep_depths(
     if PartialState().is_main_process:
         with suppress(OSError):  # of a folder; a card shows no figures of other weights
             rows[0]["weights_sha256"] = weights_digest(args.model_name_or_path)
-        if args.output_file is not None:
-            write_json(rows, Path(args.output_file).resolve())
+        if output is not None:
+            write_json(rows, output)
         print_sweep(rows)
         if args.plot_file is not None:
             plot_sweep(rows, args.plot_file)

@@ -96,8 +96,9 @@ def evaluate_systems(
         ValueError, FileNotFoundError: data, model or file of translations does not fit, or `output_file` is one of the
             corpus.
     """
+    output = None
     if args.output_file is not None:
-        check_output_file(args.output_file, corpus_args.all_files())
+        output = check_output_file(args.output_file, corpus_args.all_files())
     dataset = load_split(corpus_args, args.split)
     references = dataset["target"][:]
     if len(set(args.systems)) < len(args.systems):
@@ -135,8 +136,8 @@ def evaluate_systems(
             row["bootstrap"] = bootstrap
     if PartialState().is_main_process:
         print_scores(rows)
-        if args.output_file is not None:
-            write_json(rows, Path(args.output_file).resolve())
+        if output is not None:
+            write_json(rows, output)
         if args.keep:
             for row in rows:
                 names = ("bleu", "bleu_signature", "chrf", "chrf_signature", "num_beams")
