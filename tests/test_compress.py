@@ -346,3 +346,17 @@ def test_a_folder_goes_on_with_its_own_plan_alone(compressed, parent, text, tmp_
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
         compress(*command(parent, text, tmp_path))
+
+
+def test_a_folder_goes_on_with_the_engine_that_it_was_planned_with(compressed, parent, text, tmp_path, monkeypatch):
+    without = tmp_path / "without"
+    shutil.copytree(compressed, without, ignore=shutil.ignore_patterns("export", "report", "parent_ctranslate2"))
+    plan = json.loads((without / "compress.json").read_text())
+    assert plan["installed"] == ["ctranslate2"]
+    (without / "compress.json").write_text(json.dumps(plan | {"installed": []}))
+    compress(*command(parent, text, without, "--report", "false"))
+    assert not (without / "export").exists()
+    for module in ("commands.compress", "compress.plan"):
+        monkeypatch.setattr(f"rs_transformer.{module}.is_installed", lambda _: False)
+    with pytest.raises(ValueError, match="engines=ctranslate2 needs: pip install"):
+        compress(*command(parent, text, compressed))

@@ -145,9 +145,9 @@ class Study:
         """What a grid's options call by name: {corpus}, {source_lang}, {target_lang}."""
         return {name: self.grid[name] for name in ("corpus", "source_lang", "target_lang") if name in self.grid}
 
-    def on_gpu(self, command: str) -> dict[str, Any]:
-        """The options that a command has beside its own where there is a GPU."""
-        return self.grid.get("gpu", {}).get(command, {}) if torch.cuda.is_available() else {}
+    def on_device(self, command: str) -> dict[str, Any]:
+        """The options that a command has beside its own on a GPU, or where there is none."""
+        return self.grid.get("gpu" if torch.cuda.is_available() else "cpu", {}).get(command, {})
 
     def commands(self, cell: Cell) -> Iterator[tuple[str, Path, list[str]]]:
         """Of each step the command, its folder, and its arguments."""
@@ -160,7 +160,7 @@ class Study:
         names = self._names() | folders
         for step, options in steps.items():
             command = step.split()[0]
-            options = {**self.grid["defaults"].get(command, {}), **self.on_gpu(command), **options}
+            options = {**self.grid["defaults"].get(command, {}), **self.on_device(command), **options}
             options |= {} if command == "synthesize" else {"seed": cell.seed}
             options["output_dir"] = folders[step]
             recipe = options.pop("recipe", None)
@@ -263,7 +263,7 @@ class Runner:
         source.write_text("".join(f"{line}\n" for sources, _ in pairs.values() for line in sources), encoding="utf-8")
         decoding = self.study.grid["decoding"]
         options = {"input_file": source, "output_file": output, "overwrite": "true"}
-        options |= decoding | self.study.on_gpu("translate")
+        options |= decoding | self.study.on_device("translate")
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self._call("translate", ["--model_name_or_path", str(model), *arguments], log)
         lines = iter(output.read_text("utf-8").split("\n")[:-1])

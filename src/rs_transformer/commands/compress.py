@@ -120,7 +120,10 @@ def compress(options: CompressOptions) -> Plan:
     with claimed(output, state.is_main_process and not dry_run):
         plan: Plan | None = None
         if state.is_main_process:
-            plan = found_plan(options, output) or new_plan(options, output, started)
+            if plan := found_plan(options, output):
+                check_engines(options, plan)
+            else:
+                plan = new_plan(options, output, started)
             print_plan(plan, options)
         group.wait()  # planning takes longer than a collective waits
         plan = broadcast_object_list([plan])[0]
@@ -129,12 +132,16 @@ def compress(options: CompressOptions) -> Plan:
     return plan
 
 
-def check_engines(options: CompressOptions) -> None:
-    """Raise `ValueError` for an engine that is not installed, or a quantization that none of them has."""
+def check_engines(options: CompressOptions, plan: Plan | None = None) -> None:
+    """Raise `ValueError` for an engine that is not installed, or a quantization that none of them has.
+
+    Args:
+        plan: of a compression that goes on.
+    """
     if options.shipping.report:
         check_matplotlib("report=true")
     known = {}
-    for engine in engines_of(options):
+    for engine in engines_of(options, plan):
         known[engine] = load_engine(engine, option="engines").QUANTIZATIONS
         if engine == "marian":
             load_engine(engine).check_path(options.compress.output_dir)
@@ -270,7 +277,7 @@ class Compression:
         if "shallow" in plan.training["updates"]:
             stages.append(Stage("shallow", partial(is_finished, out / "shallow"), self.distill_shallow, shared=True))
         stages.append(Stage(MODEL, (out / MODEL).is_dir, self.lay_out))
-        for engine in engines_of(self.options):
+        for engine in engines_of(self.options, plan):
             name = f"export/{engine}"
             stages.append(Stage(name, (out / name).is_dir, partial(self.export, engine)))
         if self.options.shipping.report:
@@ -293,7 +300,7 @@ class Compression:
     @property
     def converts_parent(self) -> bool:
         """Whether the parent is to translate in CTranslate2, which is faster on a CPU."""
-        return self.options.compress.monolingual_file is not None and is_installed(CTRANSLATE2)
+        return self.options.compress.monolingual_file is not None and CTRANSLATE2 in self.plan.installed
 
     def corpus(self) -> CorpusArguments:
         """What is trained on, the parent's translations among it."""
@@ -563,7 +570,7 @@ class Compression:
         else:
             name, split = VERIFICATION_FILE, "train"
             sources, references = read_sentences(str(self.output / name), "source"), None
-        engines = engines_of(self.options)
+        engines = engines_of(self.options, self.plan)
         exports = [self.output / "export" / engine for engine in engines]
         with alone():  # each engine has a process
             result = compare(

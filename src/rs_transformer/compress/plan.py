@@ -68,6 +68,11 @@ FORMAT = 4  # of compress.json: other stages have another one
 CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "report", "repo")
 
 
+def default_engines() -> list[str]:
+    """What is exported to where nobody says."""
+    return ["ctranslate2"] if is_installed("ctranslate2") else []
+
+
 @dataclass
 class Plan:
     """What `compress.json` holds.
@@ -81,6 +86,7 @@ class Plan:
         training: what the distillations are told; `updates` of each stage.
         minutes: of each stage, estimated.
         speedup: on single sentences by decoder depth, where that was measured.
+        installed: engines that were there, of those that are taken where nobody says.
         format: `FORMAT` of the version that made it.
     """
 
@@ -92,6 +98,7 @@ class Plan:
     training: dict[str, Any] = field(default_factory=dict)
     minutes: dict[str, float] = field(default_factory=dict)
     speedup: dict[int, float] = field(default_factory=dict)
+    installed: list[str] = field(default_factory=default_engines)
     format: int = FORMAT
 
     @classmethod
@@ -515,7 +522,7 @@ class Planner:
         sizes = {split: len(dataset) for split, dataset in self.material.evaluated.items()}
         validated = sizes.get("validation", text["held_out"])
         compared = sizes.get("test", sizes.get("validation", VERIFIED))
-        engines = engines_of(self.options)
+        engines = engines_of(self.options, plan)
         seconds = {
             "monolingual": text["sentences"] * self.decode_seconds / processes,
             "trimmed": self.trim * (self.count_seconds + 2),
@@ -538,11 +545,11 @@ def save_steps(updates: int, seconds: float) -> int:
     return min(-(-updates // 5), max(1, round(CHECKPOINT_SECONDS / seconds)))
 
 
-def engines_of(options: CompressOptions) -> list[str]:
-    """The engines that are exported to."""
+def engines_of(options: CompressOptions, plan: Plan | None = None) -> list[str]:
+    """The engines that are exported to: those that were asked for, or that were installed when it was planned."""
     if options.shipping.engines is not None:
         return list(dict.fromkeys(options.shipping.engines))
-    return ["ctranslate2"] if is_installed("ctranslate2") else []
+    return default_engines() if plan is None else plan.installed
 
 
 def stored_layers(config: MarianConfig, side: str) -> int:
