@@ -409,6 +409,17 @@ def test_quantized_translations_are_counted_and_scored(trained, task, tmp_path, 
     assert row["bleu_signature"] in printed
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that CTranslate2 may be able to use")
+def test_where_ctranslate2_cannot_use_the_gpu_it_says_so_and_translates_on_the_cpu(trained, tmp_path, caplog):
+    ctranslate2_export.convert(str(trained), tmp_path / "ct2")
+    model, tokenizer = load_translator(str(trained))
+    decoding = DecodingArguments(max_new_tokens=31)
+    engine = ctranslate2_export.load(tmp_path / "ct2", tokenizer, decoding, device=torch.device("cuda"))
+    assert "CTranslate2 cannot use the GPU, and translates on the CPU: CUDA failed" in caplog.text
+    (found,) = engine.translate_batch([tokenizer("a b c")["input_ids"]])
+    assert found == translate(model, tokenizer, ["a b c"], decoding)
+
+
 def test_ctranslate2s_own_command_converts_with_the_package(trained, tmp_path):
     options = ["--model", trained, "--output_dir", tmp_path / "ct2", "--quantization", "int8"]
     fork("-m", "rs_transformer.export.ctranslate2", *options)

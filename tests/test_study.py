@@ -9,12 +9,15 @@ import yaml
 from conftest import ROOT
 from sacrebleu.metrics import BLEU
 
+from rs_transformer.utils.files import write_json
+
 sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
 import corpora
 import run
 import table
 import variants
 
+SCORED = {"scores": {"one": {"bleu": 1.0}}}
 GRID = {
     "name": "task",
     "source_lang": "ja",
@@ -64,6 +67,19 @@ def test_what_is_scored_is_made_again_only_where_a_cell_that_is_not_needs_its_mo
     # What is given is made from nothing.
     given = run.Cell("deep", 1)
     assert runner.missing([given]) == [given]
+
+
+def test_a_cell_whose_options_have_changed_since_it_was_begun_is_not_gone_on_with(study, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(run.Runner, "_call", lambda self, command, arguments, log: calls.append(command))
+    monkeypatch.setattr(run.Runner, "score", lambda self, cell, commands, log: write_json(SCORED, study.record(cell)))
+    study.results.mkdir(parents=True)
+    runner, cell = run.Runner(study, jobs=1, deadline=0), run.Cell("tuned", 2)
+    runner.make(cell)
+    study.grid["systems"]["tuned"]["train"]["learning_rate"] = 0.2
+    with pytest.raises(RuntimeError, match="tuned-2 was begun by other commands"):
+        runner.make(cell)
+    assert calls == ["train"]
 
 
 def test_another_name_is_put_only_where_both_languages_have_it():

@@ -239,12 +239,16 @@ class Runner:
         log = self.study.work / cell.name / "study.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         say(f"{cell.name}: begins, {log}")
-        commands = []
-        for command, folder, arguments in self.study.commands(cell):
-            commands.append([command, *arguments])
-            if self.study.is_given(cell):
-                continue
-            if is_made(command, folder):
+        steps = list(self.study.commands(cell))
+        commands = [[command, *arguments] for command, _, arguments in steps]
+        made_by = log.with_name("commands.json")
+        if made_by.is_file() and json.loads(made_by.read_text()) != commands:
+            raise RuntimeError(
+                f"{log.parent} was begun by other commands: remove it, or bring the grid's options back"
+            )
+        write_json(commands, made_by)
+        for command, folder, arguments in steps:
+            if self.study.is_given(cell) or is_made(command, folder):
                 continue
             if command == "train" and complete_checkpoints(folder):
                 arguments += ["--resume_from_checkpoint", "true"]
@@ -266,7 +270,10 @@ class Runner:
         options |= decoding | self.study.on_device("translate")
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self._call("translate", ["--model_name_or_path", str(model), *arguments], log)
-        lines = iter(output.read_text("utf-8").split("\n")[:-1])
+        translated = output.read_text("utf-8").split("\n")[:-1]
+        if len(translated) != sum(len(references) for _, references in pairs.values()):
+            raise RuntimeError(f"{source} has another number of lines than the tests have sentences")
+        lines = iter(translated)
         for test, (_, references) in pairs.items():
             translations = list(islice(lines, len(references)))
             scores[test] = corpus_scores(translations, references, self.study.grid["target_lang"])

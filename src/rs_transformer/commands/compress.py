@@ -26,12 +26,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..checkpoints import commit_of, load_config, load_parent, load_translator
+from ..checkpoints import load_config, load_parent, load_translator
 from ..compare.comparison import compare
 from ..compare.report import print_report, write_report
 from ..compress.arguments import CompressOptions
 from ..compress.material import Material, load_material
 from ..compress.plan import (
+    CHANGEABLE,
     FORMAT,
     VERIFIED,
     WORD_TOP_K,
@@ -48,7 +49,7 @@ from ..distillation.losses import DistillationLossArguments
 from ..distillation.targets import TargetArguments
 from ..distillation.teachers import TeacherArguments
 from ..export import install, is_installed, load_engine
-from ..model_card import COMPARISON, card_disagreements
+from ..model_card import COMPARISON, card_disagreements, card_facts, renew_card
 from ..tokenization import TokenizerArguments
 from ..training.arguments import TranslationTrainingArguments
 from ..training.model import ModelArguments
@@ -173,10 +174,11 @@ def found_plan(options: CompressOptions, output: Path) -> Plan | None:
             f"{output} was begun by another version of rs-transformer: go on with that one, or choose another folder"
         )
     plan = Plan.from_json(content)
-    check_settings(output, plan.options, fixed_options(options))
+    before = {name: value for name, value in plan.options.items() if name not in CHANGEABLE}
+    check_settings(output, before, fixed_options(options))
     name, revision = options.compress.model_name_or_path, options.compress.revision
-    load_config(name, revision)  # says what is wrong with it
-    if (commit_of(name, revision), parent_digest(name)) != (plan.parent["commit"], plan.parent["digest"]):
+    load_config(name, plan.parent["commit"] or revision)  # says what is wrong with it
+    if parent_digest(name) != plan.parent["digest"]:
         raise ValueError(f"{output} was made from another {name}: bring it back, or choose another output_dir")
     if text_digest(options) != plan.text["digest"]:
         raise ValueError(
@@ -218,7 +220,8 @@ def disk_bytes(plan: Plan) -> int:
     """What all stages together leave on the disk, roughly."""
     child, parent = plan.child["float32"], plan.parent["float32"]
     runs = len(plan.training["updates"].keys() - {"collapsed"})
-    distributions = plan.text["tokens"] * WORD_TOP_K * 6 * bool(plan.training["word_weight"])
+    # In shards, and once more while these are joined.
+    distributions = 2 * plan.text["tokens"] * WORD_TOP_K * 6 * bool(plan.training["word_weight"])
     return parent + child + 2 * 4 * runs * child + 3 * child + distributions
 
 
@@ -276,7 +279,7 @@ class Compression:
             stages.append(Stage("depths", (out / DEPTHS).is_file, self.choose_depth, shared=True))
         if "shallow" in plan.training["updates"]:
             stages.append(Stage("shallow", partial(is_finished, out / "shallow"), self.distill_shallow, shared=True))
-        stages.append(Stage(MODEL, (out / MODEL).is_dir, self.lay_out))
+        stages.append(Stage(MODEL, self.is_laid_out, self.lay_out))
         for engine in engines_of(self.options, plan):
             name = f"export/{engine}"
             stages.append(Stage(name, (out / name).is_dir, partial(self.export, engine)))
@@ -289,8 +292,14 @@ class Compression:
     @property
     def parent(self) -> tuple[str, str]:
         """Name and revision of the parent, or of its copy in a form that all stages read."""
-        args = self.options.compress
-        return (str(self.output / "parent"), "main") if args.allow_pickle else (args.model_name_or_path, args.revision)
+        if self.options.compress.allow_pickle:
+            return str(self.output / "parent"), "main"
+        return self.options.compress.model_name_or_path, self.revision
+
+    @property
+    def revision(self) -> str:
+        """The parent's as it was planned with, to which its repository may have added since."""
+        return self.plan.parent["commit"] or self.options.compress.revision
 
     @property
     def base(self) -> tuple[str, str]:
@@ -400,7 +409,7 @@ class Compression:
         """The parent, as safetensors."""
         args, folder = self.options.compress, self.output / "parent"
         if PartialState().is_main_process:
-            model, tokenizer = load_parent(args.model_name_or_path, args.revision, allow_pickle=True)
+            model, tokenizer = load_parent(args.model_name_or_path, self.revision, allow_pickle=True)
             with staged_folder(folder) as staging:
                 model.save_pretrained(staging)
                 tokenizer.save_pretrained(staging)
@@ -436,13 +445,13 @@ class Compression:
     def trim(self) -> None:
         """The parent's vocabulary, to the text that is learned from."""
         wanted, args = self.plan.vocabulary, self.options.compress
-        model, tokenizer = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
+        model, tokenizer = load_parent(args.model_name_or_path, self.revision, args.allow_pickle)
         train = load_split(self.corpus(), "train")
         texts = ([text for text in train[side] if text] for side in TEXT_SIDES)
         options = {name: wanted[name] for name in ("max_vocabulary", "characters")}
         plan = plan_trim(model, tokenizer, *texts, **options)
         record = {"text": self.plan.text, **options, **trimmed_sizes(model, tokenizer, plan)}
-        trimming = TrimArguments(args.model_name_or_path, str(self.output / "trimmed"), args.revision)
+        trimming = TrimArguments(args.model_name_or_path, str(self.output / "trimmed"), self.revision)
         write_trimmed(trimming, model, tokenizer, plan, record)
 
     def collapse(self) -> None:
@@ -450,7 +459,7 @@ class Compression:
         args, child, student = self.options.compress, self.plan.child, self.options.student
         model, revision = self.base
         if self.base == self.parent:  # by its own name, which goes into the record
-            model, revision = args.model_name_or_path, args.revision
+            model, revision = args.model_name_or_path, self.revision
         calibration = {"method": "average"}
         if (updates := self.plan.training["updates"].get("collapsed")) is not None:
             calibration = {"method": "calibrated", "calibration_updates": updates}
@@ -509,16 +518,28 @@ class Compression:
         """The parent into the child at the depth that was chosen."""
         self.teach("shallow", model_name_or_path=str(self.output / "distilled"), decoder_layers=self.depth)
 
+    def is_laid_out(self) -> bool:
+        """Whether what is put on the Hub is there, with a card for that repository, or somebody's own."""
+        model = self.output / MODEL
+        return model.is_dir() and card_facts(model).get("repository") in (None, self.repo)
+
     def lay_out(self) -> None:
-        """What is put on the Hub, with its card."""
-        if PartialState().is_main_process:
+        """What is put on the Hub, with its card; where only that is of another repository, the card."""
+        if not PartialState().is_main_process:
+            return
+        if (self.output / MODEL).is_dir():
+            renew_card(self.output / MODEL, repository=self.repo, **self.said)
+        else:
             last = list(self.plan.training["updates"])[-1]
             lay_out(self.output / last, self.output / MODEL, self.repo, **self.said)
 
     def has_report(self) -> bool:
-        """Whether the child's card has the comparison."""
+        """Whether there is a comparison in all engines, and the child's card has it."""
         model = self.output / MODEL
-        return (model / COMPARISON).is_file() and not card_disagreements(model)
+        if not (self.output / "report" / "report.html").is_file() or not (model / COMPARISON).is_file():
+            return False
+        compared = {row["engine"] for row in read_mapping(model / COMPARISON)["engines"]}
+        return compared >= set(engines_of(self.options, self.plan)) and not card_disagreements(model)
 
     @property
     def repo(self) -> str:
@@ -534,6 +555,10 @@ class Compression:
         """The child, for an engine, verified, with a shortlist where the engine takes one."""
         folder = self.output / "export" / engine
         self.write_export(str(self.output / MODEL), "main", engine, folder, shortlist=self.options.shipping.shortlist)
+        file, most = folder / "model.bin", self.options.goal.target_size
+        taken = file.stat().st_size / 1e6 if file.is_file() else 0.0
+        if most is not None and self.options.shipping.quantization == "int8" and taken > most:
+            logger.warning(f"{file} has {taken:.2f} MB, more than target_size {most:g}")
 
     def write_export(self, model: str, revision: str, engine: str, folder: Path, shortlist: bool = False) -> None:
         """A model for an engine, by the main process."""
@@ -562,6 +587,10 @@ class Compression:
         if not PartialState().is_main_process:
             return
         corpus, folder, (parent, revision) = self.evaluated, self.output / "report", self.parent
+        now = self.options.decoding.decoding_max_tokens
+        batches = read_mapping(folder / "work" / "settings.json").get("decoding_max_tokens", now)
+        if (folder / "report.html").is_file() or batches != now:  # of fewer engines, or other batches
+            shutil.rmtree(folder)
         found = load_evaluation_splits(corpus)
         if (pairs := found.get("test", found.get("validation"))) is not None:
             sources, references = pairs["source"][:], pairs["target"][:]

@@ -110,8 +110,11 @@ def evaluate_systems(
     stacked = []
     for system in args.systems:  # all of them before the first is translated
         if system not in files and system not in (loaded or {}):
-            if load_config(system).model_type == "rs_marian":
+            kind = load_config(system).model_type
+            if kind == "rs_marian":
                 stacked.append(system)
+            elif args.keep and kind != "marian":
+                raise ValueError(f"keep is for Marian models, and {system} is of the type {kind!r}")
             if len(args.systems) > 1:
                 check_language_pair(load_tokenizer(system), corpus_args.source_lang, corpus_args.target_lang)
     if args.depths() and not stacked:

@@ -113,6 +113,8 @@ def compare(
     output, decoding = Path(output_dir), decoding or DecodingArguments()
     # One name for each folder, however it is written.
     parent, child = (str(Path(name)) if Path(name).is_dir() else name for name in (parent, child))
+    if None in sources or None in (references or ()):
+        raise ValueError("a test sentence is null: leave its pair out")
     if not any(source.strip() for source in sources):
         raise ValueError("there are no test sentences to compare on")
     if references is not None and len(references) != len(sources):

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, MarianMTModel, PreTrainedTokenizerBase
 
 from ..checkpoints import bar_padding, load_parent
-from ..corpus import CorpusArguments, check_script, load_evaluation_splits, load_split, read_sentences
+from ..corpus import CorpusArguments, check_script, load_evaluation_splits, load_split, read_sentences, warn_of_overlap
 from ..decoding import source_limit
 from ..pipeline_rs_marian import target_codes
 from ..tokenization import check_language_pair, encode
@@ -108,7 +108,9 @@ def hold_out(corpus: CorpusArguments) -> tuple[CorpusArguments, Dataset]:
             f"the last tenth of the train split, of {len(pairs)} pairs, has none with both texts to hold out: "
             "give validation_file"
         )
-    return replace(corpus, max_train_samples=kept), pairs.select(last)
+    corpus, held_out = replace(corpus, max_train_samples=kept), pairs.select(last)
+    warn_of_overlap(load_split(corpus, "train"), {"held out": held_out})
+    return corpus, held_out
 
 
 def read_monolingual(file: str | None, column: str, language: str) -> list[str]:

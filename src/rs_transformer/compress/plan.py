@@ -66,6 +66,7 @@ RESOLVED = ("source_lang", "target_lang", "max_source_length", "max_target_lengt
 FORMAT = 4  # of compress.json: other stages have another one
 # Options that no finished stage depends on.
 CHANGEABLE = ("output_dir", "dry_run", "engines", "min_same", "report", "repo")
+CHANGEABLE += ("decoding_max_tokens", "preprocessing_num_workers")
 
 
 def default_engines() -> list[str]:
@@ -212,6 +213,8 @@ class Planner:
         measured = [name for name in ("target_speedup", "max_bleu_loss") if getattr(goal, name) is not None]
         if measured and shape.decoder_layers is not None:
             raise ValueError(f"{measured[0]} chooses the decoder's depth: leave decoder_layers out")
+        if goal.budget_minutes is not None and self.options.student.updates is not None:
+            raise ValueError("budget_minutes chooses the updates: leave updates out")
         given = shape.decoder_layers or min(DEPTH, deepest)
         least = min(shape.decoder_unique_layers or 1, deepest)
         self.depths = list(range(deepest, least - 1, -1)) if measured else [given]
@@ -502,7 +505,7 @@ class Planner:
                 f"budget_minutes {budget:g} is not enough: with {LEAST_UPDATES} updates it takes about "
                 f"{needed + LEAST_UPDATES * mean:.1f} minutes, {needed:.1f} of them for all else"
             )
-        return min(updates, MOST_EPOCHS * epoch)
+        return min(updates, max(LEAST_UPDATES, MOST_EPOCHS * epoch))
 
     def calibration_updates(self, seconds: float) -> int:
         """As given; else the usual number, or as many as a share of the budget allows."""

@@ -9,6 +9,7 @@ import torch
 from transformers import MarianConfig, MarianMTModel
 
 from ..configuration_rs_marian import RSMarianConfig
+from ..layer_transfer import stock_config
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
 
 POSITIONS = "embed_positions"  # computed by all but CTranslate2, which stores them once
@@ -38,6 +39,8 @@ def sizes_of(config: MarianConfig) -> Sizes:
     bias = model.final_logits_bias.numel()
     parameters = sum(shape.numel() for shape in shapes)
     positions = config.max_position_embeddings * config.d_model
+    if getattr(config, "step_adapter_rank", 0):  # CTranslate2 gets the matrices of each step, written out
+        return Sizes(parameters, 4 * (parameters + bias), sizes_of(stock_config(config)).int8)
     int8 = sum(shape.numel() + 4 * shape[0] if len(shape) == 2 else 4 * shape.numel() for shape in shapes)
     names = sum(number * getattr(config, f"{side}_layers") for side, number in NAMES.items())
     return Sizes(parameters, 4 * (parameters + bias), int8 + 4 * (bias + positions) + NAME_BYTES * names)

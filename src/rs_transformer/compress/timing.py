@@ -75,8 +75,8 @@ def seconds_of(works: Mapping[Any, Callable[[Batch], None]], batches: Sequence[B
 
         def step() -> None:
             work(next(turn))
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
 
         return step
 

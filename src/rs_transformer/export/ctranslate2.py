@@ -21,13 +21,16 @@ from ctranslate2.converters import Converter
 from ctranslate2.converters import transformers as converters
 from ctranslate2.specs import TransformerSpec
 from transformers import MarianMTModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from ..checkpoints import load_checkpoint, load_parent
+from ..checkpoints import first_line, load_checkpoint, load_parent
 from ..decoding import DecodingArguments
 from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..shortlist import Shortlist
 from ..tokenization import check_tokenizer, check_vocabulary, convert_source_ids_to_tokens, vocabulary
+
+logger = logging.get_logger(__name__)
 
 SHORTLIST_FILE = "vmap.txt"  # the engine's name for it
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int16", "int8", "int8_float16", "int8_bfloat16", "int8_float32")
@@ -151,10 +154,14 @@ class CTranslate2Decoder:
         self.use_shortlist = use_shortlist
         self.entries = vocabulary(tokenizer, "target")
         device = PartialState().device if device is None else device
-        place: dict[str, Any] = {"device": "cpu", "intra_threads": torch.get_num_threads()}
         if device.type == "cuda":
-            place = {"device": "cuda", "device_index": device.index or 0}
-        self.engine = Translator(str(folder), **place)
+            try:
+                self.engine = Translator(str(folder), device="cuda", device_index=device.index or 0)
+                self.translate_batch([[tokenizer.eos_token_id]])
+                return
+            except RuntimeError as error:  # it needs the libraries of another CUDA than PyTorch's
+                logger.warning(f"CTranslate2 cannot use the GPU, and translates on the CPU: {first_line(error)}")
+        self.engine = Translator(str(folder), device="cpu", intra_threads=torch.get_num_threads())
 
     def translate_batch(self, input_ids: Sequence[list[int]]) -> list[list[str]]:
         """`n_best` translations of each of a batch of source token ids, the best first."""
