@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from conftest import ROOT
+from oracle import rs_model, unrolled_marian
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
+from rs_transformer.configuration_rs_marian import RSMarianConfig
 from rs_transformer.corpus import CorpusArguments, PairFilter, encode_pairs, load_split
 from rs_transformer.decoding import DecodingArguments
 from rs_transformer.pipeline_rs_marian import find_language, is_written_without_blanks, same_language, split_code
@@ -18,7 +20,7 @@ from rs_transformer.tokenization import (
     encode,
     train_tokenizer,
 )
-from rs_transformer.training.model import ModelArguments, build_model
+from rs_transformer.training.model import ModelArguments, build_model, config_from_tokenizer
 
 EXCERPT = CorpusArguments("ja", "en", train_file=[str(ROOT / "training/data/tanaka-excerpt/train.jsonl")])
 PAIRS = load_split(EXCERPT, "train").take(2000)
@@ -229,12 +231,32 @@ def test_a_checkpoint_in_half_precision_is_trained_in_single(tmp_path, trained):
 
 
 def test_a_field_that_the_checkpoint_lacks_is_refused(tmp_path, tokenizer):
-    from oracle import rs_model, unrolled_marian
-
     unrolled_marian(rs_model()).save_pretrained(tmp_path)
     arguments = ModelArguments(model_name_or_path=str(tmp_path), layer_sharing="cycle")
     with pytest.raises(ValueError, match="is a marian model, which has no layer_sharing"):
         build_model(arguments, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder_attention_heads": 2}, "has learned with encoder_attention_heads=4 and would be spoiled by"),
+        ({"activation_function": "gelu"}, "would be spoiled by activation_function=gelu"),
+        ({"decoder_unique_layers": 1}, r"decoder_unique_layers=1: leave it out, or at 2; training/collapse\.py"),
+        ({"deepnorm": True}, "would be spoiled by deepnorm=True"),
+        ({"step_embeddings": False}, "would be spoiled by step_embeddings=False"),
+        ({"layer_sharing": "sequence"}, "apply layers 0 1 0 1, and with layer_sharing=sequence 0 0 1 1: leave it out"),
+    ],
+    ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
+)
+def test_options_that_would_make_another_function_of_a_checkpoint_are_refused(fields, message, tokenizer, tmp_path):
+    own = {"encoder_layers": 4, "decoder_layers": 4, "encoder_unique_layers": 2, "decoder_unique_layers": 2}
+    rs_model(**config_from_tokenizer(tokenizer), **own, step_embeddings=True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelArguments(model_name_or_path=str(tmp_path), **fields), tokenizer)
+    stored = RSMarianConfig.from_pretrained(tmp_path)
+    same = {name: getattr(stored, name) for name in fields}
+    build_model(ModelArguments(model_name_or_path=str(tmp_path), **same), tokenizer)
 
 
 def test_sides_that_share_their_layers_are_made_by_a_collapse_alone(trained, tokenizer):

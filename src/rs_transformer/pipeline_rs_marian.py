@@ -58,10 +58,16 @@ yo,yor za,zha zh,zho,chi,cmn,cn,zhs,zht zu,zul
 """
 _OWN_CODE = {code: codes.split(",")[0] for codes in LANGUAGES.split() for code in codes.split(",")}
 _CHINESE_SCRIPTS = {"cn": "hans", "sg": "hans", "tw": "hant", "hk": "hant", "mo": "hant"}
+_VARIANTS = {"pob": "br"}  # codes of a language in a region
 # In their own scripts, and not in Latin letters.
 LANGUAGES_WITHOUT_BLANKS = ("ja", "zh", "yue", "wuu", "gan", "hak", "hsn", "lzh", "th", "lo", "km", "my")
 # The task that names its languages, such as translation_ja_to_en or translation_ja-JP_to_en-US.
 NAMED_TASK = re.compile(r"translation_([\w-]+)_to_([\w-]+)")
+
+
+def _bare(code: str | None) -> str:
+    """A code in small letters, without what it stands in."""
+    return str(code or "").strip(" _<>").lower()
 
 
 @lru_cache(maxsize=4096)
@@ -72,7 +78,9 @@ def split_code(code: str | None) -> tuple[str, str, str]:
     codes as they stand in a text or a vocabulary (`>>jap<<`, `__ja__`). The language is its own code of `LANGUAGES`,
     or what the code says: groups such as `mul` are of no language but themselves.
     """
-    language, *more = re.split(r"[-_]", str(code or "").strip(" _<>").lower())
+    language, *more = re.split(r"[-_]", _bare(code))
+    if language in _VARIANTS:
+        more.append(_VARIANTS[language])
     language = _OWN_CODE.get(language, language)
     script = next((part for part in more if re.fullmatch("[a-z]{4}", part)), "")
     region = next((part for part in more if re.fullmatch(r"[a-z]{2}|\d{3}", part) and part != "xx"), "")
@@ -88,7 +96,9 @@ def same_language(first: str | None, second: str | None) -> bool:
 def find_language(code: str | None, known: Iterable[str]) -> str | None:
     """Of the codes that a model knows the one for the same language as `code`, the most alike, the first; or None."""
     same = [other for other in known if same_language(code, other)]
-    alike = {other: (other == code, *map(str.__eq__, split_code(code), split_code(other))) for other in same}
+    alike = {
+        other: (_bare(other) == _bare(code), *map(str.__eq__, split_code(code), split_code(other))) for other in same
+    }
     return max(same, key=alike.get, default=None)
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .pipeline_rs_marian import LANGUAGE_CODE, as_plain_code, is_reversed, live_tokens, without_ends
+from .pipeline_rs_marian import (
+    LANGUAGE_CODE,
+    as_plain_code,
+    find_language,
+    is_reversed,
+    known_languages,
+    live_tokens,
+    target_codes,
+    without_ends,
+)
 from .utils.ranges import check_range
 
 MODEL_TYPES = ("unigram", "bpe")
@@ -185,7 +194,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def check_language_pair(tokenizer: PreTrainedTokenizerBase, source_lang: str, target_lang: str) -> None:
+def check_language_pair(tokenizer: PreTrainedTokenizerBase, source_lang: str | None, target_lang: str | None) -> None:
     """Raise `ValueError` if a tokenizer says that its model translates the other way round, in whichever codes."""
     known = (getattr(tokenizer, "source_lang", None), getattr(tokenizer, "target_lang", None))
     if is_reversed(known, source_lang, target_lang):
@@ -193,6 +202,72 @@ def check_language_pair(tokenizer: PreTrainedTokenizerBase, source_lang: str, ta
             f"the model translates from {known[0]} to {known[1]}, not from {source_lang} to {target_lang}: exchange "
             "source_lang and target_lang, or choose another model"
         )
+
+
+def tell_languages(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    source_lang: str | None,
+    target_lang: str | None,
+    options: tuple[str, str] = ("source_lang", "target_lang"),
+) -> tuple[str, int | None]:
+    """Tell the tokenizer of a model with several languages its two, in whichever codes; others need nothing.
+
+    OPUS-MT models with several target languages take `>>code<<` before the source. Models whose tokenizer has
+    `src_lang` (M2M100, NLLB, mBART-50) take the target's code as the first token.
+
+    Args:
+        name: of the model, in messages.
+        options: that name the languages, likewise.
+
+    Returns:
+        What each source has to begin with, mostly nothing, and the `forced_bos_token_id` of the model, or None.
+
+    Raises:
+        ValueError: a language that the model does not know, or none where it has to be told one.
+    """
+    if marian := target_codes(tokenizer):
+        wanted = find_language(target_lang, marian)
+        if wanted is None:
+            known = ", ".join(code.strip("<>") for code in marian[:20])
+            raise ValueError(f"{name} has several target languages: give {options[1]}, one of {known} …")
+        return f"{wanted} ", None
+    if not hasattr(tokenizer, "src_lang"):
+        return "", None
+    if None in (source_lang, target_lang):
+        raise ValueError(f"{name} is multilingual: give {options[0]} and {options[1]}")
+    known = known_languages(tokenizer)
+    source, target = (find_language(code, known) for code in (source_lang, target_lang))
+    if None in (source, target):
+        raise ValueError(f"{name} knows no language {(source_lang if source is None else target_lang)!r}")
+    tokenizer.src_lang, tokenizer.tgt_lang = source, target
+    # The tokens of M2M100 are not the codes themselves.
+    token_id = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)
+    return "", token_id(target)
+
+
+def coded_sources(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Iterable[str],
+    source_lang: str | None,
+    target_lang: str | None,
+) -> tuple[list[str], int | None]:
+    """Sources with the target's code where a model needs it and they have none, and its `forced_bos_token_id`, if any.
+
+    Raises:
+        ValueError: as `tell_languages`.
+    """
+    sources = list(sources)
+    if target_codes(tokenizer) and all(map(LANGUAGE_CODE.match, sources)):
+        return sources, None
+    prefix, first_token = tell_languages(name, tokenizer, source_lang, target_lang)
+    return with_code(prefix, sources), first_token
+
+
+def with_code(prefix: str, sources: Iterable[str]) -> list[str]:
+    """Sources with the code that they have to begin with, but for those that begin with one."""
+    return [source if LANGUAGE_CODE.match(source) else prefix + source for source in sources]
 
 
 def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str:

@@ -8,7 +8,7 @@ Prints BLEU, chrF and sentences per second of every encoder depth × decoder dep
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import load_translator
@@ -24,7 +23,7 @@ from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split
 from ..decoding import DecodingArguments, timed_translate, translate
 from ..layer_transfer import check_rs_marian, depth_config, with_depth
 from ..metrics import corpus_scores
-from ..tokenization import check_language_pair
+from ..tokenization import check_language_pair, coded_sources
 from ..training.run_folder import weights_digest
 from ..utils.files import check_output_file, write_json
 from ..utils.plotting import check_plot_file
@@ -108,8 +107,11 @@ def sweep_depths(
         check_language_pair(its_tokenizer, corpus_args.source_lang, corpus_args.target_lang)
         systems.append((name, its_tokenizer, lambda model=model: model))
 
-    translate(base, tokenizer, dataset["source"][:8], decoding, progress=False)  # what is done once, is done
-    rows = _measure(systems, dataset, corpus_args.target_lang, decoding, args.rounds)
+    languages = (corpus_args.source_lang, corpus_args.target_lang)
+    sources = {name: coded_sources(name, each, dataset["source"], *languages)[0] for name, each, _ in systems}
+    first = sources[args.model_name_or_path][:8]
+    translate(base, tokenizer, first, decoding, progress=False)  # what is done once, is done
+    rows = _measure(systems, sources, dataset["target"][:], corpus_args.target_lang, decoding, args.rounds)
     for row in rows:
         row["split"] = args.split
         row["sentences_per_second"] = statistics.median(row["rounds"])
@@ -127,15 +129,23 @@ def sweep_depths(
 
 
 def _measure(
-    systems: Sequence[System], dataset: Dataset, target_lang: str | None, decoding: DecodingArguments, rounds: int
+    systems: Sequence[System],
+    sources: Mapping[str, list[str]],
+    references: list[str],
+    target_lang: str | None,
+    decoding: DecodingArguments,
+    rounds: int,
 ) -> list[dict[str, Any]]:
-    """A row for each system, with its sentences per second in each round."""
-    sources, references = dataset["source"][:], dataset["target"][:]
+    """A row for each system, with its sentences per second in each round.
+
+    Args:
+        sources: by the systems' names.
+    """
     rows: list[dict[str, Any]] = []
     for number in range(rounds):
         for index, (name, tokenizer, make) in enumerate(systems):
             model = make()
-            translations, speed = timed_translate(model, tokenizer, sources, decoding)
+            translations, speed = timed_translate(model, tokenizer, sources[name], decoding)
             if number == 0:
                 rows.append(
                     {

@@ -22,7 +22,7 @@ from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
 from ..model_card import renew_card
-from ..tokenization import check_language_pair
+from ..tokenization import check_language_pair, coded_sources, with_code
 from ..training.run_folder import keep_scores
 from ..utils.files import check_output_file, write_json
 from ..utils.processes import run
@@ -115,8 +115,9 @@ def evaluate_systems(
                 stacked.append(system)
             elif args.keep and kind != "marian":
                 raise ValueError(f"keep is for Marian models, and {system} is of the type {kind!r}")
-            if len(args.systems) > 1:
-                check_language_pair(load_tokenizer(system), corpus_args.source_lang, corpus_args.target_lang)
+            tokenizer = load_tokenizer(system)
+            check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
+            coded_sources(system, tokenizer, dataset["source"], corpus_args.source_lang, corpus_args.target_lang)
     if args.depths() and not stacked:
         raise ValueError("encoder_layers and decoder_layers are of recurrently stacked models: no system is one")
     translations, rows = {}, []
@@ -128,7 +129,7 @@ def evaluate_systems(
             depths = args.depths() if system in stacked else {}
             translator = (loaded or {}).get(system) or load_translator(system, **depths)
             translations[system], figures = _run_system(
-                translator, dataset, corpus_args, decoding, (prefixes or {}).get(system, "")
+                system, translator, dataset, corpus_args, decoding, (prefixes or {}).get(system)
             )
             row |= figures
         row |= corpus_scores(translations[system], references, corpus_args.target_lang)
@@ -151,15 +152,23 @@ def evaluate_systems(
 
 
 def _run_system(
+    system: str,
     translator: Translator,
     dataset: Dataset,
     corpus_args: CorpusArguments,
     decoding: DecodingArguments,
-    prefix: str,
+    prefix: str | None,
 ) -> tuple[list[str], dict[str, Any]]:
+    """Translate a split; where `prefix` is not None, the model has been told its languages."""
     model, tokenizer = translator
     check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
-    sources = [prefix + source for source in dataset["source"]]
+    if prefix is None:
+        languages = (corpus_args.source_lang, corpus_args.target_lang)
+        sources, first_token = coded_sources(system, tokenizer, dataset["source"], *languages)
+        if first_token is not None:
+            model.generation_config.forced_bos_token_id = first_token
+    else:
+        sources = with_code(prefix, dataset["source"])
     translations, speed = timed_translate(model, tokenizer, sources, decoding)
     return translations, {
         "num_beams": decoding.num_beams,

@@ -38,7 +38,7 @@ from ..corpus import (
 from ..decoding import DecodingArguments
 from ..metrics import corpus_scores
 from ..subword_sampling import SubwordSampler
-from ..tokenization import TokenizerArguments, check_language_pair, train_tokenizer
+from ..tokenization import TokenizerArguments, check_language_pair, tell_languages, train_tokenizer
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
 from ..training.model import ModelArguments, build_model
@@ -157,6 +157,10 @@ def _prepare(
     if tokenizer is None:
         tokenizer = load_or_train_tokenizer(options, train, group, checkpoint)
     model = build_model(options.model, tokenizer)
+    if hasattr(tokenizer, "src_lang"):  # a model of several languages
+        name = options.model.model_name_or_path or options.tokenizer.tokenizer_name_or_path
+        _, first_token = tell_languages(name, tokenizer, corpus.source_lang, corpus.target_lang)
+        model.generation_config.forced_bos_token_id = first_token
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
     set_search(model, options.decoding, positions)

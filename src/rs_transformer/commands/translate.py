@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..checkpoints import load_config, load_translator, model_digest
 from ..corpus import read_sentences
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
+from ..tokenization import check_language_pair, coded_sources
 from ..utils.files import check_output_file, claimed, read_mapping, write_json
 from ..utils.processes import run
 from ..utils.ranges import check_range
@@ -45,6 +46,10 @@ class TranslateArguments:
         default=None, metadata={"help": "Depth of the encoder of an RSMarian; default: its own."}
     )
     decoder_layers: int | None = field(default=None, metadata={"help": "The same for the decoder."})
+    source_lang: str | None = field(
+        default=None, metadata={"help": "Language of the text, for a model of several languages."}
+    )
+    target_lang: str | None = field(default=None, metadata={"help": "Language to translate to, likewise."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an output_file that is there already."})
     chunk_size: int = field(
         default=20_000, metadata={"help": "Sentences that are sorted, translated and written at a time."}
@@ -63,7 +68,8 @@ def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> flo
     Raises:
         FileNotFoundError: no input, or no folder for the output.
         FileExistsError: the output is there already.
-        ValueError: no such column, an output that is the input, or another process that is writing it.
+        ValueError: no such column, an output that is the input, another process that is writing it, or languages that
+            the model does not translate between, or has to be told.
     """
     output = check_output_file(args.output_file, [args.input_file])
     if output.exists() and not args.overwrite:
@@ -77,7 +83,13 @@ def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> flo
             f"{args.model_name_or_path} is a {kind} model, whose depth is fixed: leave {next(iter(given))} out"
         )
     model, tokenizer = load_translator(args.model_name_or_path, args.revision, **given)
+    check_language_pair(tokenizer, args.source_lang, args.target_lang)
+    languages = (args.source_lang, args.target_lang)
+    sentences, first_token = coded_sources(args.model_name_or_path, tokenizer, sentences, *languages)
     settings = {"model": model_digest(model, tokenizer), "decoding": asdict(decoding)}
+    if first_token is not None:
+        model.generation_config.forced_bos_token_id = first_token
+        settings["first_token"] = first_token
     settings["input"] = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
     state = PartialState()
     with claimed(output, state.is_main_process):

@@ -20,8 +20,7 @@ from ..checkpoints import bar_padding, commit_of, load_config, load_translator, 
 from ..corpus import CorpusArguments
 from ..decoding import DecodingArguments
 from ..ensemble import EnsembleForSeq2SeqLM
-from ..pipeline_rs_marian import find_language, known_languages, target_codes
-from ..tokenization import check_language_pair, same_vocabulary
+from ..tokenization import check_language_pair, same_vocabulary, tell_languages
 from ..utils.programs import check_program, split_command
 from ..utils.ranges import check_range
 from ..utils.recipes import default_of
@@ -207,34 +206,17 @@ def set_languages(
 ) -> str:
     """Tell a multilingual teacher its languages; returns what each source has to begin with, mostly nothing.
 
-    OPUS-MT models with several target languages take `>>code<<` before the source. Models whose tokenizer has
-    `src_lang` (M2M100, NLLB, mBART-50) take the target's code as the first token.
-
     Raises:
         ValueError: a multilingual teacher without codes, with codes that it does not know, or codes for another.
     """
     codes = (args.teacher_source_code, args.teacher_target_code)
-    marian = target_codes(tokenizer)
-    if marian:
-        wanted = find_language(codes[1], marian)
-        if wanted is None:
-            known = ", ".join(code.strip("<>") for code in marian[:20])
-            raise ValueError(f"{name} has several target languages: give teacher_target_code, one of {known} …")
-        return f"{wanted} "
-    if hasattr(tokenizer, "src_lang"):
-        if None in codes:
-            raise ValueError(f"{name} is multilingual: give teacher_source_code and teacher_target_code")
-        source, target = (find_language(code, known_languages(tokenizer)) for code in codes)
-        if None in (source, target):
-            raise ValueError(f"{name} knows no language {codes[0 if source is None else 1]!r}")
-        tokenizer.src_lang = source
-        # The tokens of M2M100 are not the codes themselves.
-        token_id = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)
-        model.generation_config.forced_bos_token_id = token_id(target)
-        return ""
-    if codes != (None, None):
+    options = ("teacher_source_code", "teacher_target_code")
+    prefix, first_token = tell_languages(name, tokenizer, *codes, options)
+    if first_token is not None:
+        model.generation_config.forced_bos_token_id = first_token
+    elif not prefix and codes != (None, None):
         raise ValueError(f"{name} is not multilingual: leave teacher_source_code and teacher_target_code out")
-    return ""
+    return prefix
 
 
 def combined(teachers: Sequence[Teacher]) -> PreTrainedModel:

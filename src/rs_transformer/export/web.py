@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ..checkpoints import load_parent
 from ..layer_transfer import count_parameters, with_depth
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
-from ..pipeline_rs_marian import split_code
+from ..pipeline_rs_marian import split_code, target_codes
 from ..utils.files import write_json, write_text
 from . import onnx
 from .examples import EXAMPLES
@@ -68,6 +68,8 @@ def lay_out_page(
             raise ValueError(f"the tokenizer of {model_name} does not name its languages, which the page shows")
         if (source, target) in loaded:
             raise ValueError(f"{model_name} translates {source} to {target}, as another model of the page does")
+        if target_codes(tokenizer):
+            raise ValueError(f"{model_name} has several target languages, and the page tells a model none")
         if getattr(tokenizer, "separate_vocabs", False):
             raise ValueError(f"{model_name} has a vocabulary for each side, and transformers.js one for a translator")
         tokenizer_json(tokenizer, "source")  # raises where there can be none

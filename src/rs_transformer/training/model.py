@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from ..checkpoints import bar_padding, load_checkpoint, load_config
-from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig
+from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, layer_map
 from ..layer_transfer import depth_config
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..tokenization import check_tokenizer, vocabulary_size
@@ -103,6 +103,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         unknown = [name for name in args.config_fields() if not hasattr(config, name)]
         if unknown:
             raise ValueError(f"{args.model_name_or_path} is a {config.model_type} model, which has no {unknown[0]}")
+        check_function(args, config)
         check_step_parameters(args, config)
         # In half precision, as OPUS-MT stores its models, Adam would lose most updates; `bf16` and `fp16` of the
         # training arguments cast where it is safe.
@@ -113,6 +114,33 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     trainable = model.num_parameters(only_trainable=True)
     logger.info(f"{type(model).__name__}: {trainable:,} trainable parameters")
     return model
+
+
+def check_function(args: ModelArguments, config: PretrainedConfig) -> None:
+    """Raise `ValueError` if the weights would fit, and the model that has learned them would be another function."""
+    same = (*(f"{side}_attention_heads" for side in SIDES), "activation_function", "deepnorm", "step_embeddings")
+    same += tuple(f"{side}_unique_layers" for side in SIDES)
+    for name in same:
+        stored, wanted = getattr(config, name, None), getattr(args, name)
+        added = name == "step_embeddings" and not stored  # from zero
+        if wanted not in (None, stored) and not added:
+            mend = "; training/collapse.py makes models of other layers" if "unique" in name else ""
+            raise ValueError(
+                f"{args.model_name_or_path} has learned with {name}={stored} and would be spoiled by {name}={wanted}: "
+                f"leave it out, or at {stored}{mend}"
+            )
+    schemes = [name for name in ("layer_sharing", *(f"{side}_layer_sharing" for side in SIDES)) if getattr(args, name)]
+    for side in SIDES if schemes else ():
+        depth = getattr(args, f"{side}_layers") or getattr(config, f"{side}_layers")
+        scheme = getattr(args, f"{side}_layer_sharing") or getattr(config, f"{side}_layer_sharing")
+        scheme = scheme or args.layer_sharing or config.layer_sharing
+        stored = config.layer_map(side, depth)
+        wanted = layer_map(depth, getattr(config, f"{side}_unique_layers"), scheme, side)
+        if wanted != stored:
+            raise ValueError(
+                f"the {side} steps of {args.model_name_or_path} apply layers {' '.join(map(str, stored))}, and with "
+                f"{schemes[0]}={getattr(args, schemes[0])} {' '.join(map(str, wanted))}: leave it out"
+            )
 
 
 def check_step_parameters(args: ModelArguments, config: PretrainedConfig) -> None:
