@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import pickle
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from datasets import Dataset, IterableDataset
 from rs_transformer.corpus import (
     CorpusArguments,
     PairFilter,
+    load_evaluation_splits,
     load_split,
     prepare_training_pairs,
     warn_of_long_pairs,
@@ -95,6 +97,9 @@ def test_a_folder_of_tables_is_read_as_text(tmp_path, form):
     assert [rows(load_split(args, split)) for split in ("train", "test")] == [[("007", "None")], [("1e5", "null")]]
     with pytest.raises(ValueError, match="Unknown split"):
         load_split(args, "validation")
+    # Whatever else is in the folder: tsv has no quoting.
+    (tmp_path / f"train.{form}").write_text('ja\ten\n"x\ty\n' if form == "tsv" else "ja,en\nx,y\n")
+    assert load_evaluation_splits(args).keys() == {"test"}
     # A card that has the reader's options is obeyed, and what `datasets` makes a number of is refused.
     (tmp_path / "train.csv").write_text("ja;en\n007;None\n")
     card = "configs: [{config_name: default, data_files: train.csv, sep: ;}]"
@@ -266,6 +271,26 @@ def test_left_out_pairs_are_counted_in_the_log(tokenizer, tmp_path, said, stream
     assert "6 of 10 kept" in said.text
     for reason in ("1 empty source", "1 empty target", "1 source over 20 tokens", "1 length ratio over 3"):
         assert reason in said.text
+
+
+def test_of_a_dataset_that_streams_nothing_is_copied(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("ja;en\n猫;cat\n犬;dog\n")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  sep: ;\n  data_files:\n  - {split: train, path: train.csv}\n"
+        "  - {split: test, path: test.csv}\n---\n"
+    )
+    monkeypatch.setattr("datasets.builder.DatasetBuilder.download_and_prepare", None)
+    args = arguments(dataset_name=str(tmp_path), streaming=True)
+    assert rows(load_split(args, "train", streaming=True)) == [("猫", "cat"), ("犬", "dog")]
+    found = load_evaluation_splits(args)
+    assert {split: rows(pairs) for split, pairs in found.items()} == {"test": [("猫", "cat"), ("犬", "dog")]}
+
+
+def test_a_prepared_stream_can_be_given_to_workers_that_are_not_forked(tokenizer):
+    stream = Dataset.from_list([{"source": "a b", "target": "b a"}] * 3).to_iterable_dataset()
+    prepared = prepare_training_pairs(stream, tokenizer, arguments())
+    assert len(list(pickle.loads(pickle.dumps(prepared)))) == 3
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from conftest import script
 from datasets import Dataset
 from oracle import unrolled_marian
 from transformers import (
@@ -368,6 +369,43 @@ def several_targets(trained, tmp_path_factory):
     codes = dict(zip(sorted(vocabulary, key=vocabulary.get)[5:7], [">>deu<<", ">>jpn<<"], strict=True))
     (folder / "vocab.json").write_text(json.dumps({codes.get(piece, piece): i for piece, i in vocabulary.items()}))
     return pipeline("translation", model=str(folder), split_sentences=True)
+
+
+def test_commands_tell_models_of_several_languages_theirs(several_targets, m2m, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("a b\n>>deu<< c d\n")
+    rows = [{"en": "a b", "ja": "b a", "fr": "b a"}, {"en": ">>deu<< c d", "ja": "d c", "fr": "d c"}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"translation": row}) + "\n" for row in rows))
+    for part in ("model", "tokenizer"):
+        m2m[part].save_pretrained(tmp_path / "m2m")
+        getattr(several_targets, part).save_pretrained(tmp_path / "marian")
+    given: list[tuple[list[str], int | None]] = []
+
+    def keep(model, tokenizer, sources, decoding, **more):
+        given.append((list(sources), model.generation_config.forced_bos_token_id))
+        return ["b a"] * len(sources), 1.0
+
+    for command in ("translate", "evaluate"):
+        monkeypatch.setattr(f"rs_transformer.commands.{command}.timed_translate", keep)
+    short, files = (
+        ["--max_new_tokens", 3],
+        ["--input_file", tmp_path / "in.txt", "--output_file", tmp_path / "out.txt"],
+    )
+    data, languages = ["--test_file", tmp_path / "test.jsonl"], ["--source_lang", "en", "--target_lang", "ja"]
+    for name, sources, token in [
+        ("marian", [">>jpn<< a b", ">>deu<< c d"], None),
+        ("m2m", ["a b", ">>deu<< c d"], m2m["tokenizer"].get_lang_id("ja")),
+    ]:
+        model = tmp_path / name
+        script("evaluate")("--systems", model, *data, *languages, *short)
+        script("translate")("--model_name_or_path", model, *files, *languages, *short, "--overwrite", "true")
+        assert given == [(sources, token)] * 2
+        given.clear()
+        with pytest.raises(ValueError, match=r"give (source_lang and )?target_lang"):
+            script("translate")("--model_name_or_path", model, *files, *short, "--overwrite", "true")
+    with pytest.raises(ValueError, match="several target languages: give target_lang, one of deu, jpn"):
+        script("evaluate")(
+            "--systems", tmp_path / "marian", *data, "--source_lang", "en", "--target_lang", "fr", *short
+        )
 
 
 def test_every_sentence_has_the_code_of_its_target_language(several_targets, monkeypatch):

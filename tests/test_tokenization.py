@@ -199,6 +199,10 @@ def test_codes_are_compared_by_the_language_and_the_script_they_stand_for():
     }
     assert {code: find_language(code, nllb) for code in asked} == asked
     assert find_language("pt_PT", ["pt", "pt_BR", "pt_PT"]) == "pt_PT"
+    for known in ([">>pob<<", ">>por<<"], [">>por<<", ">>pob<<"]):
+        asked = ("por", "pt", "pt_PT", "pob", "pt_BR", ">>pob<<")
+        assert [find_language(code, known).strip("<>") for code in asked] == ["por"] * 3 + ["pob"] * 3
+    assert find_language("nob", [">>nor<<", ">>nob<<"]) == ">>nob<<"
 
 
 def test_languages_without_blanks_are_known_by_each_of_their_codes():

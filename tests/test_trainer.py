@@ -1,7 +1,9 @@
 """Batches, loss, checkpoints: what TranslationTrainer promises beyond Seq2SeqTrainer."""
 
+import gc
 import json
 import math
+import multiprocessing
 import re
 import shutil
 import sys
@@ -32,6 +34,7 @@ from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.batches import SetEpochCallback, TokenBatchSampler
 from rs_transformer.training.losses import label_smoothed_cross_entropy, symmetric_divergence
 from rs_transformer.training.model import config_from_tokenizer
+from rs_transformer.training.progress import log_line
 from rs_transformer.training.run_folder import (
     average_checkpoints,
     complete_checkpoints,
@@ -192,7 +195,7 @@ def small(tmp_path, tokenizer):
     """Makes trainers of a small model; the same one each time."""
 
     def make(model=None, tokenizer=tokenizer, **options):
-        own = ("eval_dataset", "train_dataset", "decoding", "compute_metrics", "compute_loss_func")
+        own = ("eval_dataset", "train_dataset", "decoding", "compute_metrics", "compute_loss_func", "data_collator")
         fields = {name: options.pop(name) for name in own if name in options}
         size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "encoder_layers": 2}
         start = {"decoder_start_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -275,6 +278,25 @@ def test_several_validation_sets_are_scored_by_name_and_choose_the_best_model(sm
         small(eval_dataset=sets, metric_for_best_model="bleu")
     with pytest.raises(ValueError, match="metric_for_best_model must be one of loss, bleu, chrf, got 'blue'"):
         small(eval_dataset=sets["one"], metric_for_best_model="blue")
+    alone = {"one": sets["one"], "ids": ids(PAIRS[:3], trainer.processing_class)}
+    with pytest.raises(ValueError, match="must be one of one_loss, one_bleu, one_chrf, ids_loss, got 'ids_bleu'"):
+        small(eval_dataset=alone, metric_for_best_model="ids_bleu")
+    line = log_line(metrics | {"epoch": 1.0}, 1, 2)
+    figures = " ".join(rf" {name}_{score} [\d.]+ ?" for name in sets for score in ("loss", "bleu", "chrf"))
+    assert re.fullmatch(rf"update 1 of 2  validation:{figures}  epoch 1.00", line)
+
+
+def test_the_trainer_goes_on_from_the_last_checkpoint_that_is_complete(small, tmp_path):
+    options = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
+    small(**options, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / "checkpoint_complete.json").unlink()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()  # as a kill leaves it
+    trainer = small(**options, max_steps=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert (tmp_path / "checkpoint-2" / "trainer_state.json").is_file()
+    with pytest.raises(ValueError, match="there is no complete checkpoint in"):
+        small(max_steps=1, output_dir=str(tmp_path / "empty")).train(resume_from_checkpoint=True)
 
 
 def test_the_search_of_one_evaluation_can_be_another(small):
@@ -293,6 +315,8 @@ def test_workers_that_stay_do_not_hand_out_the_dataset_of_before(small):
     trainer, plain = (small(eval_dataset=text(PAIRS[:4]), **more) for more in (options, {}))
     trainer.evaluate()
     assert trainer.evaluate(text(PAIRS[4:10]))["eval_loss"] == plain.evaluate(text(PAIRS[4:10]))["eval_loss"]
+    gc.collect()
+    assert not multiprocessing.active_children()  # nor do they outlive the evaluation
 
 
 def test_the_loss_of_an_evaluation_is_that_of_its_tokens_in_any_batches(small, tokenizer):
@@ -452,8 +476,10 @@ def test_what_cannot_be_segmented_by_chance_is_said_before_the_training(small):
     stream = iter([{"input_ids": [1], "labels": [1]}])
     with pytest.raises(ValueError, match="the training pairs need columns source, target, length, as"):
         small(train_dataset=IterableDataset.from_generator(lambda: stream), subword_sampling=0.1, max_steps=1).train()
-    with pytest.raises(ValueError, match="r_drop_alpha and softmax_temperature are of the trainer's own loss"):
-        small(r_drop_alpha=1.0, compute_loss_func=lambda *_: None)
+    for options in ({"r_drop_alpha": 1.0}, {"elastic_teaching": 0.5, "elastic_decoder_layers": 1}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is of the trainer's own loss, not of another"):
+            small(**options, compute_loss_func=lambda *_: None)
+    assert small(compute_loss_func=None, data_collator=None).compute_loss_func is not None
 
 
 def test_a_stream_is_segmented_anew_each_time_that_it_is_gone_through(small, tokenizer, monkeypatch):

@@ -96,10 +96,12 @@ def same_language(first: str | None, second: str | None) -> bool:
 def find_language(code: str | None, known: Iterable[str]) -> str | None:
     """Of the codes that a model knows the one for the same language as `code`, the most alike, the first; or None."""
     same = [other for other in known if same_language(code, other)]
-    alike = {
-        other: (_bare(other) == _bare(code), *map(str.__eq__, split_code(code), split_code(other))) for other in same
-    }
-    return max(same, key=alike.get, default=None)
+
+    def alike(other: str) -> tuple[bool, ...]:
+        equal = map(str.__eq__, split_code(code), split_code(other))
+        return (_bare(other) == _bare(code), *equal, not split_code(other)[2])  # rather of no region than of another
+
+    return max(same, key=alike, default=None)
 
 
 def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:

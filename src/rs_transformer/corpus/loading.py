@@ -4,6 +4,7 @@ Not for the forms of files (`utils/text_files.py`).
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -57,13 +58,19 @@ def load_split(args: CorpusArguments, split: str, streaming: bool = False) -> An
         raise ValueError(f"no {split} data: give {split}_file or dataset_name")
     limit = {"train": args.max_train_samples, "validation": args.max_eval_samples}.get(split)
     files = args.files(split) or _files_in_folder(args, split)
+    if files == []:
+        raise ValueError(f"Unknown split {split!r}: {args.dataset_name} has no file of it")
     try:
         if files:
             _check_files(files, args, f"{split}_file")
             dataset = _read_files(files, args, streaming, limit)
         else:
-            dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=streaming)
+            # Otherwise all splits would be downloaded for this one.
+            streams = streaming or args.streaming
+            dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, streaming=streams)
             dataset = select_text(dataset, args, where=f"the {split} split")
+            if streams and not streaming:
+                dataset = Dataset.from_list(list(dataset if limit is None else dataset.take(limit)), features=PAIR)
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
     if limit is not None:
@@ -85,7 +92,8 @@ def load_evaluation_splits(args: CorpusArguments) -> dict[str, Dataset]:
         try:
             dataset = load_split(args, split)
         except ValueError as error:
-            if args.files(split) is not None or "Unknown split" not in str(error):
+            # The latter where it streams.
+            if args.files(split) is not None or not re.search("Unknown split|Bad split", str(error)):
                 raise
             continue
         if not len(dataset):
@@ -125,18 +133,20 @@ def _load_synthetic(files: list[str], args: CorpusArguments) -> Dataset:
     return concatenate_datasets([*[pairs] * int(times), drawn])
 
 
-def _files_in_folder(args: CorpusArguments, split: str) -> list[str]:
-    """The files of a split in a folder, as `datasets` finds them; none where it is to read them by a card's options.
+def _files_in_folder(args: CorpusArguments, split: str) -> list[str] | None:
+    """The files of a split in a folder, as `datasets` finds them; None where it is to read them by a card's options.
 
     Its readers take numbers and missing values for such.
     """
     if not os.path.isdir(args.dataset_name):
-        return []
+        return None
     config = load_dataset_builder(args.dataset_name, args.dataset_config_name).config
-    files = [str(file) for file in (config.data_files or {}).get(split, [])]
+    files = [str(file) for each in (config.data_files or {}).values() for file in each]
     given = {name: getattr(config, name) for name in ("name", "version", "data_dir", "data_files", "description")}
     usual = {"sep": "\t"} if {form_of(file) for file in files} == {".tsv"} else {}
-    return files if all(map(form_of, files)) and type(config)(**given, **usual) == config else []
+    if not files or not all(map(form_of, files)) or type(config)(**given, **usual) != config:
+        return None
+    return [str(file) for file in config.data_files.get(split, [])]
 
 
 def _check_there(files: list[str], option: str) -> None:

@@ -129,20 +129,26 @@ def _log_stream(encoded: IterableDataset) -> IterableDataset:
     Raises:
         ValueError: nothing is left.
     """
-    counts: Counter = Counter()
-
-    def keep(row: dict[str, Any]) -> bool:
-        counts[row["left_out"]] += 1
-        total = counts.total()
-        if total >= 10 and total == 10 ** (len(str(total)) - 1):
-            log_left_out(Counter({reason: count for reason, count in counts.items() if reason}), total)
-        return not row["left_out"]
-
+    keep = _Kept()
     kept = encoded.filter(keep).remove_columns("left_out")
     if next(iter(kept), None) is None:
-        raise ValueError(f"no training pair is left of {counts.total()}: {_in_words(counts)}")
-    counts.clear()
+        raise ValueError(f"no training pair is left of {keep.counts.total()}: {_in_words(keep.counts)}")
+    keep.counts.clear()
     return kept
+
+
+class _Kept:
+    """Whether a row of a stream is kept, which it counts; a class, so that workers that are not forked can have it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter = Counter()
+
+    def __call__(self, row: dict[str, Any]) -> bool:
+        self.counts[row["left_out"]] += 1
+        total = self.counts.total()
+        if total >= 10 and total == 10 ** (len(str(total)) - 1):
+            log_left_out(Counter({reason: count for reason, count in self.counts.items() if reason}), total)
+        return not row["left_out"]
 
 
 def log_left_out(counts: Counter, total: int) -> None:

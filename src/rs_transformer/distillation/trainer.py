@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_rs_marian import SIDES
+from ..training.arguments import TranslationTrainingArguments
 from ..training.losses import log_probs_by_temperature, without_padding
 from ..training.trainer import TranslationTrainer
 from .cache import CACHE_SCHEMA, DistillationCollator
@@ -64,9 +65,14 @@ class DistillationTrainer(TranslationTrainer):
             for attending in (model, teacher):
                 attending.set_attn_implementation("eager")  # the only one that returns what it attends to
         self._wanted: dict[str, Any] | None = None
-        kwargs.setdefault("data_collator", DistillationCollator(processing_class, model=model))
+        if kwargs.get("data_collator") is None:
+            kwargs["data_collator"] = DistillationCollator(processing_class, model=model)
         super().__init__(model, *args, processing_class=processing_class, **kwargs)
         check_depths(self.depth_schedule, distillation)
+
+    def _of_own_loss(self, args: TranslationTrainingArguments) -> list[str]:
+        weights = ("word_weight", "hidden_weight", "attention_weight")
+        return [*(name for name in weights if getattr(self.distillation, name)), *super()._of_own_loss(args)]
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

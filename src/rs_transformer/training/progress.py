@@ -20,14 +20,22 @@ SHOWN = {
     "eval_bleu": ("BLEU", ".2f"),
     "eval_chrf": ("chrF", ".2f"),
 }
+# What the base class measures of an evaluation beside.
+SPEED = ("_runtime", "_per_second", "_compilation_time", "_preparation_time")
 
 
 def log_line(logs: Mapping[str, Any], update: int, updates: int) -> str:
     """One line of what the Trainer logs at an update, or `""` if nothing of it is for the screen."""
     figures = [f"{shown} {logs[name]:{form}}" for name, (shown, form) in SHOWN.items() if name in logs]
+    # Of validation sets by name, and by one's own metrics.
+    figures += [
+        f"{name.removeprefix('eval_')} {value:.4g}"
+        for name, value in logs.items()
+        if name.startswith("eval_") and name not in SHOWN and not name.endswith(SPEED) and isinstance(value, float)
+    ]
     if not figures:
         return ""
-    what = "validation: " if "eval_loss" in logs else ""
+    what = "validation: " if any(name.startswith("eval_") for name in logs) else ""
     epoch = f"  epoch {logs['epoch']:.2f}" if "epoch" in logs else ""
     return f"update {update:,} of {updates:,}  {what}{'  '.join(figures)}{epoch}"
 

@@ -136,10 +136,12 @@ class TranslationTrainer(Seq2SeqTrainer):
         self.weights_from = "the given model"
         self._scored = [0.0, 0]
         check_lengths(train_dataset, positions)
-        kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, model=model))
-        if kwargs.get("compute_loss_func") and (args.r_drop_alpha or args.softmax_temperature != 1):
-            raise ValueError("r_drop_alpha and softmax_temperature are of the trainer's own loss, not of another one")
-        kwargs.setdefault("compute_loss_func", self.update_loss)
+        if kwargs.get("data_collator") is None:
+            kwargs["data_collator"] = DataCollatorForSeq2Seq(processing_class, model=model)
+        if kwargs.get("compute_loss_func") is None:
+            kwargs["compute_loss_func"] = self.update_loss
+        elif options := self._of_own_loss(args):
+            raise ValueError(f"{options[0]} is of the trainer's own loss, not of another one (compute_loss_func)")
         self._taught_logits: torch.Tensor | None = None
         # The loss of a stream's batches since its last update, and that update.
         self._not_applied: torch.Tensor | None = None
@@ -185,6 +187,11 @@ class TranslationTrainer(Seq2SeqTrainer):
             grown = args.growing_updates[-1] if args.growing_updates else 0
             self.add_callback(GrownEarlyStopping(args.early_stopping_patience, grown))
 
+    def _of_own_loss(self, args: TranslationTrainingArguments) -> list[str]:
+        """The options that are given of the loss that the trainer has."""
+        usual = {"r_drop_alpha": 0, "softmax_temperature": 1, "elastic_teaching": 0}
+        return [name for name, value in usual.items() if (getattr(args, name) or value) != value]
+
     def _has_adapter(self) -> bool:
         return not isinstance(self.model, PreTrainedModel) or getattr(self.model, "_hf_peft_config_loaded", False)
 
@@ -221,10 +228,22 @@ class TranslationTrainer(Seq2SeqTrainer):
         metric = self.args.metric_for_best_model
         if metric is None or self.compute_metrics is not None or self.eval_dataset is None:
             return
-        sets = [f"{name}_" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
-        known = [f"{name}{score}" for name in sets for score in ("loss", *SCORES)]
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        known = []
+        for name, dataset in sets.items():
+            has_text = {"source", "target"} <= set(getattr(dataset, "column_names", None) or ())
+            known += [f"{name}_{score}".lstrip("_") for score in ("loss", *(SCORES if has_text else ()))]
         if metric.removeprefix("eval_") not in known:
             raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {metric!r}")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As the base class; `True` goes on from the last complete checkpoint, not from one that a kill cut short."""
+        if resume_from_checkpoint is True:
+            complete = complete_checkpoints(self.args.output_dir)
+            if not complete:
+                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to go on from")
+            resume_from_checkpoint = str(complete[-1])
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # Sharding
 
@@ -633,11 +652,14 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         encoded = self._encode_for_loss(test_dataset, self.processing_class)
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # the whole set is scored
+        # The whole set is scored, and workers end with it: the Trainer keeps none of these loaders.
+        own = {"dataloader_drop_last": False, "dataloader_persistent_workers": False}
+        before = {name: getattr(self.args, name) for name in own}
+        vars(self.args).update(own)
         try:
             dataloader = super().get_test_dataloader(encoded)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            vars(self.args).update(before)
         dataloader.text = encoded
         return dataloader
 
