@@ -1,10 +1,11 @@
 """RSMarianConfig: the layer maps, the errors, and what survives saving and loading."""
 
 import pytest
+from huggingface_hub import HfApi, RepoUrl
 from oracle import rs_config, rs_model
 
 from rs_transformer import RSMarianConfig, RSMarianForConditionalGeneration
-from rs_transformer.configuration_rs_marian import LAYER_SHARINGS, layer_map
+from rs_transformer.configuration_rs_marian import LAYER_SHARINGS, REMOTE_CODE_FILES, layer_map
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,14 @@ def test_configuration_survives_saving(tmp_path):
     config = rs_config(encoder_unique_layers=2, layer_sharing="cycle_rev", deepnorm=True, decoder_layers=4)
     config.save_pretrained(tmp_path)
     assert RSMarianConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_a_configuration_that_is_pushed_has_the_source_with_it(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: RepoUrl(f"me/{name}"))
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, operations, **_: pushed.extend(operations))
+    rs_config().save_pretrained(tmp_path / "model", push_to_hub=True)
+    assert {operation.path_in_repo for operation in pushed} == {"config.json", *REMOTE_CODE_FILES}
 
 
 def test_deepnorm_scales_are_deepnets_and_keep_to_the_depth_the_model_was_built_with(tmp_path):

@@ -226,6 +226,16 @@ def graphs(make_onnx_model):
     return model, onnx_export.OnnxForSeq2SeqLM(folder)
 
 
+def test_without_a_mask_all_tokens_of_a_source_count(graphs):
+    model, onnx_model = graphs
+    ids = torch.tensor([[3, 4, 5, model.config.eos_token_id]])
+    search = {"max_new_tokens": 5, "num_beams": 2}
+    assert onnx_model.generate(ids, **search).tolist() == model.generate(ids, **search).tolist()
+    start = torch.full((1, 1), model.config.decoder_start_token_id)
+    logits = [each(input_ids=ids, decoder_input_ids=start).logits for each in graphs]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
 def onnx_sessions(folder):
     return [onnxruntime.InferenceSession(file) for file in onnx_export.graph_files(folder)]
 

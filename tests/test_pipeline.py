@@ -360,6 +360,22 @@ def test_a_prefix_that_is_a_special_token_stays_one(tokenizer, monkeypatch):
     assert tokenizer.convert_tokens_to_ids("<2de>") in calls[0]["input_ids"][0]
 
 
+def test_a_stock_model_that_the_pipeline_has_saved_is_loaded_again(trained, translator, tmp_path):
+    stock = unrolled_marian(AutoModelForSeq2SeqLM.from_pretrained(trained))
+    pipeline("translation", model=stock, tokenizer=translator.tokenizer).save_pretrained(tmp_path / "stock")
+    again = pipeline("translation", model=str(tmp_path / "stock"))
+    assert type(again) is TranslationPipeline
+    assert texts(again(SENTENCES)) == BACKWARDS
+    assert not list((tmp_path / "stock").glob("*.py"))
+
+
+def test_an_assistant_is_taken_by_its_name(trained, monkeypatch):
+    assisted = pipeline("translation", model=str(trained), assistant_model=str(trained), num_beams=1)
+    with generate_calls(assisted.model, monkeypatch) as calls:
+        assert texts(assisted("a b c")) == ["c b a"]
+    assert calls[0]["assistant_model"].config.decoder_layers == assisted.model.config.decoder_layers
+
+
 @pytest.fixture(scope="module")
 def several_targets(trained, tmp_path_factory):
     """The trained model with codes of languages in its vocabulary, as OPUS-MT's of several targets have them."""

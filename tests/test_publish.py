@@ -45,6 +45,8 @@ class Hub(BaseHTTPRequestHandler):
         self.server.calls.append((self.path, self.headers.get("Authorization")))
         if self.path == "/api/repos/create":
             answer = {"url": f"{self.server.address}/{REPO}", "id": REPO}
+        elif self.path == f"/api/models/{REPO}/branch/next":
+            answer = {}
         elif self.path == "/api/validate-yaml":
             answer = {"errors": [], "warnings": []}
         elif self.path.startswith(f"/api/models/{REPO}/preupload/"):
@@ -107,8 +109,12 @@ def folder(trained, tmp_path):
 
 
 def test_a_finished_folder_reaches_the_hub_in_one_commit_and_translates_from_there(folder, hub, tmp_path):
-    done = run(sys.executable, "training/publish.py", folder, "--repo", REPO, "--card", env=hub.environment)
+    options = ["--repo", REPO, "--card", "--revision", "next"]
+    done = run(sys.executable, "training/publish.py", folder, *options, env=hub.environment)
     assert hub.commits == ["Upload the model"]
+    asked = [path for path, _ in hub.calls]
+    branch, commit = (f"/api/models/{REPO}/{what}/next" for what in ("branch", "commit"))
+    assert asked.index("/api/repos/create") < asked.index(branch) < asked.index(commit)
     assert {authorization for _, authorization in hub.calls} == {"Bearer hf_test"}
     assert f"{hub.address}/{REPO}/commit/" in done.stdout
     assert not [name for name in hub.files if "checkpoint" in name or "events" in name or name.endswith(".bin")]
@@ -259,6 +265,16 @@ def test_the_card_takes_the_place_of_a_link_and_does_not_follow_it(folder, tmp_p
         (folder / "README.md").write_text(damaged)
         publish(folder, "--repo", REPO, "--card", "--dry_run")
         assert ModelCard.load(folder / "README.md").data.license == kept
+
+
+def test_what_somebody_has_put_into_the_card_is_kept_beside_the_new_one(folder):
+    write_card(folder, REPO)
+    publish(folder, "--repo", REPO, "--card", "--dry_run")
+    assert not (folder / "README.before.md").exists()
+    (folder / "README.md").write_text(f"{(folder / 'README.md').read_text()}\nNot for poems.\n")
+    publish(folder, "--repo", REPO, "--card", "--dry_run")
+    assert "Not for poems." not in (folder / "README.md").read_text()
+    assert "Not for poems." in (folder / "README.before.md").read_text()
 
 
 def change_bleu(folder):

@@ -295,6 +295,9 @@ def test_what_does_not_go_together_with_a_draft_is_named():
         ({"use_cache": False}, "needs a dynamic cache"),
         ({"assistant_model": rs_model()}, "draft_decoder_depth and assistant_model exclude each other"),
         ({"stop_strings": ["a"]}, "stop_strings exclude"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "for greedy search and sampling, and not for contrastive_search"),
+        ({"dola_layers": "low"}, "and not for dola_generation"),
+        ({"generation_config": GenerationConfig(prompt_lookup_num_tokens=3)}, "and not for assisted_generation"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions exclude"),
         ({"num_assistant_tokens": 0}, "num_assistant_tokens must be at least 1, got 0"),
     ):

@@ -13,18 +13,20 @@ from oracle import marian, rs_model
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from test_pipeline import LINES
 
 from rs_transformer.checkpoints import load_translator
 from rs_transformer.commands import publish as commands_publish
 from rs_transformer.decoding import DecodingArguments, TransformersEngine
 from rs_transformer.export import web
+from rs_transformer.pipeline_rs_marian import split_into_sentences
 from rs_transformer.training.model import config_from_tokenizer
 
 pytest_plugins = ["browser"]
 
 MODEL, BACK = (ROOT / "hub_cards" / f"rs-marian-{direction}" for direction in ("ja-en", "en-ja"))
 TOO_LONG = f"“{'b' * 20}…” has 257 tokens, at most 256 are possible. Cut it into sentences."
-SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"]
+SHELL = ["./", "index.html", "app.js", "sentences.js", "worker.js", "style.css", "models.json"]
 SENTENCES = [
     json.loads(line)["translation"]["ja"]
     for line in (ROOT / "training" / "data" / "tanaka-excerpt" / "test.jsonl").read_text("utf-8").splitlines()[:8]
@@ -195,6 +197,24 @@ def test_it_translates_the_other_way_too(browser, site):
 )
 def test_what_goes_wrong_does_not_stop_the_page(scenario, found):
     assert json.loads(run("node", "tests/web/page.mjs", scenario).stdout) == found
+
+
+def test_the_page_cuts_sentences_where_the_pipeline_does():
+    lines = LINES.replace("|", "").strip().split("\n")
+    lines += [
+        "Dr. No said 「行こう！」 to J. R. R. Tolkien on p. 10. Then he left.",
+        "A. " * 2000,
+        "𠀀。𠀀𠀀！「𠀀？」と。",
+    ]
+    for split in ("test", "validation"):
+        file = ROOT / "training" / "data" / "tanaka-excerpt-cased" / f"{split}.jsonl"
+        pairs = [json.loads(line)["translation"] for line in file.read_text("utf-8").splitlines()]
+        for language, blank in (("en", " "), ("ja", "")):
+            texts = [pair[language] for pair in pairs]
+            lines += map(blank.join, zip(texts[::3], texts[1::3], texts[2::3], strict=False))
+    said = run("node", "tests/web/sentences.mjs", input="".join(f"{line}\n" for line in lines)).stdout.splitlines()
+    assert [json.loads(line) for line in said] == [split_into_sentences(line) for line in lines]
+    assert len(lines) > 600
 
 
 @pytest.mark.parametrize(

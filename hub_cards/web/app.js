@@ -1,5 +1,7 @@
 // The page: what is typed goes to the worker, which translates, and comes back a sentence at a time.
 
+import { sentencesOf } from "./sentences.js";
+
 const element = (id) => document.getElementById(id);
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 // A function of one SIMD instruction: what the runtime is compiled to.
@@ -135,14 +137,6 @@ const receive = {
     element("translate").disabled = during !== "translate"; // the model is there, and another text may do
   },
 };
-
-/** Sentences of a text, line by line, as the browser's own rules for the language cut them. */
-function sentencesOf(text) {
-  const lines = text.split(/\r?\n/);
-  if (!Intl.Segmenter) return lines.map((line) => line.trim()).filter(Boolean);
-  const segmenter = new Intl.Segmenter(chosen.source, { granularity: "sentence" });
-  return lines.flatMap((line) => [...segmenter.segment(line)].map(({ segment }) => segment.trim())).filter(Boolean);
-}
 
 function translate(event) {
   event?.preventDefault();

@@ -5,7 +5,7 @@ const VERSION = "unpublished";
 // Other pages of the same origin have stores of their own.
 const STORES = `rs-transformer-${registration.scope}-`;
 const STORE = STORES + VERSION;
-const SHELL = ["./", "index.html", "app.js", "worker.js", "style.css", "models.json"];
+const SHELL = ["./", "index.html", "app.js", "sentences.js", "worker.js", "style.css", "models.json"];
 
 addEventListener("install", (event) => {
   event.waitUntil(

@@ -281,7 +281,14 @@ class RSMarianConfig(MarianConfig):
         if not Path(save_directory).is_file():
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             self._save_remote_code(Path(save_directory))
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_modified_files(
+        self, working_dir: str | Path, repo_id: str, files_timestamps: dict[str, float], *args, **kwargs
+    ):
+        # The source files are written before transformers notes what is there, and would count as not modified.
+        others = {name: time for name, time in files_timestamps.items() if name not in REMOTE_CODE_FILES}
+        return super()._upload_modified_files(working_dir, repo_id, others, *args, **kwargs)
 
     def _save_remote_code(self, folder: Path) -> None:
         for name in REMOTE_CODE_FILES:

@@ -30,6 +30,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
@@ -439,6 +440,9 @@ class RSMarianGenerationMixin(CheckedGenerationMixin):
                 "draft_decoder_depth is for greedy search and sampling: give num_beams=1, got "
                 f"{generation_config.num_beams}"
             )
+        mode = generation_config.get_generation_mode()
+        if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            raise ValueError(f"draft_decoder_depth is for greedy search and sampling, and not for {mode.value}")
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(generation_config, name):
                 raise ValueError(f"draft_decoder_depth and {name} exclude each other")

@@ -210,11 +210,18 @@ def renew_card(folder: str | Path, **said: Any) -> None:
     if OWN_CARD not in before:
         logger.warning(f"{file} is no card of this package and stays; training/publish.py --card true writes one.")
         return
-    write_card(folder, **card_facts(folder) | said)
+    replace_card(folder, **card_facts(folder) | said)
+
+
+def replace_card(folder: str | Path, repository: str | None = None, **said: Any) -> None:
+    """As `write_card`; where lines are gone that somebody may have put there, the card before is kept, too."""
+    file = Path(folder, CARD)
+    before = file.read_text("utf-8", errors="replace") if file.is_file() else ""
+    write_card(folder, repository, **said)
     now = {*file.read_text("utf-8").splitlines(), NOT_MEASURED}
     # Lines with figures, and tables, change by themselves.
     own = [line for line in before.splitlines() if line not in now and not re.search(r"^\s*(\||$)|[0-9]", line)]
-    if own and before != OWN_CARD:
+    if own:
         kept, number = file.with_name(f"{file.stem}.before{file.suffix}"), 1
         while kept.exists():  # of a card before
             number += 1

@@ -20,6 +20,7 @@ by length).
 
 import copy
 import math
+import os
 import re
 import threading
 import unicodedata
@@ -30,7 +31,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import Dataset
-from transformers import GenerationConfig, MarianTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MarianTokenizer, PreTrainedTokenizerBase
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import ModelOutput, logging
 
@@ -398,6 +399,19 @@ class TranslationPipeline(ChunkPipeline):
         of_task = {name: value for name, value in self._task_params(source, target).items() if name in settings}
         if self._forward_params.get("generation_config") is None:
             self._forward_params = {**of_task, **self._forward_params}
+
+        if isinstance(name := self._forward_params.get("assistant_model"), str):
+            # As transformers' own pipelines that generate take it.
+            assistant = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=self.model.dtype).to(self.model.device)
+            self._forward_params["assistant_model"] = assistant
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model and tokenizer; of a model that is no RSMarian without this pipeline, which it does not need."""
+        if self.model.config.model_type == "rs_marian":
+            super().save_pretrained(save_directory, **kwargs)
+        else:
+            for part in (self.model, self.tokenizer):
+                part.save_pretrained(save_directory, **kwargs)
 
     def _languages(
         self, src_lang: str | None = None, tgt_lang: str | None = None, **_: Any

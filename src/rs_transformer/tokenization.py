@@ -398,4 +398,5 @@ def _pieces(model: bytes) -> list[str]:
 
 def _write_vocabulary(file: Path, pieces: list[str]) -> None:
     entries = dict.fromkeys(["</s>", "<unk>", *pieces, "<pad>"])
-    file.write_text(json.dumps({entry: index for index, entry in enumerate(entries)}, ensure_ascii=False, indent=1))
+    content = json.dumps({entry: index for index, entry in enumerate(entries)}, ensure_ascii=False, indent=1)
+    file.write_text(content, "utf-8")

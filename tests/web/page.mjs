@@ -36,6 +36,7 @@ async function page(serviceWorker) {
   await load("app.js", {
     document: { getElementById: (id) => (elements[id] ??= make()), createElement: make },
     navigator: { serviceWorker: { register: async () => {}, addEventListener() {}, ...serviceWorker } },
+    sentencesOf: (text) => [text],
     fetch: async () => ({ ok: true, json: async () => models }),
     setTimeout: (act, milliseconds) => setTimeout(act, milliseconds / 100),
     WebAssembly, Worker, Intl, Uint8Array, Option: class {},

@@ -32,7 +32,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
-from ..model_card import CARD, EVAL_RESULTS, card_disagreements, card_facts, weight_files, write_card
+from ..model_card import CARD, EVAL_RESULTS, card_disagreements, card_facts, replace_card, weight_files, write_card
 from ..training.run_folder import LINEAGE, check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
@@ -145,7 +145,7 @@ def publish(args: PublishArguments) -> list[str]:
         lay_out(folder, Path(args.output_dir), args.repo, args.dtype, **said_before(folder))
         folder = Path(args.output_dir)
     elif args.card:
-        write_card(folder, args.repo, **said_before(folder))
+        replace_card(folder, args.repo, **said_before(folder))
     files = files_to_publish(folder)
     check_card(folder, args.repo)
     print_files(args.repo, folder, files)
@@ -153,6 +153,7 @@ def publish(args: PublishArguments) -> list[str]:
         return files
     api = HfApi()
     api.create_repo(args.repo, private=args.private, exist_ok=True)
+    create_branch(api, args)
     # The package's own source, to which a folder of a clone links.
     paths = {name: PACKAGE / name if name in REMOTE_CODE_FILES else folder / name for name in files}
     commit = api.create_commit(
@@ -194,6 +195,7 @@ def publish_page(args: PublishArguments) -> list[str]:
             api = HfApi()
             space = {"repo_type": "space", "space_sdk": "static"}
             api.create_repo(args.repo, private=args.private, exist_ok=True, **space)
+            create_branch(api, args, repo_type="space")
             commit = api.create_commit(
                 args.repo,
                 [
@@ -206,6 +208,12 @@ def publish_page(args: PublishArguments) -> list[str]:
             )
             print(commit.commit_url, flush=True)
     return files
+
+
+def create_branch(api: HfApi, args: PublishArguments, **kind: str) -> None:
+    """The branch that is uploaded to, unless it is there."""
+    if args.revision is not None:
+        api.create_branch(args.repo, branch=args.revision, exist_ok=True, **kind)
 
 
 def said_before(folder: Path) -> dict[str, Any]:

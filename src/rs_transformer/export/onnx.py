@@ -377,6 +377,8 @@ class OnnxForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         """Logits after each token, (batch, length, vocabulary)."""
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
+        if attention_mask is None:
+            attention_mask = torch.ones(encoder_outputs[0].shape[:2], dtype=torch.long)
         if cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         sides = (cache.self_attention_cache, cache.cross_attention_cache)
@@ -418,8 +420,10 @@ class _OnnxEncoder(nn.Module):
 
     @strict_forward
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutput:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         (states,) = _run(self.session, inputs, ["last_hidden_state"])
         return BaseModelOutput(last_hidden_state=states)

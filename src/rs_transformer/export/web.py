@@ -21,7 +21,7 @@ from .examples import EXAMPLES
 from .tokenizer_json import tokenizer_json
 
 PAGE = Path(__file__).resolve().parents[3] / "hub_cards" / "web"
-PAGE_FILES = ("README.md", "index.html", "style.css", "app.js", "worker.js", "sw.js")
+PAGE_FILES = ("README.md", "index.html", "style.css", "app.js", "sentences.js", "worker.js", "sw.js")
 LOCK_FILES = ("package.json", "package-lock.json")
 # From npm's packages to `vendor/`. The page runs on one thread of WebAssembly: of ONNX Runtime's builds the smallest.
 VENDORED = {
