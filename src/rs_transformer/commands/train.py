@@ -41,7 +41,7 @@ from ..subword_sampling import SubwordSampler
 from ..tokenization import TokenizerArguments, check_language_pair, tell_languages, train_tokenizer
 from ..training.arguments import TranslationTrainingArguments
 from ..training.depth_schedule import DepthSchedule
-from ..training.model import ModelArguments, build_model
+from ..training.model import ModelArguments, build_model, faster_attention
 from ..training.progress import StartSummary
 from ..training.run_folder import (
     LINEAGE,
@@ -157,6 +157,8 @@ def _prepare(
     if tokenizer is None:
         tokenizer = load_or_train_tokenizer(options, train, group, checkpoint)
     model = build_model(options.model, tokenizer)
+    if options.model.attn_implementation is None and (attention := faster_attention(args.device, args.bf16)):
+        model.set_attn_implementation(attention)
     if hasattr(tokenizer, "src_lang"):  # a model of several languages
         name = options.model.model_name_or_path or options.tokenizer.tokenizer_name_or_path
         _, first_token = tell_languages(name, tokenizer, corpus.source_lang, corpus.target_lang)

@@ -20,6 +20,7 @@ from ..decoding import Engine
 from ..distillation.losses import top_k_word_level_loss
 from ..modeling_rs_marian import PAD_LOGIT_BIAS
 from ..training.losses import label_smoothed_nll, without_padding
+from ..training.model import faster_attention
 from ..utils.measuring import interleave
 
 WARM_UP, TIMED = 2, 5
@@ -35,10 +36,11 @@ def update_of(model: MarianMTModel, top_k: int = 0) -> Callable[[Batch, bool], N
         What takes a batch, with `decoder_input_ids`, and whether to compute in bfloat16.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
-    pad = model.config.pad_token_id
+    pad, attention = model.config.pad_token_id, model.config._attn_implementation
 
     def update(batch: Batch, bf16: bool) -> None:
         model.train()
+        model.set_attn_implementation(faster_attention(model.device, bf16) or attention)
         batch = dict(batch)
         labels = without_padding(batch.pop("labels"), pad)
         with torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext():
