@@ -2,8 +2,8 @@
 
     python benchmarks/train_attention.py
 
-A step is forward, backward and AdamW of RS 1x6 on one batch of random sentences, interleaved in one process. Medians of
-the rounds, and the median of the rounds' ratios.
+A step is forward, backward and AdamW of RS 1x6 on one batch of random sentences, interleaved in one process. Medians
+of the rounds, and the median of the rounds' ratios.
 """
 
 import statistics
