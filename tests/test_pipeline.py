@@ -418,6 +418,11 @@ def test_commands_tell_models_of_several_languages_theirs(several_targets, m2m, 
         given.clear()
         with pytest.raises(ValueError, match=r"give (source_lang and )?target_lang"):
             script("translate")("--model_name_or_path", model, *files, *short, "--overwrite", "true")
+    # What was trained here is given what it was given then.
+    trained_here = shutil.copytree(tmp_path / "marian", tmp_path / "trained")
+    (trained_here / "run.json").write_text("{}")
+    script("evaluate")("--systems", trained_here, *data, *languages, *short)
+    assert given == [(["a b", ">>deu<< c d"], None)]
     with pytest.raises(ValueError, match="several target languages: give target_lang, one of deu, jpn"):
         script("evaluate")(
             "--systems", tmp_path / "marian", *data, "--source_lang", "en", "--target_lang", "fr", *short

@@ -38,12 +38,14 @@ from transformers.utils.hub import extract_commit_hash, has_file
 
 from .configuration_rs_marian import SIDES
 from .modeling_rs_marian import PAD_LOGIT_BIAS, keep_apart
-from .tokenization import check_tokenizer, entries_of
+from .pipeline_rs_marian import LANGUAGE_CODE, target_codes
+from .tokenization import check_tokenizer, entries_of, tell_languages, with_code
 
 Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 MODEL_TYPES = ("marian", "rs_marian")
 SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 BIAS = "final_logits_bias"
+RUN_RECORD = "run.json"  # of a training, in its folder
 
 
 def load_translator(name_or_path: str, revision: str = "main", **options: Any) -> Translator:
@@ -276,6 +278,27 @@ def _some(names: Iterable[str]) -> str:
     """The first of some names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def coded_sources(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Iterable[str],
+    source_lang: str | None,
+    target_lang: str | None,
+) -> tuple[list[str], int | None]:
+    """Sources with the target's code where a model needs it and they have none, and its `forced_bos_token_id`, if any.
+
+    A Marian that was trained by this package gets the sources as they stand, as it got them in its training.
+
+    Raises:
+        ValueError: as `tell_languages`.
+    """
+    sources = list(sources)
+    if target_codes(tokenizer) and (Path(name, RUN_RECORD).is_file() or all(map(LANGUAGE_CODE.match, sources))):
+        return sources, None
+    prefix, first_token = tell_languages(name, tokenizer, source_lang, target_lang)
+    return with_code(prefix, sources), first_token
 
 
 def first_line(error: BaseException) -> str:

@@ -246,25 +246,6 @@ def tell_languages(
     return "", token_id(target)
 
 
-def coded_sources(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    sources: Iterable[str],
-    source_lang: str | None,
-    target_lang: str | None,
-) -> tuple[list[str], int | None]:
-    """Sources with the target's code where a model needs it and they have none, and its `forced_bos_token_id`, if any.
-
-    Raises:
-        ValueError: as `tell_languages`.
-    """
-    sources = list(sources)
-    if target_codes(tokenizer) and all(map(LANGUAGE_CODE.match, sources)):
-        return sources, None
-    prefix, first_token = tell_languages(name, tokenizer, source_lang, target_lang)
-    return with_code(prefix, sources), first_token
-
-
 def with_code(prefix: str, sources: Iterable[str]) -> list[str]:
     """Sources with the code that they have to begin with, but for those that begin with one."""
     return [source if LANGUAGE_CODE.match(source) else prefix + source for source in sources]

@@ -18,12 +18,12 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import load_translator
+from ..checkpoints import coded_sources, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split
 from ..decoding import DecodingArguments, timed_translate, translate
 from ..layer_transfer import check_rs_marian, depth_config, with_depth
 from ..metrics import corpus_scores
-from ..tokenization import check_language_pair, coded_sources
+from ..tokenization import check_language_pair
 from ..training.run_folder import weights_digest
 from ..utils.files import check_output_file, write_json
 from ..utils.plotting import check_plot_file

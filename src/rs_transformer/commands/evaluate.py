@@ -17,12 +17,12 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils import CONFIG_NAME
 
-from ..checkpoints import Translator, load_config, load_tokenizer, load_translator
+from ..checkpoints import Translator, coded_sources, load_config, load_tokenizer, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, CorpusArguments, load_split, read_sentences
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
 from ..metrics import corpus_scores, paired_bootstrap
 from ..model_card import renew_card
-from ..tokenization import check_language_pair, coded_sources, with_code
+from ..tokenization import check_language_pair, with_code
 from ..training.run_folder import keep_scores
 from ..utils.files import check_output_file, write_json
 from ..utils.processes import run

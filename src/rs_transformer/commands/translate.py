@@ -19,10 +19,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..checkpoints import load_config, load_translator, model_digest
+from ..checkpoints import coded_sources, load_config, load_translator, model_digest
 from ..corpus import read_sentences
 from ..decoding import DecodingArguments, DraftedDecodingArguments, timed_translate
-from ..tokenization import check_language_pair, coded_sources
+from ..tokenization import check_language_pair
 from ..utils.files import check_output_file, claimed, read_mapping, write_json
 from ..utils.processes import run
 from ..utils.ranges import check_range

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from ..checkpoints import RUN_RECORD
 from ..utils.files import read_mapping, write_json, write_text
 from ..utils.masking import SECRET, masked, without_secrets
 
@@ -28,7 +29,6 @@ logger = logging.get_logger(__name__)
 
 COMPLETE_MARKER = "checkpoint_complete.json"
 RECIPE = "recipe.yaml"
-RUN_RECORD = "run.json"
 LINEAGE = ("collapse.json", "trim.json")  # what a model says of its parents
 RESULTS = "results.json"
 RUN_LOG = "run.log"
