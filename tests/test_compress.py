@@ -365,6 +365,10 @@ def test_what_is_named_later_is_done_and_what_is_gone_is_done_again(compressed, 
     compress(*command(parent, text, folder, "--repo", "me/small", "--decoding_max_tokens", 512))
     assert 'from_pretrained("me/small")' in (folder / "model" / "README.md").read_text()
     assert (folder / "report" / "report.html").is_file()
+    before = (folder / "report" / "report.html").stat().st_mtime_ns
+    compress(*command(parent, text, folder))  # which names no repository
+    assert 'from_pretrained("me/small")' in (folder / "model" / "README.md").read_text()
+    assert (folder / "report" / "report.html").stat().st_mtime_ns == before
     parser = RecipeParser(CompressOptions.types(), positional="model_name_or_path")
     more = command(parent, text, folder, "--engines", "ctranslate2", "onnx")
     options = CompressOptions(*parser.parse_recipe([str(part) for part in more]))

@@ -268,8 +268,9 @@ def test_the_card_takes_the_place_of_a_link_and_does_not_follow_it(folder, tmp_p
 
 
 def test_what_somebody_has_put_into_the_card_is_kept_beside_the_new_one(folder):
-    write_card(folder, REPO)
+    write_card(folder, "me/another")
     publish(folder, "--repo", REPO, "--card", "--dry_run")
+    assert f'model="{REPO}"' in (folder / "README.md").read_text()
     assert not (folder / "README.before.md").exists()
     (folder / "README.md").write_text(f"{(folder / 'README.md').read_text()}\nNot for poems.\n")
     publish(folder, "--repo", REPO, "--card", "--dry_run")

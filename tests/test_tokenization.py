@@ -249,7 +249,10 @@ def test_a_field_that_the_checkpoint_lacks_is_refused(tmp_path, tokenizer):
         ({"decoder_unique_layers": 1}, r"decoder_unique_layers=1: leave it out, or at 2; training/collapse\.py"),
         ({"deepnorm": True}, "would be spoiled by deepnorm=True"),
         ({"step_embeddings": False}, "would be spoiled by step_embeddings=False"),
-        ({"layer_sharing": "sequence"}, "apply layers 0 1 0 1, and with layer_sharing=sequence 0 0 1 1: leave it out"),
+        (
+            {"layer_sharing": "sequence", "encoder_layers": 8},
+            "apply layers 0 1 0 1, and with layer_sharing=sequence 0 0 1 1: leave it out",
+        ),
     ],
     ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
 )
@@ -261,6 +264,14 @@ def test_options_that_would_make_another_function_of_a_checkpoint_are_refused(fi
     stored = RSMarianConfig.from_pretrained(tmp_path)
     same = {name: getattr(stored, name) for name in fields}
     build_model(ModelArguments(model_name_or_path=str(tmp_path), **same), tokenizer)
+
+
+def test_options_under_which_a_checkpoint_stays_the_same_function_are_taken(tokenizer, tmp_path):
+    own = {"encoder_layers": 2, "decoder_layers": 2, "encoder_unique_layers": 2, "decoder_unique_layers": 2}
+    rs_model(**config_from_tokenizer(tokenizer), **own, activation_function="swish").save_pretrained(tmp_path)
+    deeper = {"encoder_layers": 4, "encoder_layer_sharing": "sequence", "activation_function": "silu"}
+    model = build_model(ModelArguments(model_name_or_path=str(tmp_path), **deeper), tokenizer)
+    assert model.config.encoder_layer_map == [0, 0, 1, 1]
 
 
 def test_sides_that_share_their_layers_are_made_by_a_collapse_alone(trained, tokenizer):

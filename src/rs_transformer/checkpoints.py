@@ -286,16 +286,20 @@ def coded_sources(
     sources: Iterable[str],
     source_lang: str | None,
     target_lang: str | None,
+    as_trained: bool = True,
 ) -> tuple[list[str], int | None]:
     """Sources with the target's code where a model needs it and they have none, and its `forced_bos_token_id`, if any.
 
-    A Marian that was trained by this package gets the sources as they stand, as it got them in its training.
+    Args:
+        as_trained: a Marian in the folder of a training by this package gets the sources as they stand, as it got them
+            there.
 
     Raises:
         ValueError: as `tell_languages`.
     """
     sources = list(sources)
-    if target_codes(tokenizer) and (Path(name, RUN_RECORD).is_file() or all(map(LANGUAGE_CODE.match, sources))):
+    as_trained = as_trained and any((folder / RUN_RECORD).is_file() for folder in (Path(name), Path(name).parent))
+    if target_codes(tokenizer) and (as_trained or all(map(LANGUAGE_CODE.match, sources))):
         return sources, None
     prefix, first_token = tell_languages(name, tokenizer, source_lang, target_lang)
     return with_code(prefix, sources), first_token

@@ -217,8 +217,11 @@ def replace_card(folder: str | Path, repository: str | None = None, **said: Any)
     """As `write_card`; where lines are gone that somebody may have put there, the card before is kept, too."""
     file = Path(folder, CARD)
     before = file.read_text("utf-8", errors="replace") if file.is_file() else ""
+    former = card_facts(folder).get("repository")
     write_card(folder, repository, **said)
     now = {*file.read_text("utf-8").splitlines(), NOT_MEASURED}
+    if former is not None:  # whose name is in it
+        now |= set(str(build_card(folder, former, **said)).splitlines())
     # Lines with figures, and tables, change by themselves.
     own = [line for line in before.splitlines() if line not in now and not re.search(r"^\s*(\||$)|[0-9]", line)]
     if own:

@@ -232,15 +232,18 @@ def tell_languages(
             known = ", ".join(code.strip("<>") for code in marian[:20])
             raise ValueError(f"{name} has several target languages: give {options[1]}, one of {known} …")
         return f"{wanted} ", None
-    if not hasattr(tokenizer, "src_lang"):
+    known = known_languages(tokenizer) if hasattr(tokenizer, "src_lang") else []
+    if not known:
         return "", None
     if None in (source_lang, target_lang):
         raise ValueError(f"{name} is multilingual: give {options[0]} and {options[1]}")
-    known = known_languages(tokenizer)
     source, target = (find_language(code, known) for code in (source_lang, target_lang))
     if None in (source, target):
-        raise ValueError(f"{name} knows no language {(source_lang if source is None else target_lang)!r}")
+        wanted, option = (source_lang, options[0]) if source is None else (target_lang, options[1])
+        raise ValueError(f"{name} knows no language {wanted!r}: give {option} as one of {', '.join(known[:20])} …")
     tokenizer.src_lang, tokenizer.tgt_lang = source, target
+    if type(tokenizer).__name__.startswith("MBartTokenizer"):  # of mBART-25, whose targets end with it, and so start
+        return "", None
     # The tokens of M2M100 are not the codes themselves.
     token_id = getattr(tokenizer, "get_lang_id", tokenizer.convert_tokens_to_ids)
     return "", token_id(target)

@@ -174,6 +174,8 @@ def found_plan(options: CompressOptions, output: Path) -> Plan | None:
             f"{output} was begun by another version of rs-transformer: go on with that one, or choose another folder"
         )
     plan = Plan.from_json(content)
+    if "installed" not in content:  # of a version whose stages were told the branch
+        plan.parent["commit"] = None
     before = {name: value for name, value in plan.options.items() if name not in CHANGEABLE}
     check_settings(output, before, fixed_options(options))
     name, revision = options.compress.model_name_or_path, options.compress.revision
@@ -521,7 +523,8 @@ class Compression:
     def is_laid_out(self) -> bool:
         """Whether what is put on the Hub is there, with a card for that repository, or somebody's own."""
         model = self.output / MODEL
-        return model.is_dir() and card_facts(model).get("repository") in (None, self.repo)
+        asked = self.options.shipping.repo
+        return model.is_dir() and (asked is None or card_facts(model).get("repository") in (None, asked))
 
     def lay_out(self) -> None:
         """What is put on the Hub, with its card; where only that is of another repository, the card."""
@@ -536,10 +539,14 @@ class Compression:
     def has_report(self) -> bool:
         """Whether there is a comparison in all engines, and the child's card has it."""
         model = self.output / MODEL
-        if not (self.output / "report" / "report.html").is_file() or not (model / COMPARISON).is_file():
-            return False
-        compared = {row["engine"] for row in read_mapping(model / COMPARISON)["engines"]}
-        return compared >= set(engines_of(self.options, self.plan)) and not card_disagreements(model)
+        whole = (self.output / "report" / "report.html").is_file() and (model / COMPARISON).is_file()
+        return whole and self.compares_all and not card_disagreements(model)
+
+    @property
+    def compares_all(self) -> bool:
+        """Whether the report has all engines."""
+        compared = read_mapping(self.output / "report" / "report.json").get("engines", [])
+        return {row["engine"] for row in compared} >= set(engines_of(self.options, self.plan))
 
     @property
     def repo(self) -> str:
@@ -589,7 +596,7 @@ class Compression:
         corpus, folder, (parent, revision) = self.evaluated, self.output / "report", self.parent
         now = self.options.decoding.decoding_max_tokens
         batches = read_mapping(folder / "work" / "settings.json").get("decoding_max_tokens", now)
-        if (folder / "report.html").is_file() or batches != now:  # of fewer engines, or other batches
+        if ((folder / "report.html").is_file() and not self.compares_all) or batches != now:
             shutil.rmtree(folder)
         found = load_evaluation_splits(corpus)
         if (pairs := found.get("test", found.get("validation"))) is not None:

@@ -211,8 +211,8 @@ def publish_page(args: PublishArguments) -> list[str]:
 
 
 def create_branch(api: HfApi, args: PublishArguments, **kind: str) -> None:
-    """The branch that is uploaded to, unless it is there."""
-    if args.revision is not None:
+    """The branch that is uploaded to, unless it is there, or is a pull request."""
+    if args.revision is not None and not args.revision.startswith("refs/"):
         api.create_branch(args.repo, branch=args.revision, exist_ok=True, **kind)
 
 

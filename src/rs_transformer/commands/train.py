@@ -162,7 +162,8 @@ def _prepare(
     if hasattr(tokenizer, "src_lang"):  # a model of several languages
         name = options.model.model_name_or_path or options.tokenizer.tokenizer_name_or_path
         _, first_token = tell_languages(name, tokenizer, corpus.source_lang, corpus.target_lang)
-        model.generation_config.forced_bos_token_id = first_token
+        if first_token is not None:
+            model.generation_config.forced_bos_token_id = first_token
     DepthSchedule.from_args(args, model.config)  # an impossible one is said before the corpus is prepared
     positions = getattr(model.config, "max_position_embeddings", None)
     set_search(model, options.decoding, positions)

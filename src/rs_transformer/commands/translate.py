@@ -85,7 +85,9 @@ def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> flo
     model, tokenizer = load_translator(args.model_name_or_path, args.revision, **given)
     check_language_pair(tokenizer, args.source_lang, args.target_lang)
     languages = (args.source_lang, args.target_lang)
-    sentences, first_token = coded_sources(args.model_name_or_path, tokenizer, sentences, *languages)
+    asked = args.target_lang is not None
+    name = args.model_name_or_path
+    sentences, first_token = coded_sources(name, tokenizer, sentences, *languages, as_trained=not asked)
     settings = {"model": model_digest(model, tokenizer), "decoding": asdict(decoding)}
     if first_token is not None:
         model.generation_config.forced_bos_token_id = first_token

@@ -214,7 +214,7 @@ def set_languages(
     prefix, first_token = tell_languages(name, tokenizer, *codes, options)
     if first_token is not None:
         model.generation_config.forced_bos_token_id = first_token
-    elif not prefix and codes != (None, None):
+    elif not prefix and not hasattr(tokenizer, "src_lang") and codes != (None, None):
         raise ValueError(f"{name} is not multilingual: leave teacher_source_code and teacher_target_code out")
     return prefix
 

@@ -159,7 +159,7 @@ class CTranslate2Decoder:
                 self.engine = Translator(str(folder), device="cuda", device_index=device.index or 0)
                 self.translate_batch([[tokenizer.eos_token_id]])
                 return
-            except RuntimeError as error:  # it needs the libraries of another CUDA than PyTorch's
+            except (RuntimeError, ValueError) as error:  # it needs the libraries of another CUDA than PyTorch's
                 logger.warning(f"CTranslate2 cannot use the GPU, and translates on the CPU: {first_line(error)}")
         self.engine = Translator(str(folder), device="cpu", intra_threads=torch.get_num_threads())
 

@@ -137,7 +137,8 @@ def check_function(args: ModelArguments, config: PretrainedConfig) -> None:
     for name in same:
         stored, wanted = getattr(config, name, None), getattr(args, name)
         added = name == "step_embeddings" and not stored  # from zero
-        if wanted not in (None, stored) and not added:
+        alike = name == "activation_function" and wanted and _is_same_function(wanted, stored)
+        if wanted not in (None, stored) and not added and not alike:
             mend = "; training/collapse.py makes models of other layers" if "unique" in name else ""
             raise ValueError(
                 f"{args.model_name_or_path} has learned with {name}={stored} and would be spoiled by {name}={wanted}: "
@@ -145,7 +146,7 @@ def check_function(args: ModelArguments, config: PretrainedConfig) -> None:
             )
     schemes = [name for name in ("layer_sharing", *(f"{side}_layer_sharing" for side in SIDES)) if getattr(args, name)]
     for side in SIDES if schemes else ():
-        depth = getattr(args, f"{side}_layers") or getattr(config, f"{side}_layers")
+        depth = getattr(config, f"{side}_layers")  # that it has learned at
         scheme = getattr(args, f"{side}_layer_sharing") or getattr(config, f"{side}_layer_sharing")
         scheme = scheme or args.layer_sharing or config.layer_sharing
         stored = config.layer_map(side, depth)
@@ -155,6 +156,12 @@ def check_function(args: ModelArguments, config: PretrainedConfig) -> None:
                 f"the {side} steps of {args.model_name_or_path} apply layers {' '.join(map(str, stored))}, and with "
                 f"{schemes[0]}={getattr(args, schemes[0])} {' '.join(map(str, wanted))}: leave it out"
             )
+
+
+def _is_same_function(*activations: str) -> bool:
+    """Whether two names are of one activation, such as swish and silu."""
+    first, second = (ACT2FN[name](torch.linspace(-4, 4, 33)) for name in activations)
+    return torch.allclose(first, second)
 
 
 def check_step_parameters(args: ModelArguments, config: PretrainedConfig) -> None:

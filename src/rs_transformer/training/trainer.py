@@ -232,7 +232,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         known = []
         for name, dataset in sets.items():
             has_text = {"source", "target"} <= set(getattr(dataset, "column_names", None) or ())
-            known += [f"{name}_{score}".lstrip("_") for score in ("loss", *(SCORES if has_text else ()))]
+            known += [f"{name}_{score}" if name else score for score in ("loss", *(SCORES if has_text else ()))]
         if metric.removeprefix("eval_") not in known:
             raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {metric!r}")
 
