@@ -429,6 +429,36 @@ def test_commands_tell_models_of_several_languages_theirs(several_targets, m2m, 
         )
 
 
+def test_exports_and_pictures_of_models_of_several_languages_are_of_those_asked_for(
+    several_targets, m2m, tmp_path, monkeypatch
+):
+    for part in ("model", "tokenizer"):
+        m2m[part].save_pretrained(tmp_path / "m2m")
+        getattr(several_targets, part).save_pretrained(tmp_path / "marian")
+    given, languages = [], ["--source_lang", "en", "--target_lang", "ja"]
+
+    def verify(args, engine, folder, sources, *more):
+        given.append((sources, None))
+        return []
+
+    def look(model, tokenizer, sources, targets):
+        given.append((sources, model.generation_config.forced_bos_token_id))
+        raise InterruptedError
+
+    monkeypatch.setattr("rs_transformer.commands.export.verify", verify)
+    monkeypatch.setattr("rs_transformer.commands.attention.encode_sentences", look)
+    verified = ["--output_dir", tmp_path / "ct2", "--verify", "a b", ">>deu<< c d"]
+    script("export")(tmp_path / "marian", "--to", "ctranslate2", *verified, *languages)
+    for name in ("marian", "m2m"):
+        with pytest.raises(InterruptedError):
+            script("attention")(tmp_path / name, "--text", "a b", *languages, "--output_dir", tmp_path / "seen")
+    assert given == [
+        ([">>jpn<< a b", ">>deu<< c d"], None),
+        ([">>jpn<< a b"], None),
+        (["a b"], m2m["tokenizer"].get_lang_id("ja")),
+    ]
+
+
 def test_every_sentence_has_the_code_of_its_target_language(several_targets, monkeypatch):
     def codes_of(text, **given):
         with generate_calls(several_targets.model, monkeypatch) as calls:

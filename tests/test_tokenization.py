@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianTokenizer
 
 from rs_transformer.configuration_rs_marian import RSMarianConfig
 from rs_transformer.corpus import CorpusArguments, PairFilter, encode_pairs, load_split
-from rs_transformer.decoding import DecodingArguments
+from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.pipeline_rs_marian import find_language, is_written_without_blanks, same_language, split_code
 from rs_transformer.tokenization import (
     TokenizerArguments,
@@ -264,6 +264,16 @@ def test_options_that_would_make_another_function_of_a_checkpoint_are_refused(fi
     stored = RSMarianConfig.from_pretrained(tmp_path)
     same = {name: getattr(stored, name) for name in fields}
     build_model(ModelArguments(model_name_or_path=str(tmp_path), **same), tokenizer)
+
+
+def test_embeddings_that_no_token_has_are_not_said_in_training_either(tokenizer, tmp_path):
+    fields = config_from_tokenizer(tokenizer)
+    sizes = {name: fields[name] + 40 for name in ("vocab_size", "decoder_vocab_size")}
+    rs_model(**fields | sizes).save_pretrained(tmp_path)
+    model = build_model(ModelArguments(model_name_or_path=str(tmp_path)), tokenizer)
+    torch.nn.init.normal_(model.lm_head.weight[-40:], std=5)  # which would win
+    decoding = DecodingArguments(num_beams=1, max_new_tokens=8)
+    assert translate(model.eval(), tokenizer, ["a b c"], decoding, progress=False)
 
 
 def test_options_under_which_a_checkpoint_stays_the_same_function_are_taken(tokenizer, tmp_path):

@@ -32,7 +32,7 @@ from rs_transformer.decoding import DecodingArguments, translate
 from rs_transformer.subword_sampling import SubwordSampler
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.batches import SetEpochCallback, TokenBatchSampler
-from rs_transformer.training.losses import label_smoothed_cross_entropy, symmetric_divergence
+from rs_transformer.training.losses import barred_tokens, label_smoothed_cross_entropy, symmetric_divergence
 from rs_transformer.training.model import config_from_tokenizer
 from rs_transformer.training.progress import log_line
 from rs_transformer.training.run_folder import (
@@ -323,6 +323,29 @@ def test_the_loss_of_an_evaluation_is_that_of_its_tokens_in_any_batches(small, t
     pairs = ids(PAIRS, tokenizer)
     found = [small(per_device_eval_batch_size=size).evaluate(pairs)["eval_loss"] for size in (1, 7, 60, 64)]
     assert found == pytest.approx([token_loss(small().model.eval(), tokenizer, PAIRS)] * 4, rel=1e-5)
+
+
+def test_tokens_that_a_bias_bars_take_no_part_in_the_smoothing(small):
+    losses = []
+    for barred in ([], [3, 4]):
+        trainer = small(label_smoothing_factor=0.1)
+        model = trainer.model.train()
+        model.final_logits_bias[:, barred] = -math.inf
+        trainer._barred = barred_tokens(model, trainer.pad_token_id)
+        labels = torch.tensor([[5, 6, 7]])
+        logits = torch.zeros(1, 3, model.config.vocab_size) + model.final_logits_bias
+        losses.append(trainer.translation_loss({"logits": logits}, labels).item())
+        size = model.config.vocab_size - 1 - len(barred)
+        assert losses[-1] == pytest.approx(math.log(size), rel=1e-5)
+    plain = small()
+    assert barred_tokens(plain.model, plain.pad_token_id) is None  # padding alone costs nothing
+
+
+def test_of_a_model_that_grows_no_checkpoint_of_less_depth_is_averaged(small, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 5, "average_checkpoints": 4}
+    trainer = small(**options, growing_depths=[1], growing_updates=[3])
+    trainer.train()
+    assert trainer.weights_from == "the average of checkpoint-4, checkpoint-5"
 
 
 @pytest.mark.parametrize(("temperature", "alpha"), [(2.5, 0.0), (1.0, 4.0), (2.0, 3.0)])

@@ -132,6 +132,12 @@ def test_collapse_trims_its_parent_first(opus, text, tmp_path, options):
     script("trim")("--model_name_or_path", opus, "--output_dir", tmp_path / "trimmed", *files)
     alone = load_parent(str(tmp_path / "trimmed"))[0]
     assert torch.equal(alone.model.shared.weight, child.model.shared.weight)
+    # Of a parent that was trimmed before, what that was made of is not forgotten.
+    again = ["--model_name_or_path", tmp_path / "trimmed", "--output_dir", tmp_path / "again", *files]
+    script("collapse")(*again)
+    trimmed = json.loads((tmp_path / "again" / "collapse.json").read_text())["trimmed"]
+    assert trimmed["parent"] == str(opus)
+    assert trimmed["source"]["entries"]["parent"] == parent.config.vocab_size > alone.config.vocab_size
 
 
 def test_calibration_takes_the_trimmed_parent_and_evaluation_the_whole_one(opus, text, tmp_path):

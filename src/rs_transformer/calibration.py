@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import MarianMTModel, get_linear_schedule_with_warmup
 
@@ -109,10 +108,10 @@ def calibration_loss(
     for side, mask in masks.items():
         pairs = list(zip(given[f"{side}_hidden_states"], wanted[f"{side}_hidden_states"], strict=True))[1:]
         loss = loss + sum(_distance(state[mask], target[mask]) for state, target in pairs) / len(pairs)
-    log_probabilities, probabilities = (
-        output.logits[masks["decoder"]].float().log_softmax(-1) for output in (given, wanted)
-    )
-    return loss + output_weight * F.kl_div(log_probabilities, probabilities, log_target=True, reduction="batchmean")
+    ours, theirs = (output.logits[masks["decoder"]].float().log_softmax(-1) for output in (given, wanted))
+    # A barred token has probability 0 in both and may have the logarithm -inf.
+    divergence = theirs.exp() * (theirs - ours).masked_fill(theirs == ours, 0.0)
+    return loss + output_weight * divergence.sum() / len(ours)
 
 
 def _distance(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -298,11 +298,18 @@ def coded_sources(
         ValueError: as `tell_languages`.
     """
     sources = list(sources)
-    as_trained = as_trained and any((folder / RUN_RECORD).is_file() for folder in (Path(name), Path(name).parent))
-    if target_codes(tokenizer) and (as_trained or all(map(LANGUAGE_CODE.match, sources))):
+    if target_codes(tokenizer) and ((as_trained and _was_trained(name)) or all(map(LANGUAGE_CODE.match, sources))):
         return sources, None
     prefix, first_token = tell_languages(name, tokenizer, source_lang, target_lang)
     return with_code(prefix, sources), first_token
+
+
+def _was_trained(name: str) -> bool:
+    """Whether a checkpoint, or the run that it is of, has the record of a training by this package."""
+    if Path(name).is_dir():
+        return any((folder / RUN_RECORD).is_file() for folder in (Path(name), Path(name).parent))
+    there = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(name, RUN_RECORD, **there) is not None
 
 
 def first_line(error: BaseException) -> str:

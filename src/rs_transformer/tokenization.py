@@ -250,8 +250,8 @@ def tell_languages(
 
 
 def with_code(prefix: str, sources: Iterable[str]) -> list[str]:
-    """Sources with the code that they have to begin with, but for those that begin with one."""
-    return [source if LANGUAGE_CODE.match(source) else prefix + source for source in sources]
+    """Sources with the code that they have to begin with, but for those that begin with one, or are blank."""
+    return [prefix + each if each.strip() and not LANGUAGE_CODE.match(each) else each for each in sources]
 
 
 def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str:

@@ -28,7 +28,7 @@ from ..attention.collection import (
 )
 from ..attention.figures import TITLES, draw_entropy_map, draw_heads, draw_heads_mean, draw_steps, save_figure
 from ..attention.page import write_page
-from ..checkpoints import Translator, load_translator
+from ..checkpoints import Translator, coded_sources, load_translator
 from ..corpus import SPLITS, TRAINING_OPTIONS, OptionalCorpusArguments, load_split
 from ..decoding import DecodingArguments
 from ..tokenization import check_language_pair
@@ -120,23 +120,27 @@ def report_attention(
         for _, tokenizer in translators.values():
             check_language_pair(tokenizer, **languages)
     sources, targets = _load_sentences(args, corpus_args)
-    for model, tokenizer in translators.values():
-        encode_sentences(model, tokenizer, sources, targets)
+    told = {}
+    for name, (model, tokenizer) in translators.items():
+        told[name], first_token = coded_sources(name, tokenizer, sources, **languages)
+        if first_token is not None:
+            model.generation_config.forced_bos_token_id = first_token
+        encode_sentences(model, tokenizer, told[name], targets)
     pictured = args.pictured
     if pictured is None:
         pictured = len(sources) if args.text is not None else 3
     pictured = min(pictured, len(sources))
-    first = (sources[:pictured], None if targets is None else targets[:pictured])
+    first_targets = None if targets is None else targets[:pictured]
     # The pictures' few sentences come first: a model that gives no attentions is found out at once.
     sentences = {
-        name: collect_attention(*translator, *first, decoding) if pictured else []
+        name: collect_attention(*translator, told[name][:pictured], first_targets, decoding) if pictured else []
         for name, translator in translators.items()
     }
     statistics = {}
     seconds = {}
     for name, translator in translators.items():
         start = time.perf_counter()
-        statistics[name] = attention_statistics(*translator, sources, targets, decoding)
+        statistics[name] = attention_statistics(*translator, told[name], targets, decoding)
         seconds[name] = time.perf_counter() - start
     if not PartialState().is_main_process:
         return statistics

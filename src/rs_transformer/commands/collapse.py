@@ -22,7 +22,7 @@ from transformers import DataCollatorForSeq2Seq, MarianMTModel, PreTrainedTokeni
 from transformers.utils import logging
 
 from ..calibration import LEARNING_RATE, OUTPUT_WEIGHT, STACK_PARAMETER, UPDATES
-from ..checkpoints import commit_of, load_parent
+from ..checkpoints import coded_sources, commit_of, load_parent
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES
 from ..corpus import CorpusArguments, OptionalCorpusArguments, load_split, prepare_training_pairs
 from ..decoding import DecodingArguments
@@ -36,6 +36,7 @@ from ..layer_transfer import (
     fold_adapters,
     plan_collapse,
 )
+from ..pipeline_rs_marian import target_codes
 from ..tokenization import check_language_pair
 from ..training.batches import TokenBatchSampler
 from ..training.run_folder import RECORDED_PACKAGES, RUN_RECORD
@@ -44,7 +45,7 @@ from ..utils.memory import keep_freed_memory
 from ..utils.processes import PatientGroup, run
 from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
-from ..vocabulary import apply_trim
+from ..vocabulary import TEXT_SIDES, apply_trim
 from .evaluate import EvaluateArguments, evaluate_systems
 from .trim import RECORD as TRIMMED
 from .trim import Texts, VocabularyArguments, plan_texts, read_texts, trim_record
@@ -162,7 +163,7 @@ def collapse_checkpoint(
     whole = load_parent(args.model_name_or_path, args.revision, args.allow_pickle)
     if splits or vocabulary_args.files:
         check_language_pair(whole[1], corpus_args.source_lang, corpus_args.target_lang)
-    parent, tokenizer, trimmed = trim_parent(*whole, texts, vocabulary_args)
+    parent, tokenizer, trimmed = trim_parent(args.model_name_or_path, *whole, texts, vocabulary_args)
     config = collapsed_config(parent.config, **args.sharing_options())
     plan = plan_collapse(fold_adapters(parent), config, args.method_or_layer)
     batches = None
@@ -205,13 +206,19 @@ def collapse_checkpoint(
 
 
 def trim_parent(
-    parent: MarianMTModel, tokenizer: PreTrainedTokenizerBase, texts: Texts, args: VocabularyArguments
+    name: str, parent: MarianMTModel, tokenizer: PreTrainedTokenizerBase, texts: Texts, args: VocabularyArguments
 ) -> tuple[MarianMTModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The parent as it is to be collapsed, trimmed if there is text for that, and what to record of it."""
     if not args.files:
         return parent, tokenizer, {}
     plan = plan_texts(parent, tokenizer, texts, args)
     record = trim_record(parent, tokenizer, plan, args)
+    before = trimmed_before(name).get("trimmed")
+    if before:  # of it what it was made of, and how large that was
+        record |= {"parent": before["parent"], "text_before": before.get("text")}
+        for side in TEXT_SIDES:
+            for what in ("entries", "pieces"):
+                record[side][what]["parent"] = before[side][what]["parent"]
     return *apply_trim(parent, tokenizer, plan), {"trimmed": record}
 
 
@@ -288,6 +295,11 @@ def calibration_batches(
     Longer pairs than the model has `positions` for are left out.
     """
     chosen = train.shuffle(seed=args.seed).select(range(min(len(train), args.calibration_samples)))
+    if target_codes(tokenizer):  # as the parent is translated with
+        languages = (corpus_args.source_lang, corpus_args.target_lang)
+        texts = [text or "" for text in chosen["source"]]
+        sources, _ = coded_sources(args.model_name_or_path, tokenizer, texts, *languages)
+        chosen = Dataset.from_dict({"source": sources, "target": chosen["target"][:]})
     pairs = prepare_training_pairs(chosen, tokenizer, corpus_args, positions)
     sampler = TokenBatchSampler(pairs["length"][:], args.calibration_max_tokens, seed=args.seed)
     pairs = pairs.select_columns(["input_ids", "labels"])

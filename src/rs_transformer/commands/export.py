@@ -25,6 +25,7 @@ from ..attention.alignment import count_links
 from ..checkpoints import (
     MODEL_TYPES,
     Translator,
+    coded_sources,
     load_config,
     load_tokenizer,
     load_translator,
@@ -124,6 +125,10 @@ def export_checkpoint(
     if args.shortlist and not hasattr(engine, "write_shortlist"):
         raise ValueError(f"there is no shortlist for to={args.to}, only for ctranslate2 and marian")
     sources, references = _verification_data(args, corpus_args)
+    languages = (corpus_args.source_lang, corpus_args.target_lang)
+    if corpus_args.target_lang is not None:
+        tokenizer = load_tokenizer(args.model_name_or_path, args.revision)
+        sources, _ = coded_sources(args.model_name_or_path, tokenizer, sources, *languages)
     shortlist = None
     if args.shortlist:
         shortlist, pairs = corpus_shortlist(args, corpus_args)
@@ -147,7 +152,9 @@ def export_checkpoint(
             translator = load_translator(args.model_name_or_path, args.revision)
             if shortlist is not None:
                 record["shortlist"] |= _coverage(translator, shortlist, sources, references)
-            record["verification"] = verify(args, engine, folder, sources, references, decoding, translator, shortlist)
+            record["verification"] = verify(
+                args, engine, folder, sources, references, decoding, translator, shortlist, corpus_args.target_lang
+            )
         write_json(record, folder / "export.json")
     print_export(record)
     return record
@@ -193,7 +200,10 @@ def corpus_shortlist(args: ExportArguments, corpus_args: OptionalCorpusArguments
     model, tokenizer = load_translator(args.model_name_or_path, args.revision)
     check_language_pair(tokenizer, corpus_args.source_lang, corpus_args.target_lang)
     texts = [pair for pair in zip(pairs["source"], pairs["target"], strict=True) if all(t and t.strip() for t in pair)]
-    sides = [encode(tokenizer, column, target=bool(side)) for side, column in enumerate(zip(*texts, strict=True))]
+    sources, targets = ([pair[side] for pair in texts] for side in (0, 1))
+    languages = (corpus_args.source_lang, corpus_args.target_lang)
+    sources, _ = coded_sources(args.model_name_or_path, tokenizer, sources, *languages)
+    sides = [encode(tokenizer, sources), encode(tokenizer, targets, target=True)]
     limit = source_limit(model, tokenizer)
     kept = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) <= limit]
     if not kept:
@@ -238,8 +248,12 @@ def verify(
     decoding: DecodingArguments,
     translator: Translator,
     shortlist: Shortlist | None = None,
+    language: str | None = None,
 ) -> list[dict[str, Any]]:
     """Translate on both sides, greedily and with a beam, and compare; with a shortlist both sides use it.
+
+    Args:
+        language: of the translations, for sacreBLEU's tokeniser; default: the tokenizer's.
 
     Raises:
         ValueError: more translations differ than `min_same` allows; shows the first.
@@ -247,6 +261,7 @@ def verify(
     model, tokenizer = translator
     model.float()
     input_ids = encode_sources(model, tokenizer, sources)
+    language = language or getattr(tokenizer, "target_lang", None)
     exact = args.quantization == engine.QUANTIZATIONS[0]
     min_same = args.min_same if args.min_same is not None else 1.0 if exact else MIN_SAME_QUANTIZED
     longest = min(decoding.max_new_tokens, model.config.max_position_embeddings - 1)
@@ -271,7 +286,6 @@ def verify(
                 f"{args.quantization} are not PyTorch's. The first: {sources[first]!r} gives {theirs[first]!r}, in "
                 f"PyTorch {ours[first]!r}. --min_same {math.floor(same * 1000) / 1000} would accept them"
             )
-        language = getattr(tokenizer, "target_lang", None)
         scores = corpus_scores(theirs, ours, language)
         row = {"num_beams": its_decoding.num_beams, "sentences": len(ours), "same": same}
         row |= {"bleu_to_pytorch": scores["bleu"], "bleu_signature": scores["bleu_signature"]}
@@ -280,13 +294,17 @@ def verify(
             row["pytorch_bleu"] = corpus_scores(ours, references, language)["bleu"]
         if shortlist is not None:
             whole = engine.load(folder, tokenizer, its_decoding)
-            row["without_shortlist"] = compare_without(whole, engines[1], input_ids, references)
+            row["without_shortlist"] = compare_without(whole, engines[1], input_ids, references, language)
         rows.append(row)
     return rows
 
 
 def compare_without(
-    whole: Engine, restricted: Engine, input_ids: Sequence[list[int]], references: Sequence[str] | None
+    whole: Engine,
+    restricted: Engine,
+    input_ids: Sequence[list[int]],
+    references: Sequence[str] | None,
+    language: str | None = None,
 ) -> dict[str, float]:
     """Translations of an engine with and without a shortlist, each sentence by itself.
 
@@ -298,7 +316,7 @@ def compare_without(
     with_it, without = ([texts[0] for texts in decode_all(each, input_ids, 1)] for each in (restricted, whole))
     found = {"same": sum(map(str.__eq__, with_it, without)) / len(without)}
     if references is not None:
-        language = getattr(whole.tokenizer, "target_lang", None)
+        language = language or getattr(whole.tokenizer, "target_lang", None)
         found["bleu"], found["whole_bleu"] = (
             corpus_scores(texts, references, language)["bleu"] for texts in (with_it, without)
         )

@@ -48,6 +48,10 @@ def whole_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel
     with torch.device("meta"):
         copy = type(model)(model.config)  # of the class that sharding has derived from: see `FSDPModule.__new__`
     copy.load_state_dict(state, assign=True)
+    for name, buffer in model.named_buffers():  # as M2M100's positions
+        if name not in state:
+            owner, _, attribute = name.rpartition(".")
+            setattr(copy.get_submodule(owner), attribute, buffer.clone())
     keep_apart(copy, copy.all_tied_weights_keys.keys() - model.all_tied_weights_keys.keys())
     copy.tie_weights()
     copy.generation_config = model.generation_config

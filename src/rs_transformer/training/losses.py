@@ -6,6 +6,8 @@ from functools import cache
 import torch
 from torch import nn
 
+BARRED = -1e3  # a bias below it bars a token
+
 
 def label_smoothed_cross_entropy(
     logits: torch.Tensor,
@@ -32,15 +34,27 @@ def label_smoothed_cross_entropy(
 
 
 def label_smoothed_nll(
-    log_probs: torch.Tensor, labels: torch.Tensor, epsilon: float, pad_token_id: int | None = None
+    log_probs: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    pad_token_id: int | None = None,
+    barred: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`label_smoothed_cross_entropy` from log-probabilities, summed over the labels."""
+    """`label_smoothed_cross_entropy` from log-probabilities, summed over the labels.
+
+    Args:
+        barred: `(vocabulary,)`, True for the tokens that the model cannot say, padding among them, where there are
+            others: they take no part in the smoothing either.
+    """
     labels = without_padding(labels, pad_token_id)
     loss = nn.functional.nll_loss(log_probs.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
     if epsilon:
-        uniform, size = log_probs.sum(dim=-1), log_probs.shape[-1]
-        if pad_token_id is not None:
-            uniform, size = uniform - log_probs[..., pad_token_id], size - 1
+        if barred is not None:
+            uniform, size = log_probs.masked_fill(barred, 0.0).sum(dim=-1), (~barred).sum()
+        else:
+            uniform, size = log_probs.sum(dim=-1), log_probs.shape[-1]
+            if pad_token_id is not None:
+                uniform, size = uniform - log_probs[..., pad_token_id], size - 1
         uniform = -uniform.masked_fill(labels == -100, 0.0).sum() / size
         loss = (1 - epsilon) * loss + epsilon * uniform
     return loss
@@ -78,6 +92,17 @@ def divergence_from(
     # A barred token has probability 0 in both and may have the logarithm -inf.
     divergences = (wanted.exp() * (wanted - given).masked_fill(wanted == given, 0.0)).sum(-1)
     return divergences.masked_fill(without_padding(labels, pad_token_id) == -100, 0.0).sum()
+
+
+def barred_tokens(model: nn.Module, pad_token_id: int | None) -> torch.Tensor | None:
+    """The tokens that a Marian's bias bars, `(vocabulary,)`, if there are others than padding."""
+    bias = getattr(model, "final_logits_bias", None)
+    if bias is None:
+        return None
+    barred = bias.flatten() < BARRED
+    if pad_token_id is not None:
+        barred[pad_token_id] = True
+    return barred if barred.sum() > (pad_token_id is not None) else None
 
 
 def without_padding(labels: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from ..checkpoints import bar_padding, load_checkpoint, load_config
+from ..checkpoints import bar_entries_without_token, bar_padding, load_checkpoint, load_config
 from ..configuration_rs_marian import LAYER_SHARINGS, SIDES, RSMarianConfig, layer_map
 from ..layer_transfer import depth_config
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
@@ -116,6 +116,7 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         model = load_checkpoint(args.model_name_or_path, revision=args.revision, **options)
         check_tokenizer(model, tokenizer)
         bar_padding(model)
+        bar_entries_without_token(model, tokenizer)
     trainable = model.num_parameters(only_trainable=True)
     logger.info(f"{type(model).__name__}: {trainable:,} trainable parameters")
     return model
@@ -169,33 +170,43 @@ def check_step_parameters(args: ModelArguments, config: PretrainedConfig) -> Non
 
     New LayerNorms and biases spoil a model; new adapters start from zero, but two ranks are two models.
     """
+    kept = _layer_options(config)
     for name, what in (("step_layer_norms", "LayerNorms"), ("step_biases", "biases")):
         stored, wanted = getattr(config, name, False), getattr(args, name)
         if wanted and not stored:
             raise ValueError(
                 f"{args.model_name_or_path} has no {what} of the steps' own; training/collapse.py with "
-                f"--{name} true makes a model of it that has"
+                f"--{name} true{kept} makes a model of it that has"
             )
         if stored and wanted is False:
             raise ValueError(
                 f"{args.model_name_or_path} has {what} of the steps' own and none to share; training/collapse.py with "
-                f"--{name} false makes a model of it that shares them"
+                f"--{name} false{kept} makes a model of it that shares them"
             )
     tied, wanted = getattr(config, "tie_encoder_decoder_layers", False), args.tie_encoder_decoder_layers
     if wanted not in (None, tied):
         raise ValueError(
             f"the decoder's layers of {args.model_name_or_path} are {'' if tied else 'not '}the encoder's; "
-            f"training/collapse.py with --tie_encoder_decoder_layers {str(wanted).lower()} makes a model of it whose "
-            f"are{' not' if tied else ''}"
+            f"training/collapse.py with --tie_encoder_decoder_layers {str(wanted).lower()}{kept} makes a model of it "
+            f"whose are{' not' if tied else ''}"
         )
     rank, wanted = getattr(config, "step_adapter_rank", 0), args.step_adapter_rank
     if rank and wanted not in (None, rank):
         raise ValueError(
             f"{args.model_name_or_path} has adapters of rank {rank}; training/collapse.py with --step_adapter_rank "
-            f"{wanted} makes a model of it that has others"
+            f"{wanted}{kept} makes a model of it that has others"
         )
     if getattr(config, "has_step_parameters", False):
         depth_config(config, args.encoder_layers, args.decoder_layers)
+
+
+def _layer_options(config: PretrainedConfig) -> str:
+    """What `training/collapse.py` has to be told for a model's layers to stay as they are."""
+    layers = {f"{side}_unique_layers": getattr(config, f"{side}_unique_layers", 1) for side in SIDES}
+    schemes = ("layer_sharing", *(f"{side}_layer_sharing" for side in SIDES)) if max(layers.values()) > 1 else ()
+    options = {name: number for name, number in layers.items() if number > 1}
+    options |= {name: value for name in schemes if (value := getattr(config, name)) not in (None, "cycle")}
+    return "".join(f" --{name} {value}" for name, value in options.items())
 
 
 def config_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:

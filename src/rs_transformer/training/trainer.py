@@ -57,6 +57,7 @@ from .batches import (
 from .depth_schedule import DepthSchedule, GrownEarlyStopping
 from .fsdp import load_whole_state, shared_weights_in_one_group, whole_model
 from .losses import (
+    barred_tokens,
     divergence_from,
     label_smoothed_cross_entropy,
     label_smoothed_nll,
@@ -171,6 +172,7 @@ class TranslationTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self.label_smoother = None  # `translation_loss` smooths
+        self._barred = barred_tokens(model, self.pad_token_id)
         if args.average_checkpoints and self._has_adapter():
             raise ValueError(
                 "average_checkpoints averages whole models, and checkpoints of an adapter (PEFT) have its weights "
@@ -305,7 +307,9 @@ class TranslationTrainer(Seq2SeqTrainer):
     def summed_cross_entropy(self, log_probs: Callable[[float], torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """Label-smoothed cross-entropy at the temperature of the training, and times it."""
         temperature, smoothing = self.args.softmax_temperature, self.args.label_smoothing_factor
-        return temperature * label_smoothed_nll(log_probs(temperature), labels, smoothing, self.pad_token_id)
+        barred = None if self._barred is None else self._barred.to(labels.device)
+        nll = label_smoothed_nll(log_probs(temperature), labels, smoothing, self.pad_token_id, barred)
+        return temperature * nll
 
     def per_item(
         self,
@@ -518,7 +522,9 @@ class TranslationTrainer(Seq2SeqTrainer):
         unaveraged = f"update {last}" if best is None else f"{Path(best).name}, the best of validation"
         if not args.average_checkpoints:
             return unaveraged
-        checkpoints = [folder for folder in complete_checkpoints(args.output_dir) if update_of(folder) <= last]
+        grown = args.growing_updates[-1] if args.growing_updates else 0  # until then it has less depth
+        found = complete_checkpoints(args.output_dir)
+        checkpoints = [folder for folder in found if grown < update_of(folder) <= last]
         checkpoints = checkpoints[-args.average_checkpoints :]
         if not checkpoints:
             logger.warning(f"{args.output_dir} has no checkpoint to average: the weights stay as they are.")
