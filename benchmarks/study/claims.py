@@ -40,19 +40,26 @@ CLAIMS = {
         ("distilled_own_decoder2", "vanilla6"),
         ("compressed", "vanilla6"),
         ("student2", "vanilla6"),
+        ("student2_brief", "vanilla6"),
     ],
-    "the same, to RS with two decoder steps, trained directly": [("compressed", "rs6_2"), ("student2", "rs6_2")],
+    "the same, to RS with two decoder steps, trained directly": [
+        ("compressed", "rs6_2"),
+        ("student2", "rs6_2"),
+        ("student2_brief", "rs6_2"),
+    ],
     "the same, to narrow vanilla 6 of its size, trained directly": [
         ("distilled_decoder2", "narrow6"),
         ("distilled_own_decoder2", "narrow6"),
         ("compressed", "narrow6"),
         ("student2", "narrow6"),
+        ("student2_brief", "narrow6"),
     ],
     "RS 1x6 to narrow vanilla 6 of its size": [("rs6", "narrow6")],
     "RS 1x6, norms and biases of the steps' own, to the same": [("rs6_own", "narrow6")],
     "RS to narrow vanilla 6 of its size, both distilled": [
         ("distilled_own", "distilled_narrow6"),
         ("student2", "taught_narrow6"),
+        ("student2_brief", "taught_narrow6_brief"),
         ("compressed_16k", "taught_narrow_16k"),
     ],
     "RS, two decoder steps, to vanilla 6-2, both distilled": [
