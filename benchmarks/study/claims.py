@@ -40,7 +40,7 @@ CLAIMS = {
         ("distilled_own_decoder2", "vanilla6"),
         ("compressed", "vanilla6"),
         ("student2", "vanilla6"),
-        ("student2_brief", "vanilla6"),
+        ("student2_brief", "vanilla6_again"),
     ],
     "the same, to RS with two decoder steps, trained directly": [
         ("compressed", "rs6_2"),
