@@ -21,7 +21,7 @@ from rs_transformer.distillation.losses import (
 from rs_transformer.distillation.trainer import DistillationTrainer
 from rs_transformer.ensemble import EnsembleForSeq2SeqLM
 from rs_transformer.training.arguments import TranslationTrainingArguments
-from rs_transformer.training.losses import label_smoothed_cross_entropy
+from rs_transformer.training.losses import barred_tokens, label_smoothed_cross_entropy, label_smoothed_nll
 
 EAGER = {"output_hidden_states": True, "output_attentions": True}
 
@@ -219,7 +219,9 @@ def test_loss_is_the_weighted_sum_and_its_gradient_reaches_the_student_alone(tok
     labels, masks = data["labels"], {"encoder": data["attention_mask"].bool(), "decoder": data["labels"] != -100}
     mappings = {"encoder": list(range(6)), "decoder": [2, -1, 5]}
     items = (labels != -100).sum()
-    plain = label_smoothed_cross_entropy(given.logits, labels, 0.1, tokenizer.pad_token_id)
+    pad = tokenizer.pad_token_id
+    log_probs, barred = given.logits.log_softmax(-1), barred_tokens(student, pad)  # the model's own padding is another
+    plain = label_smoothed_nll(log_probs, labels, 0.1, pad, barred) / items
     word = word_level_loss(tempered(given.logits, 2.0), wanted.logits, labels, 2.0) / items
     hidden = sum(
         hidden_state_loss(given[f"{side}_hidden_states"], wanted[f"{side}_hidden_states"], mappings[side], masks[side])

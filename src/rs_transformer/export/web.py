@@ -68,10 +68,10 @@ def lay_out_page(
             raise ValueError(f"the tokenizer of {model_name} does not name its languages, which the page shows")
         if (source, target) in loaded:
             raise ValueError(f"{model_name} translates {source} to {target}, as another model of the page does")
-        if target_codes(tokenizer):
-            raise ValueError(f"{model_name} has several target languages, and the page tells a model none")
         if getattr(tokenizer, "separate_vocabs", False):
             raise ValueError(f"{model_name} has a vocabulary for each side, and transformers.js one for a translator")
+        if target_codes(tokenizer):
+            raise ValueError(f"{model_name} has several target languages, and the page tells a model none")
         tokenizer_json(tokenizer, "source")  # raises where there can be none
         loaded[source, target] = model, tokenizer
     for name in PAGE_FILES:
