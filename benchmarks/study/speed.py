@@ -61,6 +61,7 @@ def main() -> None:
     study, args = parse(
         sentences=(200, None, "Of the first test set, from its beginning."), rounds=(5, None, "Measured rounds.")
     )
+    study.results.mkdir(parents=True, exist_ok=True)
     loaded = load(study, args.sentences)
     sentences = min(len(tokens) for _, tokens, _ in loaded.values())  # the test set may have fewer
     figures: dict[str, dict[str, float]] = {system: {"int8_bytes": size} for system, (*_, size) in loaded.items()}

@@ -125,8 +125,8 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
 def faster_attention(device: torch.device, bf16: bool) -> str | None:
     """The attention to train with where the usual one is slow; None: it is not.
 
-    On a CPU in bfloat16 PyTorch's fused attention takes 1.3 to 1.6 times as long an update as the plain one, for 12 to
-    256 tokens (`benchmarks/train_attention.py`); in float32 it is 4% faster.
+    On a CPU in bfloat16 an update with PyTorch's fused attention takes 1.6 times as long as with the plain one
+    (`benchmarks/train_attention.py`); in float32 it is 4% faster.
     """
     return "eager" if bf16 and device.type == "cpu" else None
 
