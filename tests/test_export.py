@@ -419,13 +419,23 @@ def test_quantized_translations_are_counted_and_scored(trained, task, tmp_path, 
     assert row["bleu_signature"] in printed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that CTranslate2 may be able to use")
-def test_where_ctranslate2_cannot_use_the_gpu_it_says_so_and_translates_on_the_cpu(trained, tmp_path, caplog):
+def test_where_ctranslate2_cannot_use_the_gpu_it_says_so_and_translates_on_the_cpu(
+    trained, tmp_path, caplog, monkeypatch
+):
+    """As where it was built for another CUDA than PyTorch, or for none."""
+    translator = ctranslate2_export.Translator
+
+    def without_cuda(folder, device, **place):
+        if device == "cuda":
+            raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+        return translator(folder, device=device, **place)
+
+    monkeypatch.setattr(ctranslate2_export, "Translator", without_cuda)
     ctranslate2_export.convert(str(trained), tmp_path / "ct2")
     model, tokenizer = load_translator(str(trained))
     decoding = DecodingArguments(max_new_tokens=31)
     engine = ctranslate2_export.load(tmp_path / "ct2", tokenizer, decoding, device=torch.device("cuda"))
-    assert "CTranslate2 cannot use the GPU, and translates on the CPU: CUDA failed" in caplog.text
+    assert "CTranslate2 cannot use the GPU, and translates on the CPU: Library libcublas" in caplog.text
     (found,) = engine.translate_batch([tokenizer("a b c")["input_ids"]])
     assert found == translate(model, tokenizer, ["a b c"], decoding)
 

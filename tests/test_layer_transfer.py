@@ -496,6 +496,16 @@ def test_calibration_trains_the_layers_of_the_child_alone():
         assert torch.equal(tensor, start[name]) == (".layers." not in name), name
 
 
+def test_calibration_leaves_out_tokens_that_minus_infinity_bars():
+    parent, data = marian(), batch()
+    barred = copy.deepcopy(parent)
+    for model, bar in ((parent, -1e4), (barred, -float("inf"))):
+        model.final_logits_bias[:, 3] = bar
+        data["labels"].masked_fill_(data["labels"] == 3, 4)
+    losses = [calibration_loss(collapse(model), model, data, 0.3) for model in (parent, barred)]
+    torch.testing.assert_close(*losses)
+
+
 def test_calibration_loss_is_nothing_for_the_parent_itself_and_ignores_padding():
     parent = expand(rs_model())
     child = collapse(parent)

@@ -418,6 +418,8 @@ def test_commands_tell_models_of_several_languages_theirs(several_targets, m2m, 
         given.clear()
         with pytest.raises(ValueError, match=r"give (source_lang and )?target_lang"):
             script("translate")("--model_name_or_path", model, *files, *short, "--overwrite", "true")
+    with pytest.raises(ValueError, match=r"keep is for Marian models, and .*m2m is of the type 'm2m_100'"):
+        script("evaluate")("--systems", tmp_path / "m2m", *data, *languages, *short, "--keep", "true")
     # What was trained here is given what it was given then.
     trained_here = shutil.copytree(tmp_path / "marian", tmp_path / "trained")
     (trained_here / "run.json").write_text("{}")

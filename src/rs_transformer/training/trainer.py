@@ -69,6 +69,7 @@ from .losses import (
 from .progress import LogLines, ProgressBar
 from .run_folder import (
     average_checkpoints,
+    checkpoint_to_resume,
     complete_checkpoints,
     load_weights,
     make_way,
@@ -241,10 +242,9 @@ class TranslationTrainer(Seq2SeqTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As the base class; `True` goes on from the last complete checkpoint, not from one that a kill cut short."""
         if resume_from_checkpoint is True:
-            complete = complete_checkpoints(self.args.output_dir)
-            if not complete:
+            resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir)
+            if resume_from_checkpoint is None:
                 raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to go on from")
-            resume_from_checkpoint = str(complete[-1])
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # Sharding
