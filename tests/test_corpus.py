@@ -203,6 +203,8 @@ def test_texts_that_are_missing_blank_or_broken_are_said_before_the_work(tmp_pat
     assert load("train", ("一", None), ("二", "two")) == [("一", None), ("二", "two")]  # the filter counts these
     with pytest.raises(ValueError, match="the target of 2 test pairs is missing, first in row 1: leave the pairs out"):
         load("test", ("一", None), ("二", "two"), ("三", None))
+    load("test", ("une", "cafe\u0301"), ("deux", "caf\u00e9"))
+    assert "The target of 1 test pairs is not in Unicode's normal form C" in said.text
     load("test", ("a", "a"))
     assert "Source and target of the test split are the same text" in said.text
 

@@ -621,6 +621,11 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
         ),
         (["--growing_depths", 1, "--growing_updates", 999], "growing_updates must end before the last update"),
         (["--elastic_decoder_layers", 7], r"elastic_decoder_layers must lie between .* got 7"),
+        (["--metric_for_best_model", "blue"], "metric_for_best_model must be one of loss, bleu, chrf, got 'blue'"),
+        (["--lr_scheduler_type", "warmup_stable_decay"], "lr_scheduler_type and lr_scheduler_kwargs: .*num_decay_st"),
+        (["--lr_scheduler_kwargs", '{"foo": 1}'], "lr_scheduler_type and lr_scheduler_kwargs: .*foo"),
+        (["--optim", "schedule_free_adamw"], "optim: .*schedulefree"),
+        (["--report_to", "wandb"], "report_to: .*wandb"),
         (["--teachers", "nowhere"], "there is no folder 'nowhere', and the Hub does not give it"),
     ],
 )

@@ -385,8 +385,11 @@ def test_an_ensembles_distribution_is_the_mean_of_the_models():
     models, data = [rs_model(seed=1), rs_model(seed=2)], batch()
     with torch.no_grad():
         mean = torch.stack([forward(model, data).logits.softmax(-1) for model in models]).mean(0)
-        given = forward(EnsembleForSeq2SeqLM(models).eval(), data).logits.exp()
+        ensemble = EnsembleForSeq2SeqLM(iter(models)).eval()
+        given = forward(ensemble, data).logits.exp()
     torch.testing.assert_close(given, mean)
+    with pytest.raises(ValueError, match="an ensemble has no loss"):
+        ensemble(**data)
 
 
 def test_models_that_cannot_decode_together_are_named():

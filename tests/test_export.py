@@ -63,8 +63,9 @@ def test_ctranslate2_gives_the_translations_of_pytorch(trained, tmp_path, decode
         {"step_adapter_rank": 2, "decoder_unique_layers": 2},
         {"encoder_unique_layers": 2, "decoder_unique_layers": 3, "layer_sharing": "cycle_rev"},
         {"tie_encoder_decoder_layers": True, "step_biases": True},
+        {"encoder_attention_heads": 4, "decoder_attention_heads": 1},
     ],
-    ids=["deepnorm", "steps-told-apart", "adapters", "several-layers", "tied-sides"],
+    ids=["deepnorm", "steps-told-apart", "adapters", "several-layers", "tied-sides", "heads"],
 )
 def test_ctranslate2_takes_every_kind_of_model(tokenizer, tmp_path, fields):
     sizes = {"encoder_layers": 3, "decoder_layers": 4, "max_position_embeddings": 64}
@@ -514,6 +515,10 @@ def test_what_there_is_to_say_about_folders_and_models(trained, tmp_path):
     (tmp_path / "out" / "file").write_text("")
     with pytest.raises(FileExistsError, match="is there already and not empty"):
         export(*options(trained, tmp_path / "out", "--to", "ctranslate2"))
+    with pytest.raises(FileExistsError, match="is there already and not empty"):
+        ctranslate2_export.convert(str(trained), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"activation_function=tanh is none of CTranslate2's: gelu, "):
+        ctranslate2_export.RSMarianLoader().get_model_spec(marian(activation_function="tanh"))
     with pytest.raises(ValueError, match="give source sentences to verify with"):
         export(trained, "--to", "ctranslate2", "--output_dir", tmp_path / "new")
     unrolled_marian(AutoModelForSeq2SeqLM.from_pretrained(trained)).save_pretrained(tmp_path / "marian")

@@ -7,6 +7,8 @@ import pytest
 import torch
 from forked import fork
 from oracle import PAD, VOCABULARY, batch, marian, rs_model, unrolled_marian, with_own_weights
+from peft import LoraConfig, get_peft_model
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -363,9 +365,27 @@ def test_a_model_with_other_tensors_than_marians_is_refused():
         collapse(parent)
 
 
+@pytest.mark.parametrize("transfer", [expand, with_depth, collapse])
+def test_adapters_of_peft_are_not_taken_for_layers(transfer):
+    model = rs_model()
+    get_peft_model(model, LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"other tensors than Marian's: .*; merge or unload adapters first"):
+        transfer(model)
+
+
+@pytest.mark.parametrize("transfer", [expand, with_depth, collapse])
+def test_quantised_models_are_refused(transfer):
+    model = rs_model()
+    quantize_(model, Int8WeightOnlyConfig())
+    with pytest.raises(ValueError, match="is quantised: transfer the layers first"):
+        transfer(model)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"method": "calibrated", "calibration": batch()}, "a list of batches, each a mapping, got a str as batch"),
+        ({"method": "calibrated", "calibration": [{"input_ids": 1}]}, "has no attention_mask and no labels, only inp"),
         ({"method": "middle"}, "method must be one of first, last, average, stepwise, calibrated or a number"),
         ({"method": 6}, r"method as a number is a layer of the parent's encoder, 0..5, got 6"),
         ({"encoder_unique_layers": 7}, r"encoder_unique_layers must lie in 1..encoder_layers \(6\)"),

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
 from rs_transformer import expand
 from rs_transformer.checkpoints import load_translator
-from rs_transformer.model_card import build_card, card_disagreements, write_card
+from rs_transformer.model_card import _parameters, build_card, card_disagreements, write_card
 from rs_transformer.training.arguments import TranslationTrainingArguments
 from rs_transformer.training.model import config_from_tokenizer
 from rs_transformer.training.run_folder import weights_digest
@@ -75,6 +75,21 @@ def test_card_has_the_models_parameters_depth_and_layers(trained):
     assert f"written out | {unrolled:,} |" in rows
     assert "1 encoder layer applied in 2 steps and 1 decoder layer applied in 2 steps" in text
     assert "| layer of each step | encoder 0 0, decoder 0 0 |" in rows
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tie_encoder_decoder_layers": True, "encoder_layers": 3, "decoder_layers": 2},
+        {"step_adapter_rank": 2},
+        {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 56},
+    ],
+    ids=["tied-sides", "adapters", "separate"],
+)
+def test_parameters_of_the_layers_written_out_are_those_of_the_expanded_model(fields):
+    model = rs_model(**fields)
+    unrolled = sum(p.numel() for name, p in expand(model).named_parameters() if "embed_positions" not in name)
+    assert _parameters(model.config)["unrolled"] == unrolled
 
 
 def test_what_a_folder_cannot_know_is_in_card_yaml(folder):
@@ -362,13 +377,15 @@ def test_scores_that_are_kept_are_in_the_card(tmp_path):
     assert card.data.license == before.data.license
     # What somebody has put into it is kept, and said.
     text = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(text.replace("## Use", "## Notes\n\nNot for poems.\n\n## Use"))
+    (folder / "README.md").write_text(
+        text.replace("## Use", "## Notes\n\nNot for poems.\n4.1 of 5 in our eyes.\n\n## Use")
+    )
     script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl")
     assert (folder / "README.md").read_text() == text
-    assert "Not for poems." in (folder / "README.before.md").read_text()
-    (folder / "README.md").write_text(text.replace("## Use", "## Notes\n\nNot for songs.\n\n## Use"))
+    assert "Not for poems.\n4.1 of 5" in (folder / "README.before.md").read_text()
+    (folder / "README.md").write_text(text.replace("## Use", "## Notes\n\n4.1 of 5 in our eyes.\n\n## Use"))
     script("evaluate")(*command, "--test_file", tmp_path / "few.jsonl")
-    assert "Not for songs." in (folder / "README.before-2.md").read_text()
+    assert "4.1 of 5" in (folder / "README.before-2.md").read_text()
     # Of other weights nothing stays; nor does the card change, where it is somebody's own.
     (folder / "README.md").write_text("my notes")
     results["weights"]["sha256"] = "0"

@@ -12,8 +12,18 @@ import torch
 from accelerate import cpu_offload, infer_auto_device_map
 from accelerate.utils import compute_module_sizes
 from forked import fork
-from oracle import PAD, adapter_matrix, batch, names_by_step, rs_config, rs_model, unrolled_marian, with_own_weights
-from peft import LoraConfig, get_peft_model
+from oracle import (
+    PAD,
+    VOCABULARY,
+    adapter_matrix,
+    batch,
+    names_by_step,
+    rs_config,
+    rs_model,
+    unrolled_marian,
+    with_own_weights,
+)
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors import safe_open
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -679,3 +689,28 @@ def test_deepnorm_weights_are_not_initialised_again_when_loading(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+
+
+def test_a_prefix_of_peft_trains_a_model_with_fewer_decoder_than_encoder_steps():
+    model = rs_model(encoder_layers=6, decoder_layers=2)
+    adapted = get_peft_model(model, PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2))
+    loss = adapted(**batch()).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert any(parameter.grad is not None for parameter in adapted.parameters())
+
+
+def test_more_tokens_than_positions_are_named():
+    model, ids = rs_model(), torch.ones(1, 65, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"the input has 65 tokens, and the model 64 positions \(max_position_embedd"):
+        model(input_ids=ids, decoder_input_ids=ids[:, :2])
+    with pytest.raises(ValueError, match="the decoder's input has 65 tokens, and the model 64 positions"):
+        model(input_ids=ids[:, :2], decoder_input_ids=ids)
+    with pytest.raises(ValueError, match="the decoder's input has 65 tokens"):
+        model.generate(ids[:, :2], max_length=70, min_length=70)
+
+
+@pytest.mark.parametrize("pad_token_id", [None, VOCABULARY, -1])
+def test_padding_outside_the_vocabulary_is_named(pad_token_id):
+    with pytest.raises(ValueError, match=rf"pad_token_id must lie in 0..{VOCABULARY - 1}, the vocabulary, got"):
+        rs_model(pad_token_id=pad_token_id)

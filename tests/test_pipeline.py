@@ -78,6 +78,8 @@ def test_lists_generators_and_datasets_are_translated_in_order(translator, batch
     assert texts(translator(SENTENCES, batch_size=batch_size)) == BACKWARDS
     generated = translator((sentence for sentence in SENTENCES), batch_size=batch_size)
     assert [record["translation_text"] for (record,) in generated] == BACKWARDS
+    mapped = translator(map(str.strip, SENTENCES), batch_size=batch_size)
+    assert [record["translation_text"] for (record,) in mapped] == BACKWARDS
     dataset = KeyDataset([{"text": sentence} for sentence in SENTENCES], "text")
     assert [record["translation_text"] for (record,) in translator(dataset, batch_size=batch_size)] == BACKWARDS
 
@@ -228,7 +230,7 @@ def test_the_generation_config_of_a_call_takes_the_place_of_the_pipelines_option
         return calls[0]
 
     given = searched(at_start, generation_config=config)
-    assert (given["generation_config"].num_beams, given["generation_config"].max_new_tokens) == (1, 3)
+    assert (given["generation_config"].num_beams, given["generation_config"].max_length) == (1, 4)
     assert given["generation_config"].no_repeat_ngram_size is None
     assert given.keys() & made_with.keys() == {"decoder_depth"}  # no configuration can say it
     given = searched(at_start, generation_config=config, num_beams=2)
@@ -240,6 +242,36 @@ def test_the_generation_config_of_a_call_takes_the_place_of_the_pipelines_option
     configured = pipeline("translation", model=model, tokenizer=tokenizer, generation_config=config)
     assert searched(configured)["generation_config"].num_beams == 1
     assert searched(configured, num_beams=2)["generation_config"].num_beams == 2
+
+
+def test_a_length_in_a_generation_config_is_not_said_to_be_there_twice(translator, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(translator.model.generation_config, "max_length", 32)
+    assert texts(translator("a b c d", generation_config=GenerationConfig(max_new_tokens=2)))
+    assert "seem to have been set" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_length": 0}, "max_length must be at least 2, got 0"),
+        ({"max_length": 1}, "max_length must be at least 2, got 1"),
+        ({"decoder_input_ids": torch.ones(1, 32, dtype=torch.long)}, "have 32 tokens, and the model takes 32"),
+        ({"truncation": "bogus"}, "truncation must be True, False or one of longest_first"),
+        ({"generation_config": {"num_beams": 2}}, "generation_config must be a GenerationConfig"),
+        ({"split_sentences": lambda line: None}, "must give a list of sentences, got None"),
+    ],
+)
+def test_what_a_call_cannot_mean_is_named(translator, given, message):
+    with pytest.raises(ValueError, match=message):
+        translator("a b c", **given)
+
+
+def test_half_a_character_is_an_unknown_one(translator):
+    half, unknown = (translator(text) for text in ("a b \ud83d c", "a b \ufffd c"))
+    assert half == unknown
+    assert texts(translator("a \ud83d\ude00")) == texts(translator("a \U0001f600"))
 
 
 def test_a_model_that_says_nothing_of_length_is_not_stopped_at_20_tokens(translator):
@@ -715,7 +747,7 @@ def test_a_model_in_training_mode_is_warned_of(translator, warnings):
 
 
 def test_what_is_not_text_is_refused_with_the_mend(translator):
-    with pytest.raises(ValueError, match=r"translation takes text, got dict.*KeyDataset"):
+    with pytest.raises(ValueError, match=r"translation takes a text or a list of them, got dict.*KeyDataset"):
         translator([{"text": "a b"}])
 
 

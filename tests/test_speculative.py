@@ -165,6 +165,33 @@ def test_drafting_stops_at_a_token_that_is_not_sure_and_at_the_end_of_all_senten
     assert passes(calls, 6) == (4, 1)
 
 
+class OneTokenPerCall(LogitsProcessor):
+    """Gives the token whose turn it is, and keeps what it must not copy."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        return scores.index_fill(1, torch.tensor([self.calls % PAD]), 1e4)
+
+    def __deepcopy__(self, memo):
+        assert id(self.model) in memo
+        copied = type(self)(self.model)
+        copied.calls = self.calls
+        return copied
+
+
+def test_a_logits_processor_that_counts_sees_each_token_once():
+    model = rs_model()
+    search = {"max_new_tokens": 12, "eos_token_id": None}
+    plain = model.generate(**sources(), **search, logits_processor=[OneTokenPerCall(model)])
+    counting = OneTokenPerCall(model)
+    drafted = model.generate(**sources(), **search, logits_processor=[counting], draft_decoder_depth=2)
+    assert torch.equal(drafted, plain)
+    assert counting.calls == 12
+
+
 def test_the_encoder_runs_once():
     model = rs_model()
     runs = []
@@ -297,7 +324,8 @@ def test_what_does_not_go_together_with_a_draft_is_named():
         ({"stop_strings": ["a"]}, "stop_strings exclude"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "for greedy search and sampling, and not for contrastive_search"),
         ({"dola_layers": "low"}, "and not for dola_generation"),
-        ({"generation_config": GenerationConfig(prompt_lookup_num_tokens=3)}, "and not for assisted_generation"),
+        ({"generation_config": GenerationConfig(prompt_lookup_num_tokens=3)}, "prompt_lookup_num_tokens exclude"),
+        ({"generation_config": GenerationConfig(stop_strings=["a"])}, "stop_strings exclude"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions exclude"),
         ({"num_assistant_tokens": 0}, "num_assistant_tokens must be at least 1, got 0"),
     ):

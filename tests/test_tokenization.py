@@ -105,6 +105,8 @@ def test_a_text_is_cut_and_still_ends(tokenizer):
     assert tokenizer.convert_ids_to_tokens(short) == ["▁a", "</s>"]
     with pytest.raises(ValueError, match="source 2 of 2 is missing"):
         encode(tokenizer, ["a", None])
+    with pytest.raises(ValueError, match=r"source 2 of 3 is no text but nan \(float\)"):
+        encode(tokenizer, ["a", float("nan"), "b"])
 
 
 @pytest.mark.parametrize(

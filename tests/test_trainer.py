@@ -544,6 +544,25 @@ def test_training_that_diverges_is_an_error(small, tmp_path, rate, how):
         assert not complete_checkpoints(tmp_path / "run")
 
 
+def test_a_tempered_loss_is_no_divergence_where_it_ends_above_the_first_one(small):
+    trainer = small(softmax_temperature=4.0, learning_rate=0, max_steps=2, logging_steps=1)
+    trainer.train()
+    last = trainer.state.log_history[-2]["loss"]
+    assert last > 2 * math.log(trainer.model.config.vocab_size)
+    trainer._first_loss = last - 0.1
+    trainer._check_loss(last)
+    trainer.args.softmax_temperature = None
+    with pytest.raises(ValueError, match="training diverged"):
+        trainer._check_loss(last)
+
+
+def test_the_precision_of_accelerates_configuration_is_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = TranslationTrainingArguments(output_dir=tmp_path, use_cpu=True)
+    assert args.bf16
+    assert not args.fp16
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -560,6 +579,18 @@ def test_training_that_diverges_is_an_error(small, tmp_path, rate, how):
         ("gradient_accumulation_steps", 0, "gradient_accumulation_steps must be at least 1, got 0"),
         ("early_stopping_patience", 0, "early_stopping_patience must be at least 1, got 0"),
         ("generation_num_beams", 4, "generation_num_beams is not read here: give eval_num_beams"),
+        ("label_names", ["foo"], "there is no use for label_names here; leave it out"),
+        ("remove_unused_columns", False, "there is no use for remove_unused_columns here; leave it out"),
+        (
+            "accelerator_config",
+            {"split_batches": True},
+            "accelerator_config: split_batches does not go with max_tokens",
+        ),
+        (
+            "accelerator_config",
+            {"even_batches": False},
+            "accelerator_config: even_batches does not go with max_tokens",
+        ),
         ("dataloader_drop_last", True, "dataloader_drop_last does not go with max_tokens"),
         ("train_sampling_strategy", "sequential", "train_sampling_strategy: sequential does not go with max_tokens"),
     ],
@@ -617,6 +648,15 @@ def test_early_stopping_goes_on_counting_after_a_resume(small, tmp_path):
     for checkpoint in ("checkpoint-4", "checkpoint-8"):
         resumed = small(**options).train(resume_from_checkpoint=str(tmp_path / "run" / checkpoint))
         assert resumed.global_step == 8
+
+
+def test_the_evaluation_that_a_resume_begins_with_costs_no_patience(small, tmp_path):
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "bleu", "early_stopping_patience": 1}
+    options |= {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "eval_dataset": text(PAIRS[:2])}
+    options |= {"max_steps": 6, "learning_rate": 0, "decoding": DecodingArguments(num_beams=1, max_new_tokens=2)}
+    small(**options | {"max_steps": 2}).train()
+    resumed = small(**options, eval_on_start=True).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.global_step == 4
 
 
 def test_a_checkpoint_that_is_written_over_does_not_count_before_it_is_whole(small, tmp_path, monkeypatch):
@@ -745,6 +785,12 @@ def test_what_a_stream_leaves_over_amid_an_update_is_in_no_other(small, tokenize
     assert len(steps) == 4
     for name in ("loss", "grad_norm"):
         assert [entry[name] for entry in steps] == pytest.approx([steps[0][name]] * 4, rel=1e-3)
+
+
+def test_a_stream_that_is_too_short_for_an_update_is_named(small, tokenizer):
+    stream = ids(PAIRS[:1] * 4, tokenizer).to_iterable_dataset()  # one batch
+    with pytest.raises(ValueError, match=r"fewer batches than gradient_accumulation_steps \(3\), and no update"):
+        small(train_dataset=stream, max_steps=4, gradient_accumulation_steps=3).train()
 
 
 def test_a_run_goes_on_with_the_rates_and_the_intervals_that_it_is_given_now(small, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+from conftest import script
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -58,6 +59,28 @@ def test_texts_may_come_from_any_iterable_but_not_be_one_text(loaded):
             read("a b")
     with pytest.raises(TypeError, match="got a single one"):
         collect_attention(model, tokenizer, "a b")
+
+
+def test_a_checkpoint_that_samples_is_searched_greedily(loaded, monkeypatch):
+    model, tokenizer = loaded
+    config = copy.deepcopy(model.generation_config)
+    config.update(do_sample=True, temperature=9.0)
+    monkeypatch.setattr(model, "generation_config", config)
+    texts = ["a b", "c d", "e f g", "h i j k"] * 4
+    greedy = DecodingArguments(num_beams=1)
+    assert translate(model, tokenizer, texts, greedy) == [" ".join(text.split()[::-1]) for text in texts]
+
+
+def test_what_lies_where_the_output_grows_is_not_lost(trained, tmp_path):
+    news, grown = tmp_path / "news.partial", tmp_path / "other"
+    news.write_text("a b\n")
+    given = ["--model_name_or_path", trained, "--input_file", news, "--output_file"]
+    with pytest.raises(ValueError, match=r"news.partial' would replace what it is made from"):
+        script("translate")(*given, tmp_path / "news")
+    (tmp_path / "other.partial").write_text("mine\n")
+    with pytest.raises(FileExistsError, match=r"other.partial would be written over; move it"):
+        script("translate")(*given, grown)
+    assert (news.read_text(), (tmp_path / "other.partial").read_text()) == ("a b\n", "mine\n")
 
 
 def test_a_checkpoint_that_asks_for_more_than_translations_is_translated(loaded, monkeypatch):

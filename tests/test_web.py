@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import re
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -278,6 +279,20 @@ def test_it_becomes_a_static_space_in_one_commit(tmp_path, monkeypatch, capsys):
     assert "done" in capsys.readouterr().out
     with pytest.raises(ValueError, match="a Space has no model card"):
         script("publish")(*options, "--card", "true")
+
+
+def test_a_page_names_the_licences_of_its_models(tmp_path):
+    readme = shutil.copy(web.PAGE / "README.md", tmp_path / "README.md")
+    pair = {("ja", "en"): web.licence_of(str(MODEL)), ("en", "ja"): web.licence_of(str(ROOT / "docs"))}
+    assert list(pair.values()) == ["cc-by-2.0", "other"]
+    web.write_licences(tmp_path / "README.md", {("ja", "en"): pair["ja", "en"]})
+    assert "\nlicense: cc-by-2.0\n" in (tmp_path / "README.md").read_text("utf-8")
+    shutil.copy(web.PAGE / "README.md", readme)
+    web.write_licences(tmp_path / "README.md", pair)
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert "\nlicense: other\n" in text
+    assert "\nsdk: static\n" in text
+    assert text.endswith("- ja to en: cc-by-2.0\n- en to ja: other\n")
 
 
 def test_what_a_page_cannot_be_made_of_is_said(tmp_path, monkeypatch):

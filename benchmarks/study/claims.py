@@ -7,6 +7,7 @@ those of `table.py`; where a study has not both systems the cell is empty. The p
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from run import RESULTS, Study
@@ -24,64 +25,80 @@ STUDIES = {
     "documentation": ("documentation", "study_data"),
     "interface": ("interface", "study_data"),
 }
-# What is compared: pairs of a system and what it is compared to, of which the first counts that a study has.
+# What is compared: a system and another, which is taken off; of several pairs the first counts that a study has. A
+# student is transferred, taught, and has two decoder steps.
 CLAIMS = {
-    "RS 1x6 to vanilla 6": [("rs6", "vanilla6")],
-    "RS 1x6, norms and biases of the steps' own, to vanilla 6": [("rs6_own", "vanilla6")],
-    "RS 1x6 to vanilla 1": [("rs6", "vanilla1"), ("rs6_own", "vanilla1")],
-    "wide RS 1x6 to vanilla 6 of its size": [("wide_rs6", "vanilla6")],
-    "RS 1x12 with two decoder steps to RS 1x6": [("rs12_2_grown", "rs6"), ("rs12_2", "rs6")],
-    "the same to RS 1x6 with two": [("rs12_2", "rs6_2")],
-    "RS 1x24 with two decoder steps to the same": [("rs24_2", "rs6_2")],
-    "transferred to trained directly": [("collapsed", "rs6"), ("collapsed_own", "rs6_own")],
-    "transferred to vanilla 6": [("collapsed", "vanilla6"), ("collapsed_own", "vanilla6")],
-    "transferred, distilled, two decoder steps, to vanilla 6": [
+    "RS 1x6 − vanilla 6": [("rs6", "vanilla6_again"), ("rs6", "vanilla6")],
+    "RS 1x6, norms and biases of the steps' own, − vanilla 6": [("rs6_own", "vanilla6")],
+    "RS 1x6 − vanilla 1": [("rs6", "vanilla1")],
+    "RS 1x6, norms and biases of the steps' own, − vanilla 1": [("rs6_own", "vanilla1")],
+    "wide RS 1x6 − vanilla 6 of its size": [("wide_rs6", "vanilla6")],
+    "RS 12-2 − RS 6-6": [("rs12_2_grown", "rs6"), ("rs12_2", "rs6")],
+    "RS 12-2 − RS 6-2": [("rs12_2", "rs6_2")],
+    "RS 24-2 − RS 6-2": [("rs24_2", "rs6_2")],
+    "RS 6-6 − RS 6-2": [("rs6", "rs6_2")],
+    "transferred RS − RS trained directly": [("collapsed", "rs6"), ("collapsed_own", "rs6_own")],
+    "transferred RS − vanilla 6": [("collapsed", "vanilla6"), ("collapsed_own", "vanilla6")],
+    "student − vanilla 6": [
         ("distilled_decoder2", "vanilla6"),
-        ("distilled_own_decoder2", "vanilla6"),
-        ("compressed", "vanilla6"),
         ("student2", "vanilla6"),
+        ("compressed", "vanilla6"),
         ("student2_brief", "vanilla6_again"),
     ],
-    "the same, to RS with two decoder steps, trained directly": [
-        ("compressed", "rs6_2"),
-        ("student2", "rs6_2"),
-        ("student2_brief", "rs6_2"),
-    ],
-    "the same, to narrow vanilla 6 of its size, trained directly": [
+    "student − its own shape, trained directly": [("student2", "rs6_2"), ("compressed", "rs6_2")],
+    "RS 1x6 − narrow vanilla 6 of its size, both trained directly": [("rs6", "narrow6")],
+    "RS 1x6, norms and biases of the steps' own, − the same": [("rs6_own", "narrow6")],
+    "student − narrow vanilla 6 of its size, trained directly": [
         ("distilled_decoder2", "narrow6"),
-        ("distilled_own_decoder2", "narrow6"),
-        ("compressed", "narrow6"),
         ("student2", "narrow6"),
+        ("compressed", "narrow6"),
         ("student2_brief", "narrow6"),
     ],
-    "RS 1x6 to narrow vanilla 6 of its size": [("rs6", "narrow6")],
-    "RS 1x6, norms and biases of the steps' own, to the same": [("rs6_own", "narrow6")],
-    "RS to narrow vanilla 6 of its size, both distilled": [
-        ("distilled_own", "distilled_narrow6"),
-        ("student2", "taught_narrow6"),
-        ("student2_brief", "taught_narrow6_brief"),
+    "student − narrow vanilla 6, taught": [
+        ("distilled_decoder2", "distilled_narrow6"),
         ("compressed_16k", "taught_narrow_16k"),
+        ("student2_brief", "taught_narrow6_brief"),
     ],
-    "RS, two decoder steps, to vanilla 6-2, both distilled": [
+    "student − narrow vanilla 6, taught three times as long": [("student2_brief", "taught_narrow6_long")],
+    "student − vanilla 6-2, taught": [
         ("distilled_decoder2", "distilled_vanilla6_2"),
-        ("distilled_own_decoder2", "distilled_vanilla6_2"),
+        ("compressed_16k", "taught_vanilla6_2_16k"),
     ],
 }
 
-Difference = tuple[float, float, float, int]
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean over seeds, its 95% interval over sentences, the two systems, and whether one device trained both."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    systems: tuple[str, str]
+    same_device: bool
+
+    def __str__(self) -> str:
+        several = f", {self.seeds} seeds" if self.seeds > 1 else ""
+        mark = "" if self.same_device else " †"
+        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f}{several}){mark}"
 
 
 def differences(study: Study) -> dict[str, Difference]:
-    """For each claim that a study has both systems of: difference, bounds of its 95% interval, number of seeds."""
+    """For each claim that a study has both systems of."""
     records = read_records(study)
     metric = BLEU(tokenize=bleu_tokenizer(study.grid["target_lang"]))
     bootstrap = Bootstrap(study, next(iter(study.grid["tests"])), metric)
     found = {}
     for claim, comparisons in CLAIMS.items():
         for system, reference in comparisons:
-            seeds = [{record["seed"] for record in records.get(name, [])} for name in (system, reference)]
-            if shared := sorted(set.intersection(*seeds)):
-                found[claim] = (*bootstrap.difference(system, reference, shared)[:3], len(shared))
+            ours, theirs = (
+                {record["seed"]: record for record in records.get(name, [])} for name in (system, reference)
+            )
+            if shared := sorted(ours.keys() & theirs.keys()):
+                bounds = bootstrap.difference(system, reference, shared)[:3]
+                alike = all(ours[seed]["device"] == theirs[seed]["device"] for seed in shared)
+                found[claim] = Difference(*bounds, len(shared), (system, reference), alike)
                 break
     return found
 
@@ -91,18 +108,18 @@ def plot(found: dict[str, dict[str, Difference]], file: str) -> None:
     import matplotlib.pyplot as plt
 
     claims = [claim for claim in CLAIMS if any(claim in rows for rows in found.values())]
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
     axes.axvline(0, color="0.6", linewidth=1)
     for number, (corpus, rows) in enumerate(found.items()):
         places = [place for place, claim in enumerate(claims) if claim in rows]
-        means, lows, highs, _ = zip(*(rows[claims[place]] for place in places), strict=True)
-        errors = [[mean - low for mean, low in zip(means, lows, strict=True)]]
-        errors.append([high - mean for mean, high in zip(means, highs, strict=True)])
+        drawn = [rows[claims[place]] for place in places]
+        errors = [[each.mean - each.low for each in drawn], [each.high - each.mean for each in drawn]]
         offset = 0.15 * (number - (len(found) - 1) / 2)
-        axes.errorbar(means, [place + offset for place in places], xerr=errors, fmt="o", capsize=2, label=corpus)
+        means, heights = [each.mean for each in drawn], [place + offset for place in places]
+        axes.errorbar(means, heights, xerr=errors, fmt="o", capsize=2, label=corpus)
     axes.set_yticks(range(len(claims)), claims)
     axes.invert_yaxis()
-    axes.set_xlabel("BLEU, 95% intervals")
+    axes.set_xlabel("difference in BLEU (right: the first one is better), 95% over sentences")
     figure.legend(loc="outside upper center", ncols=len(found))  # where it hides no interval
     figure.savefig(file, dpi=150)
 
@@ -118,15 +135,13 @@ def main() -> None:
     for name, (corpus, folder) in STUDIES.items():
         study = Study(HERE / f"{name}.yaml", Path(getattr(args, folder)), Path("runs"), args.results)
         found[corpus] = differences(study)
-    rows = []
-    for claim in CLAIMS:
-        row = [claim]
-        for measured in found.values():
-            mean, low, high, seeds = measured.get(claim, (0.0, 0.0, 0.0, 0))
-            several = f", {seeds} seeds" if seeds > 1 else ""
-            row.append(f"{mean:+.2f} ({low:+.2f} to {high:+.2f}{several})" if seeds else "")
-        rows.append(row)
+    rows = [[claim, *(str(measured.get(claim, "")) for measured in found.values())] for claim in CLAIMS]
     print(markdown_table(["BLEU", *found], rows))
+    print("\n† trained on different devices. The systems, as the grids call them:\n")
+    for claim in CLAIMS:
+        pairs = {corpus: rows[claim].systems for corpus, rows in found.items() if claim in rows}
+        names = (f"{' − '.join(systems)} ({corpus})" for corpus, systems in pairs.items())
+        print(f"{claim}: {', '.join(names)}")
     if args.plot:
         plot(found, args.plot)
 

@@ -36,6 +36,11 @@ function soon(promise) {
 async function keepForOffline() {
   if (!("serviceWorker" in navigator)) return false;
   try {
+    if (navigator.serviceWorker.controller) {
+      // Of a version before: what is asked for while the new one takes over may never be answered.
+      const again = () => element("translate").disabled && !element("source").value && location.reload();
+      navigator.serviceWorker.addEventListener("controllerchange", again, { once: true });
+    }
     await navigator.serviceWorker.register("sw.js");
     await soon(navigator.serviceWorker.ready);
     if (!navigator.serviceWorker.controller) {
@@ -112,11 +117,12 @@ const receive = {
     element("progress").hidden = true;
     element("translate").disabled = false;
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
-    element("status").textContent = `Ready after ${seconds} s.${element("figures").dataset.offline === "true" ? " It works offline from now on." : ""}`;
+    element("status").textContent = `Ready after ${seconds} s.${element("figures").dataset.offline === "true" ? " This translator works offline from now on." : ""}`;
     element("figures").replaceChildren();
     addFigure("Model and tokenizer", megabytes(model.bytes));
     addFigure("Program", megabytes(models.program_bytes));
     addFigure("Parameters", model.parameters.toLocaleString("en"));
+    addFigure("Licence of the model", model.license);
   },
   translation({ index, source, target, milliseconds }) {
     if (index === 0) element("translations").replaceChildren();
@@ -133,7 +139,8 @@ const receive = {
     element("status").textContent = `${sentences} sentence${sentences === 1 ? "" : "s"}, ${Math.round(milliseconds)} ms`;
   },
   error({ during, message }) {
-    showProblem(`The translator failed: ${message}`);
+    const missing = during !== "translate" && !navigator.onLine;
+    showProblem(missing ? "This translator was not loaded before: connect once, and choose it again." : `The translator failed: ${message}`);
     element("translate").disabled = during !== "translate"; // the model is there, and another text may do
   },
 };

@@ -12,6 +12,7 @@ from transformers import MarianMTModel, get_linear_schedule_with_warmup
 
 # All but embeddings and the output layer.
 STACK_PARAMETER = re.compile(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings|step_projections)\.")
+BATCH = ("input_ids", "attention_mask", "labels")
 UPDATES = 400
 LEARNING_RATE = 5e-3
 OUTPUT_WEIGHT = 1.0
@@ -48,7 +49,8 @@ def calibrate(
         The loss of each update.
 
     Raises:
-        ValueError: no batches, another depth, or a loss that is not finite (the learning rate is too high).
+        ValueError: no batches, or one that lacks something, another depth, or a loss that is not finite (the learning
+            rate is too high).
     """
     layers = [parameter for name, parameter in child.named_parameters() if STACK_PARAMETER.match(name)]
     optimizer = torch.optim.Adam(layers, lr=learning_rate, betas=BETAS)
@@ -60,8 +62,9 @@ def calibrate(
     bar = tqdm(total=updates, unit=" updates", desc="Calibrating", disable=None, leave=False)
     try:
         for batch in _cycle(batches, updates):
-            batch = {name: tensor.to(child.device) for name, tensor in batch.items()}
-            loss = calibration_loss(child, parent, batch, output_weight)
+            batch = {name: batch[name].to(child.device) for name in _checked(batch)}
+            with torch.enable_grad():
+                loss = calibration_loss(child, parent, batch, output_weight)
             _update(loss, layers, optimizer)
             schedule.step()
             losses.append(loss.item())
@@ -77,6 +80,19 @@ def calibrate(
             model.train(training)
         child.zero_grad()
     return losses
+
+
+def _checked(batch: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """What is taken of a batch.
+
+    Raises:
+        ValueError: it is no mapping, or lacks one of them.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"calibration takes a list of batches, each a mapping, got a {type(batch).__name__} as batch")
+    if missing := [name for name in BATCH if name not in batch]:
+        raise ValueError(f"a calibration batch has no {' and no '.join(missing)}, only {', '.join(batch)}")
+    return BATCH
 
 
 def _update(loss: torch.Tensor, layers: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

@@ -66,7 +66,8 @@ class DecodingArguments:
         # one that a checkpoint has would win.
         max_length = self.max_new_tokens + 1
         positions = getattr(model.config, "max_position_embeddings", max_length)
-        return {**self.search_kwargs(), "max_length": min(max_length, positions), "max_new_tokens": None}
+        bounds = {"max_length": min(max_length, positions), "max_new_tokens": None}
+        return {**self.search_kwargs(), "do_sample": False, **bounds}
 
 
 @dataclass

@@ -33,6 +33,7 @@ class EnsembleForSeq2SeqLM(CheckedGenerationMixin, PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
     def __init__(self, models: Sequence[PreTrainedModel]):
+        models = list(models)
         if not models:
             raise ValueError("an ensemble needs at least one model")
         for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
@@ -74,6 +75,8 @@ class EnsembleForSeq2SeqLM(CheckedGenerationMixin, PreTrainedModel):
         `encoder_outputs` are those of the models side by side along the width, `cache` has theirs one after another
         along the layers, so that whatever reorders or repeats them needs not know of the ensemble.
         """
+        if kwargs.get("labels") is not None:
+            raise ValueError("an ensemble has no loss: give labels to one model, which trains by itself")
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
         states = encoder_outputs[0].split(self.encoder.widths, dim=-1)

@@ -26,7 +26,14 @@ from typing import Any
 
 import torch
 from packaging.version import Version
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation.candidate_generator import CandidateGenerator
@@ -213,7 +220,7 @@ class SelfSpeculation:
         attention_mask: torch.Tensor | None,
         decoder_attention_mask: torch.Tensor | None,
         generation_config: GenerationConfig,
-        logits_processor: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        logits_processor: LogitsProcessorList,
     ):
         self.model, self.config, self.process = model, generation_config, logits_processor
         self.draft_depth, self.depth = draft_depth, depth
@@ -241,10 +248,11 @@ class SelfSpeculation:
         """
         length, drafting = input_ids.shape[1], unfinished
         states, probabilities = [], []
+        process = self._copied_processors()  # those that count see each token once, when it is verified
         for _ in range(min(self.tokens_of_draft, self.config.max_length - length)):
             new = input_ids[:, self.draft_cache.get_seq_length() :]
             states.append(self._decode(self.draft_cache, input_ids=new, decoder_depth=self.draft_depth))
-            distribution = self.process(input_ids, self._logits(states[-1][:, -1])).softmax(-1)
+            distribution = process(input_ids, self._logits(states[-1][:, -1])).softmax(-1)
             tokens = self._pick(distribution)
             if self.config.do_sample:
                 probabilities.append(distribution)
@@ -293,6 +301,12 @@ class SelfSpeculation:
         if self.config.num_assistant_tokens_schedule != "constant":
             self.tokens_of_draft = self.tokens_of_draft + 2 if all_accepted else max(1, self.tokens_of_draft - 1)
 
+    def _copied_processors(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The logits processors with a state of their own, but with the models and tokenizers that they have."""
+        held = [value for each in self.process for value in getattr(each, "__dict__", {}).values()]
+        shared = {id(value): value for value in held if isinstance(value, (nn.Module, PreTrainedTokenizerBase))}
+        return copy.deepcopy(self.process, shared)
+
     def _decode(self, cache: EncoderDecoderCache, **given: Any) -> torch.Tensor:
         inputs = given.get("input_ids", given.get("inputs_embeds"))
         mask = self.target_mask
@@ -334,16 +348,16 @@ class RSMarianGenerationMixin(CheckedGenerationMixin):
         if draft_decoder_depth is None:
             return super().generate(*args, **kwargs)
         self._check_draft_depth(draft_decoder_depth, kwargs.get("decoder_depth"))
+        given = inspect.signature(GenerationMixin.generate).bind(self, *args, **kwargs).arguments
+        configs = (given.get("generation_config"), self.generation_config)
         for name in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "stop_strings", "synced_gpus"):
-            if kwargs.get(name):
+            if kwargs.get(name) or any(getattr(config, name, None) for config in configs):
                 raise ValueError(f"draft_decoder_depth and {name} exclude each other")
         if self._is_compiled():
             raise ValueError("draft_decoder_depth needs a model that is not compiled")
         if self._is_prefixed():
             raise ValueError("draft_decoder_depth and PEFT's prefixes exclude each other")
         if self._cache_is_right():
-            given = inspect.signature(GenerationMixin.generate).bind(self, *args, **kwargs).arguments
-            configs = (given.get("generation_config"), self.generation_config)
             said = [kwargs.get("num_assistant_tokens")]
             said += [getattr(config, "num_assistant_tokens", None) for config in configs]
             tokens = next((number for number in said if number is not None), DRAFTED_TOKENS)
@@ -356,7 +370,8 @@ class RSMarianGenerationMixin(CheckedGenerationMixin):
         return super().generate(*args, **kwargs)
 
     def _check_draft_depth(self, draft_depth: int, decoder_depth: int | None) -> None:
-        least, depth = self.config.decoder_unique_layers, decoder_depth or self.config.decoder_layers
+        least = self.config.decoder_unique_layers
+        depth = self.config.decoder_layers if decoder_depth is None else decoder_depth
         if least >= depth:
             raise ValueError(
                 f"draft_decoder_depth needs a decoder with more steps than unique layers ({least}), this call's has "

@@ -197,6 +197,7 @@ def collapse(
         step_adapter_rank=step_adapter_rank,
         tie_encoder_decoder_layers=tie_encoder_decoder_layers,
     )
+    _tensors_of(model)
     model = fold_adapters(model)
     plan = plan_collapse(model, config, method)
     parent_state = model.state_dict()
@@ -258,7 +259,7 @@ def fold_adapters(model: MarianMTModel) -> MarianMTModel:
     folded = RSMarianConfig(**_fields(config) | fields | sharing | apart)
     with torch.device("meta"):
         wanted = RSMarianForConditionalGeneration(folded).state_dict().keys()
-    stored, state = model.state_dict(), {}
+    stored, state = _tensors_of(model), {}
     for name in wanted:
         match = LAYER_TENSOR.fullmatch(name)
         of_layer = match is not None and match[2] == "layers"
@@ -283,9 +284,10 @@ def expand(model: RSMarianForConditionalGeneration) -> MarianMTModel:
 
     Raises:
         TypeError: not an RSMarian.
+        ValueError: the model is quantised, or has adapters of PEFT.
     """
     check_rs_marian(model)
-    stored = model.state_dict()
+    stored = _tensors_of(model)
     state = {name: tensor for name, tensor in stored.items() if not STACK_PARAMETER.match(name)}
     for found in filter(None, map(_of_first_layer, stored)):
         side, rest = found
@@ -314,13 +316,13 @@ def with_depth(
     Raises:
         TypeError: not an RSMarian.
         ValueError: less depth than unique layers, or than 1; or more than there are steps with LayerNorms, biases or
-            adapters of their own.
+            adapters of their own; or the model is quantised, or has adapters of PEFT.
     """
     check_rs_marian(model)
     config = depth_config(model.config, encoder_layers, decoder_layers)
     with torch.device("meta"):
         wanted = RSMarianForConditionalGeneration(config).state_dict()
-    stored = model.state_dict()
+    stored = _tensors_of(model)
     state = {name: stored[name] if name in stored else torch.zeros(like.shape) for name, like in wanted.items()}
     return build_like(RSMarianForConditionalGeneration, config, state, like=model)
 
@@ -363,6 +365,24 @@ def build_like(
     model.load_state_dict(state, strict=True)
     model.generation_config = copy.deepcopy(like.generation_config)
     return model.to(like.device).train(like.training)
+
+
+def _tensors_of(model: MarianMTModel) -> dict[str, torch.Tensor]:
+    """The tensors of a model, which are those that its configuration says.
+
+    Raises:
+        ValueError: it is quantised, or has others: adapters of PEFT, which also rename what they adapt.
+    """
+    stored = model.state_dict()
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point() or type(tensor).__module__.startswith("torchao"):
+            raise ValueError(f"{name} is quantised: transfer the layers first, and quantise what comes out")
+    model_class = RSMarianForConditionalGeneration if _is_stacked(model) else MarianMTModel
+    with torch.device("meta"):
+        wanted = model_class(model.config).state_dict().keys()
+    if strange := sorted(stored.keys() ^ wanted):
+        raise ValueError(f"other tensors than Marian's: {strange[0]}; merge or unload adapters first")
+    return stored
 
 
 def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -448,6 +468,10 @@ def _fields(config: PretrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in CLASS_FIELDS}
 
 
+def _is_stacked(model: MarianMTModel) -> bool:
+    return getattr(model.config, "encoder_layer_map", None) is not None
+
+
 def check_marian(model: Any) -> None:
     """Raise `TypeError` unless a model is Marian's, recurrently stacked or not."""
     if not isinstance(model, MarianMTModel):
@@ -457,7 +481,7 @@ def check_marian(model: Any) -> None:
 def check_rs_marian(model: Any) -> None:
     """Raise `TypeError` unless a model is recurrently stacked."""
     check_marian(model)
-    if getattr(model.config, "encoder_layer_map", None) is None:
+    if not _is_stacked(model):
         raise TypeError(
             f"{type(model).__name__} is not recurrently stacked; collapse(model, …) makes an RSMarian of it first"
         )

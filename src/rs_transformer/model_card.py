@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 
 from .configuration_rs_marian import SIDES, RSMarianConfig
 from .export import TITLES
-from .layer_transfer import collapsed_config, count_parameters
+from .layer_transfer import count_parameters, stock_config
 from .modeling_rs_marian import RSMarianForConditionalGeneration
 from .pipeline_rs_marian import split_code
 from .training.run_folder import LINEAGE, RESULTS, RUN_RECORD, resumed_lines, weights_digest
@@ -53,6 +53,8 @@ COMPARED = (list(METRICS.values()), ["chrF to the parent's"])
 OWN_TABLES = [DEPTH_HEADER, *(COMPARISON_HEADER + columns for columns in COMPARED)]
 # How the template's first example loads a model that is on the Hub.
 REPOSITORY = re.compile(r'(?:model=|from_pretrained\()"([\w.-]+/[\w.-]+)"')
+FIGURE = re.compile(r"[\d.,]*\d")
+TABLE_OR_BLANK = re.compile(r"\s*(\||$)")
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 # What an RSMarian has that a stock Marian has not, beside shared layers.
 OWN_FIELDS = (
@@ -170,8 +172,9 @@ def build_card(folder: str | Path, repository: str | None = None, **said: Any) -
         config=config,
         properties=_properties(config, _weights(path), shared),
         scores=_score_table(scores),
-        signatures=[code(row[f"{metric}_signature"]) for row in list(scores.values())[:1] for metric in METRICS],
+        signatures=list(dict.fromkeys(code(row[f"{m}_signature"]) for m in METRICS for row in scores.values())),
         depths=_depths(path),
+        elastic=any(recipe.get(f"elastic_{side}_layers") for side in SIDES),
         comparison=_comparison_section(comparison),
         data=facts.data.strip() if facts.data else _training_data(recipe, training),
         lineage=_lineage(recipe, *(_read(path / name) for name in LINEAGE), _read(path / RUN_RECORD) or {}),
@@ -203,7 +206,7 @@ def renew_card(folder: str | Path, **said: Any) -> None:
     """Write a folder's card anew, with what its metadata say already.
 
     A README.md that is no card of this package stays. Where lines are gone that somebody may have put there, but for
-    tables and lines with figures, the card as it was is kept beside the new one, with a warning.
+    tables and the figures of a line, the card as it was is kept beside the new one, with a warning.
     """
     file = Path(folder, CARD)
     before = file.read_text("utf-8", errors="replace") if file.is_file() else OWN_CARD
@@ -222,8 +225,9 @@ def replace_card(folder: str | Path, repository: str | None = None, **said: Any)
     now = {*file.read_text("utf-8").splitlines(), NOT_MEASURED}
     if former is not None:  # whose name is in it
         now |= set(str(build_card(folder, former, **said)).splitlines())
-    # Lines with figures, and tables, change by themselves.
-    own = [line for line in before.splitlines() if line not in now and not re.search(r"^\s*(\||$)|[0-9]", line)]
+    # Figures, and tables, change by themselves.
+    now = {FIGURE.sub("0", line) for line in now}
+    own = [line for line in before.splitlines() if FIGURE.sub("0", line) not in now and not TABLE_OR_BLANK.match(line)]
     if own:
         kept, number = file.with_name(f"{file.stem}.before{file.suffix}"), 1
         while kept.exists():  # of a card before
@@ -424,9 +428,14 @@ def _parameters(config: MarianConfig) -> dict[str, int]:
         counts = count_parameters(kind(config))
         unrolled = counts
         if isinstance(config, RSMarianConfig):
-            depths = {f"{side}_unique_layers": getattr(config, f"{side}_layers") for side in SIDES}
-            unrolled = count_parameters(RSMarianForConditionalGeneration(collapsed_config(config, **depths)))
+            unrolled = count_parameters(MarianMTModel(stock_config(config)))
     return {"stored": counts["total"], "layers": counts["layers"], "unrolled": unrolled["total"]}
+
+
+def _vocabulary(config: MarianConfig) -> str:
+    if config.share_encoder_decoder_embeddings:
+        return f"{config.vocab_size:,} entries"
+    return f"{config.vocab_size:,} source and {config.decoder_vocab_size:,} target entries"
 
 
 def _weights(folder: Path) -> str:
@@ -447,7 +456,7 @@ def _properties(config: MarianConfig, weights: str, shared: bool) -> str:
         ("depth", ", ".join(f"{side} {getattr(config, f'{side}_layers')}" for side in SIDES)),
         ("layer of each step", ", ".join(f"{side} {_layer_map(config, side)}" for side in SIDES)),
         ("width", f"d_model {config.d_model}, feed-forward {ffn[0]} and {ffn[1]}, {heads[0]} and {heads[1]} heads"),
-        ("vocabulary", f"{config.vocab_size:,} entries, SentencePiece"),
+        ("vocabulary", f"{_vocabulary(config)}, SentencePiece"),
         ("longest input", f"{config.max_position_embeddings} tokens"),
         ("weights", weights),
     ]

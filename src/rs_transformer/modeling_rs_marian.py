@@ -469,6 +469,7 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids) * self.embed_scale
 
+        check_length(inputs_embeds.shape[1], self.embed_positions, "input")
         hidden_states = inputs_embeds + self.embed_positions(inputs_embeds.shape[:-1])
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
         attention_mask = create_bidirectional_mask(
@@ -482,8 +483,20 @@ class RSMarianEncoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianEncoder
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
-def check_cache_depth(cache: Cache, depth: int) -> None:
-    """Raise `ValueError` if a cache was filled at another depth than it is to be used at, or has too few layers."""
+def check_length(length: int | torch.Tensor, positions: nn.Embedding, what: str) -> None:
+    """Raise `ValueError` if there are more tokens than positions, where a graph is not recorded."""
+    if type(length) is int and length > positions.num_embeddings and not is_torchdynamo_compiling():
+        raise ValueError(
+            f"the {what} has {length} tokens, and the model {positions.num_embeddings} positions "
+            "(max_position_embeddings): give less at once, by sentences or cut by the tokenizer's truncation=True"
+        )
+
+
+def check_cache_depth(cache: Cache, depth: int, deepest: int) -> None:
+    """Raise `ValueError` if a cache was filled at another depth than it is to be used at, or has too few layers.
+
+    Layers beyond the `deepest` that the model uses are nobody's: PEFT makes as many as the encoder has.
+    """
     cache = getattr(cache, "self_attention_cache", cache)
     if len(cache.layers) < depth and cache.layer_class_to_replicate is None:
         raise ValueError(
@@ -491,7 +504,7 @@ def check_cache_depth(cache: Cache, depth: int) -> None:
             "the configuration of this model"
         )
     length = cache.get_seq_length()
-    if length and (cache.get_seq_length(depth - 1) != length or cache.get_seq_length(depth)):
+    if length and (cache.get_seq_length(depth - 1) != length or (depth < deepest and cache.get_seq_length(depth))):
         raise ValueError(
             f"the cache was filled at another depth than this call's ({depth}): give the same decoder_depth to all "
             "calls that share a cache"
@@ -563,7 +576,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
         past_length = cache.get_seq_length() if cache is not None else 0
         steps = self.steps("decoder", decoder_depth)[first_step:]
         if cache is not None and not is_torchdynamo_compiling():
-            check_cache_depth(cache, len(steps))
+            check_cache_depth(cache, len(steps), self.config.decoder_layers - first_step)
         if attention_mask is None and not is_torchdynamo_compiling():
             attention_mask = torch.ones(batch_size, past_length + seq_length, device=inputs_embeds.device)
         self_attention_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
@@ -580,6 +593,7 @@ class RSMarianDecoder(RSMarianStackMixin, RSMarianPreTrainedModel, MarianDecoder
             if self.step_embeddings is not None:
                 hidden_states = self.step_embeddings[first_step - 1](hidden_states)
         else:
+            check_length(past_length + seq_length, self.embed_positions, "decoder's input")
             position_ids = torch.arange(seq_length, device=inputs_embeds.device) + past_length
             hidden_states = inputs_embeds + self.embed_positions((batch_size, seq_length), position_ids=position_ids)
             hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
@@ -605,6 +619,9 @@ class RSMarianModel(RSMarianPreTrainedModel, MarianModel):
 
     def __init__(self, config: RSMarianConfig):
         super(MarianModel, self).__init__(config)
+        entries = min(config.vocab_size, config.decoder_vocab_size)
+        if config.pad_token_id is None or not 0 <= config.pad_token_id < entries:
+            raise ValueError(f"pad_token_id must lie in 0..{entries - 1}, the vocabulary, got {config.pad_token_id}")
         self._tied_weights_keys = None
         if config.share_encoder_decoder_embeddings:
             self.shared = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)

@@ -187,6 +187,9 @@ def _blank_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 # Special tokens
 
 
+HALVES = re.compile("[\ud800-\udfff]")
+
+
 def live_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """What a text must be tokenised with `split_special_tokens` for, lest it end or become padding there."""
     if not isinstance(tokenizer, MarianTokenizer):
@@ -204,7 +207,12 @@ def leading_code(tokenizer: PreTrainedTokenizerBase, text: str) -> re.Match[str]
 
 
 def as_plain_code(tokenizer: PreTrainedTokenizerBase, text: str, target: bool = False) -> str:
-    """A text from whose beginning `MarianTokenizer` takes no language's code but, of a source, one that it has."""
+    """A text from whose beginning `MarianTokenizer` takes no language's code but, of a source, one that it has.
+
+    Halves of characters, which a string of JavaScript may end with and no tokenizer takes, become the sign for those.
+    """
+    if HALVES.search(text):
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if not target and leading_code(tokenizer, text):
         return text.lstrip()  # it is looked for in front of all blanks
     is_taken = isinstance(tokenizer, MarianTokenizer) and text.startswith(">>")
@@ -337,6 +345,7 @@ def _is_abbreviation(before: str, following: str, cased: bool) -> bool:
 
 LINE_END = re.compile("(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
 BOUNDS = ("max_new_tokens", "max_length")
+TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 # In the place of an option that the pipeline was made with, where a call's `generation_config` counts instead.
 REPLACED = object()
 # The tokenizers of models of several languages hold the source's as their state.
@@ -453,6 +462,11 @@ class TranslationPipeline(ChunkPipeline):
         clean_up_tokenization_spaces: bool | None = None,
         **generate_kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if not (truncation is None or isinstance(truncation, bool) or truncation in TRUNCATIONS):
+            raise ValueError(f"truncation must be True, False or one of {', '.join(TRUNCATIONS)}, got {truncation!r}")
+        config = generate_kwargs.get("generation_config")
+        if not (config is None or isinstance(config, GenerationConfig)):
+            raise ValueError(f"generation_config must be a GenerationConfig, got {config!r:.80}")
         if not (split_sentences is None or isinstance(split_sentences, bool) or callable(split_sentences)):
             raise ValueError(f"split_sentences must be True, False or a function, got {split_sentences!r}")
         preprocess = {
@@ -481,6 +495,8 @@ class TranslationPipeline(ChunkPipeline):
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes)):
             inputs = list(inputs)
+        elif isinstance(inputs, Iterator):  # `map` and the like, beside generators
+            inputs = (text for text in inputs)
         if isinstance(inputs, (list, Dataset)) and isinstance(inputs, Sized) and not len(inputs):
             return []
         if called := {name: kwargs[name] for name in ("src_lang", "tgt_lang") if kwargs.get(name)}:
@@ -500,7 +516,7 @@ class TranslationPipeline(ChunkPipeline):
     ) -> Iterator[dict[str, Any]]:
         if not isinstance(inputs, str):
             raise ValueError(
-                f"translation takes text, got {type(inputs).__name__}: {inputs!r:.80}. "
+                f"translation takes a text or a list of them, got {type(inputs).__name__}: {inputs!r:.80}. "
                 "For a column of a dataset use transformers.pipelines.pt_utils.KeyDataset"
             )
         source, target = self._languages(src_lang, tgt_lang)
@@ -559,8 +575,8 @@ class TranslationPipeline(ChunkPipeline):
                 prefix, line = f"{code.group().strip()} ", line[code.end() :]
                 target = prefix
             sentences = split(line)
-            if isinstance(sentences, str):
-                raise ValueError(f"split_sentences must give a list of sentences, got the text {sentences[:80]!r}")
+            if isinstance(sentences, str) or not isinstance(sentences, Iterable):
+                raise ValueError(f"split_sentences must give a list of sentences, got {sentences!r:.80}")
             blank = "" if is_written_without_blanks(target) else " "
             *sentences, last = list(sentences) or [""]
             chunks += [*((sentence, blank, prefix) for sentence in sentences), (last, line_end, prefix)]
@@ -671,12 +687,17 @@ class TranslationPipeline(ChunkPipeline):
         config = given.pop("generation_config", None)
         # The nearest to the caller first; `generate` takes a checkpoint's `max_new_tokens` before his `max_length`.
         said = [given, vars(config) if config else {}, vars(self.model.generation_config)]
-        bounds = next((source for source in said if any(source.get(name) for name in BOUNDS)), {})
+        bounds = next((source for source in said if any(source.get(name) is not None for name in BOUNDS)), {})
         prompt = given["decoder_input_ids"].shape[-1] if given.get("decoder_input_ids") is not None else 1
-        longest = (
-            bounds.get("max_new_tokens") or bounds.get("max_length", self.default_max_new_tokens + prompt) - prompt
-        )
-        longest = min(longest, self._positions("decoder") - prompt)
+        name = next((name for name in BOUNDS if bounds.get(name) is not None), "max_new_tokens")
+        longest = bounds.get(name, self.default_max_new_tokens)
+        positions = self._positions("decoder")
+        if prompt >= positions:
+            raise ValueError(f"decoder_input_ids have {prompt} tokens, and the model takes {positions}")
+        least = prompt + 1 if name == "max_length" else 1
+        if longest < least:
+            raise ValueError(f"{name} must be at least {least}, got {longest}")
+        longest = min(longest - (least - 1), positions - prompt)
         settings = {"max_new_tokens": 1 if blank else longest, "max_length": None}
         if any(source.get(name) for source in said for name in ("return_dict_in_generate", "output_scores")):
             settings |= {"return_dict_in_generate": True, "output_scores": True}
@@ -687,6 +708,8 @@ class TranslationPipeline(ChunkPipeline):
         given = {name: value for name, value in given.items() if name not in settings}
         if config is None:
             return given | settings
+        if self.model.generation_config.max_new_tokens is None:  # else `generate` would say that both are there
+            settings |= {"max_new_tokens": None, "max_length": prompt + settings["max_new_tokens"]}
         config = copy.deepcopy(config)  # beside which `generate` is to be given no options
         return config.update(**given, **settings) | {"generation_config": config}
 

@@ -87,12 +87,16 @@ def encode(
         max_length: longer ones are cut to so many tokens.
 
     Raises:
-        ValueError: a text is missing.
+        ValueError: a text is missing, or something else (`nan`, of a table's empty cell).
         TypeError: a single text in the place of a list.
     """
     texts = list_of_texts(texts)
     if None in texts:
         raise ValueError(f"{'target' if target else 'source'} {texts.index(None) + 1} of {len(texts)} is missing")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            side = "target" if target else "source"
+            raise ValueError(f"{side} {number} of {len(texts)} is no text but {text!r:.80} ({type(text).__name__})")
     texts = [as_plain_code(tokenizer, text, target) for text in texts]
     live = live_tokens(tokenizer)
     options = {} if max_length is None else {"truncation": True, "max_length": max_length}

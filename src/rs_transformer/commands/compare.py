@@ -133,6 +133,7 @@ def compare_models(
         child_exports=args.child_exports,
         revision=args.revision,
         decoding=decoding,
+        source_lang=corpus_args.source_lang,
         target_lang=corpus_args.target_lang,
         dataset=dataset,
         split=args.split,

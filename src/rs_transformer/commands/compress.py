@@ -620,6 +620,7 @@ class Compression:
                 child_exports=exports,
                 revision=revision,
                 decoding=self.options.decoding,
+                source_lang=corpus.source_lang,
                 target_lang=corpus.target_lang,
                 dataset=name,
                 split=split,

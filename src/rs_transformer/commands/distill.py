@@ -48,7 +48,7 @@ from ..utils.map_shards import read_record
 from ..utils.processes import PatientGroup, run
 from ..utils.recipes import ArgumentGroups, RecipeParser
 from .evaluate import EvaluateArguments, evaluate_systems
-from .train import UNUSED, check_output_dir, check_validation, load_data, run_training, set_up_screen
+from .train import UNUSED, check_output_dir, check_training_options, load_data, run_training, set_up_screen
 
 logger = logging.get_logger(__name__)
 
@@ -246,7 +246,7 @@ def check_training(
     if options.training.resume_from_checkpoint is None and complete_checkpoints(options.output):
         options.training.resume_from_checkpoint = "true"
     check_output_dir(options.training, options.model.model_name_or_path)
-    check_validation(options.training, splits)
+    check_training_options(options.training, splits)
     student = check_student(options, tokenizer, teachers)
     check_depths(DepthSchedule.from_args(options.training, student), options.loss)
 

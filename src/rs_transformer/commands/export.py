@@ -354,9 +354,16 @@ def print_export(record: dict[str, Any]) -> None:
 GROUPS = (ExportArguments, OptionalCorpusArguments, DecodingArguments)
 
 
+SEARCH_OPTIONS = ("num_beams", "length_penalty")  # it is verified in searches of its own
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = RecipeParser(
-        GROUPS, positional="model_name_or_path", prose=("verify",), unused=TRAINING_OPTIONS, description=__doc__
+        GROUPS,
+        positional="model_name_or_path",
+        prose=("verify",),
+        unused=(*TRAINING_OPTIONS, *SEARCH_OPTIONS),
+        description=__doc__,
     )
     export_checkpoint(*parser.parse_recipe(argv))
 

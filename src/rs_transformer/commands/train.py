@@ -19,9 +19,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import CONFIG_NAME, logging
 
 from ..checkpoints import load_tokenizer
@@ -57,7 +59,7 @@ from ..training.run_folder import (
     write_finished,
     write_run_record,
 )
-from ..training.trainer import TranslationTrainer
+from ..training.trainer import SCORES, TranslationTrainer
 from ..utils.console import bars_on_terminals, log_to, set_up_logging
 from ..utils.files import claimed, read_mapping, write_json, write_text
 from ..utils.memory import keep_freed_memory
@@ -132,7 +134,7 @@ def run_training(
     check_streaming(corpus, args)
     given = train is not None
     train, evaluated = load_data(corpus, train)
-    check_validation(args, evaluated)
+    check_training_options(args, evaluated)
     if options.model.model_name_or_path is None:
         RSMarianConfig(**options.model.config_fields())  # an impossible model is said before a tokenizer is trained
     with claimed(args.output_dir, args.should_save):
@@ -364,10 +366,33 @@ def check_streaming(corpus_args: CorpusArguments, training_args: TranslationTrai
         raise ValueError("streaming takes per_device_train_batch_size, not max_tokens")
 
 
-def check_validation(args: TranslationTrainingArguments, evaluated: Mapping[str, Dataset]) -> None:
-    """Raise `ValueError` if there is to be evaluation while training and there is no data for it."""
+def check_training_options(args: TranslationTrainingArguments, evaluated: Mapping[str, Dataset]) -> None:
+    """Check what the Trainer itself would say only when all is prepared.
+
+    Raises:
+        ValueError: evaluation without data, an unknown metric, an optimizer, schedule or report that cannot be made.
+    """
     if "validation" not in evaluated and str(args.eval_strategy.value) != "no":
         raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
+    metric, known = args.metric_for_best_model, ("loss", *SCORES)
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {metric!r}")
+    steps = {"num_warmup_steps": args.get_warmup_steps(2), "num_training_steps": 2}
+    options = {**steps, "scheduler_specific_kwargs": args.lr_scheduler_kwargs}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    makers: dict[str, Callable[[], Any]] = {
+        "lr_scheduler_type and lr_scheduler_kwargs": lambda: get_scheduler(
+            args.lr_scheduler_type, optimizer, **options
+        ),
+        "report_to": lambda: [each() for each in get_reporting_integration_callbacks(args.report_to)],
+    }
+    if args.optim_target_modules is None:  # else it needs the model
+        makers["optim"] = lambda: TranslationTrainer.get_optimizer_cls_and_kwargs(args)
+    for option, make in makers.items():
+        try:
+            make()
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{option}: {str(error).strip().splitlines()[0]}") from error
 
 
 def load_or_train_tokenizer(

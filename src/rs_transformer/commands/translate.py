@@ -72,6 +72,8 @@ def translate_file(args: TranslateArguments, decoding: DecodingArguments) -> flo
             the model does not translate between, or has to be told.
     """
     output = check_output_file(args.output_file, [args.input_file])
+    for suffix in (".partial", ".partial.json"):  # of what is done meanwhile
+        check_output_file(f"{output}{suffix}", [args.input_file])
     if output.exists() and not args.overwrite:
         raise FileExistsError(f"output_file: {args.output_file!r} is there already; overwrite=true replaces it")
     sentences = read_sentences(args.input_file, args.source_column)
@@ -116,6 +118,8 @@ class _Partial:
         self.output, self.settings = output, settings
         self.file = output.with_name(f"{output.name}.partial")
         self.record = output.with_name(f"{output.name}.partial.json")
+        if self.file.exists() and not self.record.is_file():
+            raise FileExistsError(f"output_file: {self.file} would be written over; move it, or name another output")
 
     def done(self) -> int:
         """How many sentences are translated already; what is there of another translation is removed."""

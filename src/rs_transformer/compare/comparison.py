@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
-from ..checkpoints import MODEL_TYPES, load_config, load_with_tokenizer, model_digest
+from ..checkpoints import MODEL_TYPES, coded_sources, load_config, load_with_tokenizer, model_digest
 from ..decoding import DecodingArguments, encode_sources
 from ..export import TARGETS, install, is_installed, load_engine, version_of
 from ..metrics import corpus_scores, paired_bootstrap, sentence_chrf
@@ -47,6 +47,7 @@ class Model:
     digest: str
     parameters: int
     languages: tuple[str | None, str | None]
+    is_told: bool  # its target language, in the sources
     input_ids: list[list[int]]
     timed: dict[str, list[list[int]]]
     decoding: DecodingArguments
@@ -64,6 +65,7 @@ def compare(
     child_exports: Sequence[str | Path] = (),
     revision: str = "main",
     decoding: DecodingArguments | None = None,
+    source_lang: str | None = None,
     target_lang: str | None = None,
     dataset: str = "test data",
     split: str = "test",
@@ -91,7 +93,8 @@ def compare(
             their shortlists. What is not among them is exported into `output_dir/work`, without one.
         revision: of the parent: branch, tag or commit.
         decoding: how to translate, for quality and speed alike.
-        target_lang: by which BLEU splits words; default: what the child's tokenizer says.
+        source_lang, target_lang: what a model of several target languages is told, and by which BLEU splits words;
+            default: what the child's tokenizer says.
         dataset, split: what the test data is called, and the part of it that the sentences are.
         threads: of each engine; Marian's takes one.
         timed_sentences: the first so many that are not blank are timed one at a time, in batches the first
@@ -122,8 +125,8 @@ def compare(
     exports = {"parent": _exports(parent_exports, "parent"), "child": _exports(child_exports, "child")}
     chosen = choose_engines(engines, exports)
     models = {
-        "parent": _load(parent, revision, sources, decoding, timed_sentences),
-        "child": _load(child, "main", sources, decoding, timed_sentences),
+        "parent": _load(parent, revision, sources, (source_lang, target_lang), decoding, timed_sentences),
+        "child": _load(child, "main", sources, (source_lang, target_lang), decoding, timed_sentences),
     }
     _check_languages(models)
     _check_exports(models, exports)
@@ -133,6 +136,8 @@ def compare(
         **asdict(decoding),
         **{"threads": threads, "timed_sentences": timed_sentences, "rounds": rounds},
     }
+    if target_lang is not None and any(model.is_told for model in models.values()):
+        settings["target_lang"] = target_lang
     target_lang = target_lang or models["child"].languages[1]
     with claimed(output):
         work = _open(output, settings)
@@ -244,13 +249,19 @@ def _exports(folders: Sequence[str | Path], side: str) -> dict[str, Path]:
 
 
 def _load(
-    name: str, revision: str, sources: Sequence[str], decoding: DecodingArguments, timed_sentences: int
+    name: str,
+    revision: str,
+    sources: Sequence[str],
+    languages: tuple[str | None, str | None],
+    decoding: DecodingArguments,
+    timed_sentences: int,
 ) -> Model:
     config = load_config(name, revision)
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"{name} is a {config.model_type} model; it must be Marian or RSMarian")
     model, tokenizer = load_with_tokenizer(name, revision)
-    input_ids = encode_sources(model, tokenizer, sources)
+    told, _ = coded_sources(name, tokenizer, sources, *languages)
+    input_ids = encode_sources(model, tokenizer, told)
     # No engine has positions for more.
     longest = min(decoding.max_new_tokens, model.config.max_position_embeddings - 1)
     filled = [ids for ids in input_ids if not is_blank(tokenizer, ids)]
@@ -260,6 +271,7 @@ def _load(
         digest=model_digest(model, tokenizer),
         parameters=model.num_parameters(only_trainable=True),
         languages=_languages(tokenizer),
+        is_told=told != list(sources),
         input_ids=input_ids,
         timed={way: filled[: times * timed_sentences] for way, times in WAYS.items()},
         decoding=replace(decoding, max_new_tokens=longest),

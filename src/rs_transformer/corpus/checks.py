@@ -50,6 +50,10 @@ TESTS = {
     "is missing": pc.is_null,
     "is blank": lambda texts: pc.equal(pc.utf8_trim_whitespace(texts), ""),
     "has a line break in it": lambda texts: pc.match_substring(texts, "\n"),
+    # Which SentencePiece makes of it: a translation would be scored as another text.
+    "is not in Unicode's normal form C, in which models write": lambda texts: pc.not_equal(
+        pc.utf8_normalize(texts, form="NFC"), texts
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from importlib.metadata import version
 from itertools import chain, islice, zip_longest
 from operator import getitem
 from pathlib import Path
@@ -195,8 +196,9 @@ def _read_files(files: list[str], args: CorpusArguments, streaming: bool, limit:
         return IterableDataset.from_generator(_read_pairs, features=PAIR, gen_kwargs=options)
     # With features each row is encoded by them, which takes five times as long; a missing text has no type without.
     features = PAIR if None in first.values() else None
-    # The digest has the cache serve what is in the files now.
-    return Dataset.from_generator(_read_pairs, features=features, gen_kwargs=options | {"digest": digest(files)})
+    # The digest has the cache serve what is in the files now, as this version reads it.
+    made_of = f"{digest(files)} {version('rs-transformer')}"
+    return Dataset.from_generator(_read_pairs, features=features, gen_kwargs=options | {"digest": made_of})
 
 
 def _read_pairs(

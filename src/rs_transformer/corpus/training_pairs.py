@@ -5,6 +5,7 @@ Not for batching (`training/batches.py`).
 
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from datasets import IterableDataset
@@ -51,8 +52,11 @@ def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
     pair_filter: PairFilter,
     sampling: SubwordSampler | None = None,
+    made_by: str = "",
 ) -> dict:
     """Tokenise a batch of text pairs and mark those to leave out, for `Dataset.map(batched=True)`.
+
+    `made_by` is the version of this package: of another one the cache of `datasets` is to serve nothing.
 
     With `sampling` the length is the greatest of some draws, which later ones are not to exceed.
     """
@@ -108,6 +112,7 @@ def prepare_training_pairs(
             "tokenizer": tokenizer,
             "pair_filter": PairFilter(*bounds, args.max_length_ratio),
             "sampling": sampling,
+            "made_by": version("rs-transformer"),
         },
         "remove_columns": None if sampling else ["source", "target"],
     }

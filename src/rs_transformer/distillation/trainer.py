@@ -3,6 +3,7 @@
 The losses: `losses.py`. Learning from a teacher's translations needs none of this: see `teacher_corpus.py`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -69,10 +70,22 @@ class DistillationTrainer(TranslationTrainer):
             kwargs["data_collator"] = DistillationCollator(processing_class, model=model)
         super().__init__(model, *args, processing_class=processing_class, **kwargs)
         check_depths(self.depth_schedule, distillation)
+        # The second name is that of releases before 5.24.
+        options = (getattr(self.args, f"{kind}_checkpointing_kwargs", None) for kind in ("activation", "gradient"))
+        if distillation.attention_weight and any((each or {}).get("use_reentrant") for each in options):
+            raise ValueError(
+                "attention_weight has no effect with reentrant activation checkpointing, through which no gradient of "
+                "it goes: leave use_reentrant out"
+            )
 
     def _of_own_loss(self, args: TranslationTrainingArguments) -> list[str]:
         weights = ("word_weight", "hidden_weight", "attention_weight")
         return [*(name for name in weights if getattr(self.distillation, name)), *super()._of_own_loss(args)]
+
+    def _loss_scale(self) -> float:
+        args = self.distillation
+        plain = args.word_temperature == 1 or not args.word_weight
+        return super()._loss_scale() if plain and not (args.hidden_weight or args.attention_weight) else math.inf
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

@@ -29,6 +29,7 @@ from ..layer_transfer import expand
 from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..shortlist import Shortlist
 from ..tokenization import check_tokenizer, check_vocabulary, convert_source_ids_to_tokens, vocabulary
+from ..utils.files import check_output
 
 logger = logging.get_logger(__name__)
 
@@ -53,7 +54,13 @@ class RSMarianLoader(converters.MarianMTLoader):
         return self.StrictModel
 
     def get_model_spec(self, model: MarianMTModel) -> TransformerSpec:
-        return super().get_model_spec(expand(model) if isinstance(model, RSMarianForConditionalGeneration) else model)
+        activation, known = model.config.activation_function, converters._SUPPORTED_ACTIVATIONS
+        if activation not in known:
+            raise ValueError(f"activation_function={activation} is none of CTranslate2's: {', '.join(known)}")
+        spec = super().get_model_spec(expand(model) if isinstance(model, RSMarianForConditionalGeneration) else model)
+        # Marian's loader gives the decoder the encoder's.
+        spec.decoder.num_heads = spec.decoder.num_heads.dtype.type(model.config.decoder_attention_heads)
+        return spec
 
     def _remove_pad_weights(self, spec: TransformerSpec) -> None:
         """Not the last row of everything: `__call__` knows which."""
@@ -97,13 +104,16 @@ def convert(model: str, output_dir: str | Path, quantization: str = "float32", r
 
     Args:
         model: on the Hub or in a folder.
-        output_dir: what is in it is written over.
+        output_dir: a conversion that is in it is written over.
         quantization: of the stored weights, one of `QUANTIZATIONS`.
         revision: branch, tag or commit of the model.
 
     Raises:
-        ValueError: as `load_parent`.
+        FileExistsError: the folder has something else in it.
+        ValueError: as `load_parent`, or an activation that the engine has not.
     """
+    if not Path(output_dir, "model.bin").is_file():
+        check_output(Path(output_dir))
     loaded, tokenizer = load_parent(model, revision, dtype=torch.float32)
     LoadedConverter(loaded, tokenizer).convert(str(output_dir), quantization=quantization, force=True)
     tokenizer.save_pretrained(output_dir)

@@ -3,13 +3,14 @@
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import MarianMTModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
 from ..checkpoints import load_parent
 from ..layer_transfer import count_parameters, with_depth
@@ -22,6 +23,7 @@ from .tokenizer_json import tokenizer_json
 
 PAGE = Path(__file__).resolve().parents[3] / "hub_cards" / "web"
 PAGE_FILES = ("README.md", "index.html", "style.css", "app.js", "sentences.js", "worker.js", "sw.js")
+OTHER = "other"  # licence, as the Hub calls it
 LOCK_FILES = ("package.json", "package-lock.json")
 # From npm's packages to `vendor/`. The page runs on one thread of WebAssembly: of ONNX Runtime's builds the smallest.
 VENDORED = {
@@ -58,6 +60,7 @@ def lay_out_page(
     if quantization not in DTYPES:
         raise ValueError(f"quantization must be one of {', '.join(DTYPES)}, got {quantization!r}")
     loaded: dict[tuple[str, str], tuple[MarianMTModel, PreTrainedTokenizerBase]] = {}
+    licences: dict[tuple[str, str], str] = {}
     for model_name in model_names:
         model, tokenizer = load_parent(model_name)
         if decoder_depths and not isinstance(model, RSMarianForConditionalGeneration):
@@ -74,15 +77,17 @@ def lay_out_page(
             raise ValueError(f"{model_name} has several target languages, and the page tells a model none")
         tokenizer_json(tokenizer, "source")  # raises where there can be none
         loaded[source, target] = model, tokenizer
+        licences[source, target] = licence_of(model_name)
     for name in PAGE_FILES:
         shutil.copyfile(PAGE / name, folder / name)
     vendor(folder / "vendor")
     models = [
-        {"source": source, "target": target, "examples": EXAMPLES.get(source, [])}
+        {"source": source, "target": target, "license": licences[source, target], "examples": EXAMPLES.get(source, [])}
         | write_model(model, tokenizer, folder / "models", f"{source}-{target}", quantization, depth)
         for (source, target), (model, tokenizer) in loaded.items()
         for depth in decoder_depths or [model.config.decoder_layers]
     ]
+    write_licences(folder / "README.md", licences)
     program_bytes = sum(file.stat().st_size for file in (folder / "vendor").iterdir())
     write_json({"models": models, "program_bytes": program_bytes}, folder / "models.json")
     # Another store of the service worker for other files.
@@ -91,6 +96,33 @@ def lay_out_page(
         digest.update(file.read_bytes())
     worker = folder / "sw.js"
     write_text(worker.read_text("utf-8").replace("unpublished", digest.hexdigest()[:16]), worker)
+
+
+def licence_of(model: str) -> str:
+    """What the card of a model says, or `other`."""
+    card = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
+    return str(ModelCard.load(card).data.license or OTHER) if card else OTHER
+
+
+def write_licences(readme: Path, licences: Mapping[tuple[str, str], str]) -> None:
+    """Say in a Space's README the licence of each model, and in its metadata the one that all of them have."""
+    whole = set(licences.values())
+    card = ModelCard.load(readme)
+    card.data.license = whole.pop() if len(whole) == 1 else OTHER
+    rows = (f"- {source} to {target}: {licence}" for (source, target), licence in licences.items())
+    card.text = "\n".join(
+        [
+            card.text.rstrip(),
+            "",
+            "## Licences",
+            "",
+            "The page is Apache-2.0; the models have their own:",
+            "",
+            *rows,
+            "",
+        ]
+    )
+    card.save(readme)
 
 
 def vendor(folder: Path) -> None:

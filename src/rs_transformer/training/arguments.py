@@ -130,6 +130,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         self._check_ranges()
         super().__post_init__()
+        # What accelerate's configuration chooses is the run's, and is recorded.
+        self.bf16 |= self.mixed_precision == "bf16"
+        self.fp16 |= self.mixed_precision == "fp16"
         if self.max_tokens is not None:
             self._check_token_batches()
         if len(self.growing_depths) != len(self.growing_updates):
@@ -188,6 +191,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
         if self.max_steps < 0:
             check_range(self, "num_train_epochs", above=0)
+        for name, unset in (("label_names", None), ("remove_unused_columns", True), ("enable_jit_checkpoint", False)):
+            if getattr(self, name, unset) != unset:  # of the last: a run goes on from its last checkpoint as it is
+                raise ValueError(f"there is no use for {name} here; leave it out")
         if self.generation_num_beams is not None:
             raise ValueError("generation_num_beams is not read here: give eval_num_beams")
         if self.generation_max_length is not None:
@@ -196,6 +202,14 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     def _check_token_batches(self) -> None:
         if self.dataloader_drop_last:
             raise ValueError("dataloader_drop_last does not go with max_tokens, which takes each pair once an epoch")
+        config = self.accelerator_config
+        given = {"split_batches": config.split_batches, "dispatch_batches": config.dispatch_batches}
+        if wrong := next(
+            (name for name, value in {**given, "even_batches": not config.even_batches}.items() if value), 0
+        ):
+            raise ValueError(
+                f"accelerator_config: {wrong} does not go with max_tokens, whose batches vary: leave it out"
+            )
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size does not go with max_tokens: lower max_tokens yourself")
         if (strategy := self.train_sampling_strategy) in ("sequential", "batch_rebalance"):

@@ -101,7 +101,7 @@ class GrownEarlyStopping(EarlyStoppingCallback):
 
     def __init__(self, early_stopping_patience: int, grown: int = 0):
         super().__init__(early_stopping_patience)
-        self.grown = grown
+        self.grown, self.began = grown, 0
 
     @property
     def over(self) -> bool:
@@ -110,12 +110,13 @@ class GrownEarlyStopping(EarlyStoppingCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
+        self.began = state.global_step  # whose evaluation, by eval_on_start, is that of the checkpoint once more
         name = type(self).__name__
         saved = state.stateful_callbacks.setdefault(name, self.state())["attributes"] if state.global_step else {}
         self.early_stopping_patience_counter = saved.get("early_stopping_patience_counter", 0)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        if state.global_step > self.grown:
+        if state.global_step > max(self.grown, self.began):
             super().on_evaluate(args, state, control, metrics, **kwargs)
 
     def state(self) -> dict[str, Any]:

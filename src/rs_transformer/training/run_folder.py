@@ -34,7 +34,7 @@ RESULTS = "results.json"
 RUN_LOG = "run.log"
 # Arguments that may be others when a run goes on: they do not change what is learned.
 CHANGEABLE = re.compile(
-    r"stages|preprocessing_num_workers|output_dir|resume_from_checkpoint|disable_tqdm|local_rank|use_cpu|report_to|run_name|project|"
+    r"stages|preprocessing_num_workers|(teacher_)?decoding_max_tokens|output_dir|resume_from_checkpoint|disable_tqdm|local_rank|use_cpu|report_to|run_name|project|"
     r"(logging|log|save|eval|dataloader(?!_drop_last)|hub|ddp|push_to|torch_compile|trackio|per_device_eval)_\w+"
 )
 RECORDED_PACKAGES = ("transformers", "torch", "accelerate", "datasets", "sentencepiece", "sacrebleu", "rs-transformer")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,7 +88,9 @@ PROGRESS = "TrainingProgress"
 SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 
 
-def encode_texts(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
+def encode_texts(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int, made_by: str = ""
+) -> dict[str, list]:
     """Token ids of a batch of texts, and of their translations if they have some, for `Dataset.map(batched=True)`."""
     source_ids = encode(tokenizer, batch["source"], max_length=max_length)
     ids = {"input_ids": source_ids, "attention_mask": [[1] * len(row) for row in source_ids]}
@@ -428,9 +431,15 @@ class TranslationTrainer(Seq2SeqTrainer):
         else:
             if not has_length(self.train_dataset):
                 self._not_applied = torch.zeros_like(self._tr_loss)
+            before = self.state.global_step
             super()._run_epoch(*args, **kwargs)
             self._drop_left_over()
             self._not_applied = None
+            if not (has_length(self.train_dataset) or goes_on) and self.state.global_step == before:
+                raise ValueError(
+                    "a pass of the stream has fewer batches than gradient_accumulation_steps "
+                    f"({self.args.gradient_accumulation_steps}), and no update: lower it, or bring more text"
+                )
 
     def _drop_left_over(self) -> None:
         """What is left over where a stream ends amid an update would be added to the next one."""
@@ -483,12 +492,16 @@ class TranslationTrainer(Seq2SeqTrainer):
         """Raise `ValueError` if the loss has ended above where it began and far above that of guessing."""
         last = next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), mean)
         output = self.model.get_output_embeddings()
-        guessing = math.log(output.weight.shape[0]) if output is not None else math.inf
+        guessing = self._loss_scale() * math.log(output.weight.shape[0]) if output is not None else math.inf
         if self._first_loss is not None and last > max(self._first_loss, 2 * guessing):
             self._say_diverged(
                 f"the loss ended at {last:.4g}, began at {self._first_loss:.4g}, and is {guessing:.4g} where all "
                 "tokens are equally likely"
             )
+
+    def _loss_scale(self) -> float:
+        """How many times a cross-entropy the loss is, roughly; infinite where nobody knows."""
+        return self.args.softmax_temperature or 1.0
 
     def _say_diverged(self, how: str) -> NoReturn:
         raise ValueError(
@@ -675,7 +688,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         if "input_ids" in columns or "source" not in columns:
             return dataset
         # A function that knew the trainer would be pickled with all of it, for the fingerprint of the dataset.
-        options = {"tokenizer": tokenizer, "max_length": self.max_length}
+        options = {"tokenizer": tokenizer, "max_length": self.max_length, "made_by": version("rs-transformer")}
         return dataset.map(encode_texts, batched=True, fn_kwargs=options)
 
     def evaluate(
