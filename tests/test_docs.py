@@ -133,6 +133,7 @@ FEW_UPDATES += ["--load_best_model_at_end", "false", "--max_new_tokens", "8"]
 LIMITS = {
     "training/train.py": FEW_UPDATES,
     "training/distill.py": FEW_UPDATES,
+    "training/compress.py": ["--dry_run"],
     "training/collapse.py": ["--calibration_updates", "2"],
     "training/translate.py": ["--max_new_tokens", "8"],
     "training/evaluate.py": ["--max_new_tokens", "8"],
@@ -157,7 +158,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(workspace, monkeypat
             options += ["--tokenizer_name_or_path", "hub_cards/marian-ja-en"]
         runpy.run_path(script)["main"]([*options, *LIMITS.get(script, [])])
         ran.append(Path(script).stem)
-    expected = "train translate evaluate collapse train synthesize distill export publish attention"
+    expected = "train translate evaluate compress collapse train synthesize distill export publish attention"
     assert ran == expected.split()
     assert (workspace / "student-ct2" / "model.bin").is_file()
     assert (workspace / "attention" / "attention.html").is_file()

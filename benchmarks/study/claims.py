@@ -60,6 +60,7 @@ CLAIMS = {
         ("student2_brief", "taught_narrow6_brief"),
     ],
     "student − narrow vanilla 6, taught three times as long": [("student2_brief", "taught_narrow6_long")],
+    "the same, both taught so long": [("student2_long", "taught_narrow6_long")],
     "student − vanilla 6-2, taught": [
         ("distilled_decoder2", "distilled_vanilla6_2"),
         ("compressed_16k", "taught_vanilla6_2_16k"),
