@@ -624,6 +624,8 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
         (["--metric_for_best_model", "blue"], "metric_for_best_model must be one of loss, bleu, chrf, got 'blue'"),
         (["--lr_scheduler_type", "warmup_stable_decay"], "lr_scheduler_type and lr_scheduler_kwargs: .*num_decay_st"),
         (["--lr_scheduler_kwargs", '{"foo": 1}'], "lr_scheduler_type and lr_scheduler_kwargs: .*foo"),
+        (["--label_names", "foo"], "there is no use for label_names here"),
+        (["--remove_unused_columns", "false"], "there is no use for remove_unused_columns here"),
         (["--optim", "schedule_free_adamw"], "optim: .*schedulefree"),
         (["--report_to", "wandb"], "report_to: .*wandb"),
         (["--teachers", "nowhere"], "there is no folder 'nowhere', and the Hub does not give it"),

@@ -579,8 +579,7 @@ def test_the_precision_of_accelerates_configuration_is_the_runs(tmp_path, monkey
         ("gradient_accumulation_steps", 0, "gradient_accumulation_steps must be at least 1, got 0"),
         ("early_stopping_patience", 0, "early_stopping_patience must be at least 1, got 0"),
         ("generation_num_beams", 4, "generation_num_beams is not read here: give eval_num_beams"),
-        ("label_names", ["foo"], "there is no use for label_names here; leave it out"),
-        ("remove_unused_columns", False, "there is no use for remove_unused_columns here; leave it out"),
+        ("enable_jit_checkpoint", True, "enable_jit_checkpoint is not read here"),
         (
             "accelerator_config",
             {"split_batches": True},

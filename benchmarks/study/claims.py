@@ -54,8 +54,8 @@ CLAIMS = {
         ("compressed", "narrow6"),
         ("student2_brief", "narrow6"),
     ],
-    "student − narrow vanilla 6, taught": [
-        ("distilled_decoder2", "distilled_narrow6"),
+    "student − narrow vanilla 6, taught in as many updates": [
+        ("distilled_own", "distilled_narrow6"),
         ("compressed_16k", "taught_narrow_16k"),
         ("student2_brief", "taught_narrow6_brief"),
     ],

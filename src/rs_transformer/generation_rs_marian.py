@@ -302,10 +302,17 @@ class SelfSpeculation:
             self.tokens_of_draft = self.tokens_of_draft + 2 if all_accepted else max(1, self.tokens_of_draft - 1)
 
     def _copied_processors(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The logits processors with a state of their own, but with the models and tokenizers that they have."""
-        held = [value for each in self.process for value in getattr(each, "__dict__", {}).values()]
-        shared = {id(value): value for value in held if isinstance(value, (nn.Module, PreTrainedTokenizerBase))}
-        return copy.deepcopy(self.process, shared)
+        """The logits processors with states of their own, but with the models and tokenizers that they have."""
+        copied = []
+        for each in self.process:
+            held = getattr(each, "__dict__", {}).values()
+            owners = [getattr(value, "__self__", None) for value in held]  # of methods, such as those of a trie
+            shared = [value for value in held if isinstance(value, (nn.Module, PreTrainedTokenizerBase))]
+            try:
+                copied.append(copy.deepcopy(each, {id(value): value for value in (*shared, *owners)}))
+            except (TypeError, RuntimeError):  # what cannot be copied, as a grammar's matcher
+                copied.append(each)
+        return LogitsProcessorList(copied)
 
     def _decode(self, cache: EncoderDecoderCache, **given: Any) -> torch.Tensor:
         inputs = given.get("input_ids", given.get("inputs_embeds"))
@@ -351,7 +358,8 @@ class RSMarianGenerationMixin(CheckedGenerationMixin):
         given = inspect.signature(GenerationMixin.generate).bind(self, *args, **kwargs).arguments
         configs = (given.get("generation_config"), self.generation_config)
         for name in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "stop_strings", "synced_gpus"):
-            if kwargs.get(name) or any(getattr(config, name, None) for config in configs):
+            said = [kwargs[name]] if name in kwargs else [getattr(config, name, None) for config in configs]
+            if any(said):
                 raise ValueError(f"draft_decoder_depth and {name} exclude each other")
         if self._is_compiled():
             raise ValueError("draft_decoder_depth needs a model that is not compiled")

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import CONFIG_NAME, logging
 
-from ..checkpoints import load_tokenizer
+from ..checkpoints import first_line, load_tokenizer
 from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import (
     AnyDataset,
@@ -374,6 +374,9 @@ def check_training_options(args: TranslationTrainingArguments, evaluated: Mappin
     """
     if "validation" not in evaluated and str(args.eval_strategy.value) != "no":
         raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
+    for name, unset in (("label_names", (None, ["labels"])), ("remove_unused_columns", (True,))):
+        if getattr(args, name) not in unset:
+            raise ValueError(f"there is no use for {name} here; leave it out")
     metric, known = args.metric_for_best_model, ("loss", *SCORES)
     if metric is not None and metric.removeprefix("eval_") not in known:
         raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {metric!r}")
@@ -386,13 +389,21 @@ def check_training_options(args: TranslationTrainingArguments, evaluated: Mappin
         ),
         "report_to": lambda: [each() for each in get_reporting_integration_callbacks(args.report_to)],
     }
-    if args.optim_target_modules is None:  # else it needs the model
+    if args.optim_target_modules is None and "lomo" not in str(args.optim):  # else it needs the model
         makers["optim"] = lambda: TranslationTrainer.get_optimizer_cls_and_kwargs(args)
     for option, make in makers.items():
         try:
             make()
-        except (ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{option}: {str(error).strip().splitlines()[0]}") from error
+        except (
+            ArithmeticError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise ValueError(f"{option}: {first_line(error)}") from error
 
 
 def load_or_train_tokenizer(

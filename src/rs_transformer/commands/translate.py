@@ -118,11 +118,15 @@ class _Partial:
         self.output, self.settings = output, settings
         self.file = output.with_name(f"{output.name}.partial")
         self.record = output.with_name(f"{output.name}.partial.json")
-        if self.file.exists() and not self.record.is_file():
-            raise FileExistsError(f"output_file: {self.file} would be written over; move it, or name another output")
 
     def done(self) -> int:
-        """How many sentences are translated already; what is there of another translation is removed."""
+        """How many sentences are translated already; what is there of another translation is removed.
+
+        Raises:
+            FileExistsError: the file is somebody's, and of no translation.
+        """
+        if self.file.is_file() and self.file.stat().st_size and not self.record.is_file():
+            raise FileExistsError(f"output_file: {self.file} would be written over; move it, or name another output")
         if self.file.is_file():
             found = read_mapping(self.record)
             whole = self.file.stat().st_size >= found.get("bytes", 0)

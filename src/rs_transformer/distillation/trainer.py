@@ -72,7 +72,12 @@ class DistillationTrainer(TranslationTrainer):
         check_depths(self.depth_schedule, distillation)
         # The second name is that of releases before 5.24.
         options = (getattr(self.args, f"{kind}_checkpointing_kwargs", None) for kind in ("activation", "gradient"))
-        if distillation.attention_weight and any((each or {}).get("use_reentrant") for each in options):
+        checkpoints = self.args.gradient_checkpointing or getattr(self.args, "activation_checkpointing", False)
+        if (
+            distillation.attention_weight
+            and checkpoints
+            and any((each or {}).get("use_reentrant") for each in options)
+        ):
             raise ValueError(
                 "attention_weight has no effect with reentrant activation checkpointing, through which no gradient of "
                 "it goes: leave use_reentrant out"

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import MarianMTModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file, logging
 
 from ..checkpoints import load_parent
 from ..layer_transfer import count_parameters, with_depth
@@ -20,6 +20,8 @@ from ..utils.files import write_json, write_text
 from . import onnx
 from .examples import EXAMPLES
 from .tokenizer_json import tokenizer_json
+
+logger = logging.get_logger(__name__)
 
 PAGE = Path(__file__).resolve().parents[3] / "hub_cards" / "web"
 PAGE_FILES = ("README.md", "index.html", "style.css", "app.js", "sentences.js", "worker.js", "sw.js")
@@ -101,7 +103,10 @@ def lay_out_page(
 def licence_of(model: str) -> str:
     """What the card of a model says, or `other`."""
     card = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
-    return str(ModelCard.load(card).data.license or OTHER) if card else OTHER
+    licence = ModelCard.load(card).data.license if card else None
+    if not licence:
+        logger.warning(f"{model} has no card that says its licence: the page says {OTHER!r}")
+    return ", ".join(licence) if isinstance(licence, list) else licence or OTHER
 
 
 def write_licences(readme: Path, licences: Mapping[tuple[str, str], str]) -> None:

@@ -191,9 +191,10 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
         if self.max_steps < 0:
             check_range(self, "num_train_epochs", above=0)
-        for name, unset in (("label_names", None), ("remove_unused_columns", True), ("enable_jit_checkpoint", False)):
-            if getattr(self, name, unset) != unset:  # of the last: a run goes on from its last checkpoint as it is
-                raise ValueError(f"there is no use for {name} here; leave it out")
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint is not read here: a run goes on from the last checkpoint that it saved"
+            )
         if self.generation_num_beams is not None:
             raise ValueError("generation_num_beams is not read here: give eval_num_beams")
         if self.generation_max_length is not None:
