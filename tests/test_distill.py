@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 import torch
 import yaml
-from conftest import script, task_options
+from conftest import CHECKPOINTING, script, task_options
 from datasets import Dataset
 from forked import fork
 from killing import kill
@@ -624,6 +624,17 @@ def test_skipped_sources_and_overlong_ones_get_no_translation(trained, small, tm
         (["--metric_for_best_model", "blue"], "metric_for_best_model must be one of loss, bleu, chrf, got 'blue'"),
         (["--lr_scheduler_type", "warmup_stable_decay"], "lr_scheduler_type and lr_scheduler_kwargs: .*num_decay_st"),
         (["--lr_scheduler_kwargs", '{"foo": 1}'], "lr_scheduler_type and lr_scheduler_kwargs: .*foo"),
+        (
+            [
+                "--attention_weight",
+                1,
+                f"--{CHECKPOINTING}",
+                "true",
+                f"--{CHECKPOINTING}_kwargs",
+                '{"use_reentrant": true}',
+            ],
+            "attention_weight learns nothing through reentrant checkpointing",
+        ),
         (["--label_names", "foo"], "there is no use for label_names here"),
         (["--remove_unused_columns", "false"], "there is no use for remove_unused_columns here"),
         (["--optim", "schedule_free_adamw"], "optim: .*schedulefree"),

@@ -28,6 +28,8 @@ from transformers import (
 from transformers.pipelines.pt_utils import KeyDataset
 
 from rs_transformer import TranslationPipeline
+from rs_transformer.compare import comparison
+from rs_transformer.decoding import DecodingArguments
 from rs_transformer.pipeline_rs_marian import is_blank, split_into_sentences
 from rs_transformer.tokenization import encode
 
@@ -417,6 +419,17 @@ def several_targets(trained, tmp_path_factory):
     codes = dict(zip(sorted(vocabulary, key=vocabulary.get)[5:7], [">>deu<<", ">>jpn<<"], strict=True))
     (folder / "vocab.json").write_text(json.dumps({codes.get(piece, piece): i for piece, i in vocabulary.items()}))
     return pipeline("translation", model=str(folder), split_sentences=True)
+
+
+def test_a_comparison_tells_a_model_of_several_targets_its_language(several_targets, tmp_path):
+    for part in (several_targets.model, several_targets.tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has several target languages"):
+        comparison._load(str(tmp_path), "main", ["a b"], (None, None), DecodingArguments(), 2)
+    sources = ["a b", ">>jpn<< c d"]
+    model = comparison._load(str(tmp_path), "main", sources, ("en", "de"), DecodingArguments(), 2)
+    first = several_targets.tokenizer.convert_ids_to_tokens([ids[0] for ids in model.input_ids])
+    assert (model.is_told, first) == (True, [">>deu<<", ">>jpn<<"])
 
 
 def test_commands_tell_models_of_several_languages_theirs(several_targets, m2m, tmp_path, monkeypatch):

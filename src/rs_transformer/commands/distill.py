@@ -31,7 +31,13 @@ from ..configuration_rs_marian import RSMarianConfig
 from ..corpus import CorpusArguments, warn_of_overlap
 from ..decoding import DecodingArguments
 from ..distillation.cache import cache_top_k
-from ..distillation.losses import DistillationLossArguments, check_depths, check_match, check_segmentation
+from ..distillation.losses import (
+    DistillationLossArguments,
+    check_checkpointing,
+    check_depths,
+    check_match,
+    check_segmentation,
+)
 from ..distillation.resegmentation import is_part
 from ..distillation.targets import TargetArguments, load_targets, write_targets
 from ..distillation.teacher_corpus import check_corpus, check_sources, generate_corpus
@@ -249,6 +255,7 @@ def check_training(
     check_training_options(options.training, splits)
     student = check_student(options, tokenizer, teachers)
     check_depths(DepthSchedule.from_args(options.training, student), options.loss)
+    check_checkpointing(options.training, options.loss)
 
 
 def translate_and_choose(

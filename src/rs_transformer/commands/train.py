@@ -394,15 +394,7 @@ def check_training_options(args: TranslationTrainingArguments, evaluated: Mappin
     for option, make in makers.items():
         try:
             make()
-        except (
-            ArithmeticError,
-            AttributeError,
-            ImportError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except Exception as error:
             raise ValueError(f"{option}: {first_line(error)}") from error
 
 

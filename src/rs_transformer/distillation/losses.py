@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
 from ..configuration_rs_marian import SIDES
 from ..training.depth_schedule import DepthSchedule
@@ -172,6 +172,16 @@ def check_depths(schedule: DepthSchedule | None, args: DistillationLossArguments
             "hidden_weight and attention_weight need every step in each update: leave growing_depths and "
             "elastic_*_layers out"
         )
+
+
+def check_checkpointing(training: TrainingArguments, args: DistillationLossArguments) -> None:
+    """Raise `ValueError` if attention is to be learned through reentrant checkpointing, which hands on no gradient."""
+    # The second name is that of releases before 5.24.
+    kinds = ("activation_checkpointing", "gradient_checkpointing")
+    on = any(getattr(training, kind, False) for kind in kinds)
+    options = [getattr(training, f"{kind}_kwargs", None) or {} for kind in kinds]
+    if args.attention_weight and on and any(each.get("use_reentrant") for each in options):
+        raise ValueError("attention_weight learns nothing through reentrant checkpointing: leave use_reentrant out")
 
 
 def hidden_state_loss(

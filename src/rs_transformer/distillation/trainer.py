@@ -20,6 +20,7 @@ from .losses import (
     ATTENTIONS,
     DistillationLossArguments,
     attention_loss,
+    check_checkpointing,
     check_depths,
     check_match,
     check_segmentation,
@@ -70,18 +71,7 @@ class DistillationTrainer(TranslationTrainer):
             kwargs["data_collator"] = DistillationCollator(processing_class, model=model)
         super().__init__(model, *args, processing_class=processing_class, **kwargs)
         check_depths(self.depth_schedule, distillation)
-        # The second name is that of releases before 5.24.
-        options = (getattr(self.args, f"{kind}_checkpointing_kwargs", None) for kind in ("activation", "gradient"))
-        checkpoints = self.args.gradient_checkpointing or getattr(self.args, "activation_checkpointing", False)
-        if (
-            distillation.attention_weight
-            and checkpoints
-            and any((each or {}).get("use_reentrant") for each in options)
-        ):
-            raise ValueError(
-                "attention_weight has no effect with reentrant activation checkpointing, through which no gradient of "
-                "it goes: leave use_reentrant out"
-            )
+        check_checkpointing(self.args, distillation)
 
     def _of_own_loss(self, args: TranslationTrainingArguments) -> list[str]:
         weights = ("word_weight", "hidden_weight", "attention_weight")

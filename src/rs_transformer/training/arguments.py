@@ -204,13 +204,11 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         if self.dataloader_drop_last:
             raise ValueError("dataloader_drop_last does not go with max_tokens, which takes each pair once an epoch")
         config = self.accelerator_config
-        given = {"split_batches": config.split_batches, "dispatch_batches": config.dispatch_batches}
-        if wrong := next(
-            (name for name, value in {**given, "even_batches": not config.even_batches}.items() if value), 0
-        ):
-            raise ValueError(
-                f"accelerator_config: {wrong} does not go with max_tokens, whose batches vary: leave it out"
-            )
+        for name, refused in (("split_batches", True), ("dispatch_batches", True), ("even_batches", False)):
+            if getattr(config, name) is refused:
+                raise ValueError(
+                    f"accelerator_config: {name} does not go with max_tokens, whose batches vary: leave it out"
+                )
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size does not go with max_tokens: lower max_tokens yourself")
         if (strategy := self.train_sampling_strategy) in ("sequential", "batch_rebalance"):
