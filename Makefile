@@ -55,4 +55,4 @@ $(WEB): hub_cards/web/package-lock.json
 	touch $@
 
 clean:
-	rm -rf $(VENV) .versions runs hub_cards/web/node_modules
+	rm -rf $(VENV) .versions runs/demo hub_cards/web/node_modules

@@ -25,6 +25,7 @@ PATH=/nonexistent
 command_not_found_handle() { :; }
 accelerate() { printf '%s\\x1f' accelerate "$@"; printf '\\x1e'; }
 python() { printf '%s\\x1f' python "$@"; printf '\\x1e'; }
+rs-transformer() { python "training/${1//-/_}.py" "${@:2}"; }
 """
 
 
@@ -33,11 +34,11 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The `accelerate launch …` and `python …` of a shell script, expanded."""
+    """The `accelerate launch …`, `python …` and `rs-transformer …` of a shell script, expanded."""
     done = subprocess.run(["/bin/bash", "-c", SHELL + text], capture_output=True, text=True, check=False)
     assert "syntax error" not in done.stderr, done.stderr
     found = [command.split("\x1f")[:-1] for command in done.stdout.split("\x1e")[:-1]]
-    assert len(found) >= len(re.findall(r"^\s*(?:accelerate launch|python) ", text, re.MULTILINE)), text
+    assert len(found) >= len(re.findall(r"^\s*(?:accelerate launch|python|rs-transformer) ", text, re.MULTILINE)), text
     return found
 
 

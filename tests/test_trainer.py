@@ -18,7 +18,7 @@ from forked import fork
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from killing import kill
-from oracle import PAD, batch, rs_model
+from oracle import PAD, batch, rs_model, unrolled_marian
 from peft import LoraConfig, get_peft_model
 from reverse_task import reverse_pairs
 from safetensors.torch import load_file
@@ -637,6 +637,30 @@ def test_a_run_that_had_ended_makes_no_more_updates_and_keeps_its_figures(small,
         assert [entry for entry in again.state.log_history if "loss" in entry] == curve
         assert resumed.training_loss == pytest.approx(outcome.training_loss)
         assert resumed.metrics["train_runtime"] > 0.5 * outcome.metrics["train_runtime"]
+
+
+@pytest.mark.parametrize("options", [{}, {"growing_depths": [1], "growing_updates": [2]}])
+def test_operations_are_those_of_a_stock_model_of_copies(small, tokenizer, options):
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    special = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": eos}
+    model = rs_model(vocab_size=len(tokenizer), encoder_layers=3, decoder_layers=2, **special)
+    counted = {
+        name: small(each, max_steps=3, **given).train().metrics["total_flos"]
+        for name, each, given in (("stock", unrolled_marian(model), {}), ("rs", model, options))
+    }
+    if options:
+        assert 0 < counted["rs"] < counted["stock"]
+    else:
+        assert counted["rs"] == counted["stock"]
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 30}, {"num_train_epochs": 2}])
+def test_the_speed_of_a_training_is_of_the_sentences_that_were_learned_from(small, options):
+    trainer = small(max_tokens=64, logging_strategy="no", **options)
+    updates_an_epoch = len(trainer.get_train_dataloader())
+    metrics = trainer.train().metrics
+    learned = metrics["train_samples_per_second"] * metrics["train_runtime"]
+    assert learned == pytest.approx(len(PAIRS) * trainer.state.global_step / updates_an_epoch, rel=0.01)
 
 
 def test_early_stopping_goes_on_counting_after_a_resume(small, tmp_path):

@@ -1,6 +1,6 @@
 // The page: what is typed goes to the worker, which translates, and comes back a sentence at a time.
 
-import { sentencesOf } from "./sentences.js";
+import { isVisible, sentencesOf } from "./sentences.js";
 
 const element = (id) => document.getElementById(id);
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
@@ -9,10 +9,14 @@ const SIMD = new Uint8Array([
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
 ]);
 
+const NOT_LOADED = "This translator was not loaded before: connect once, and choose it again.";
+const LONGEST_TEXT = 2000; // as the hint says
+
 let worker;
 let models;
 let chosen; // of models.models
 let started = 0;
+let outdated = false; // whether files come from a newer page than this one
 
 function showProblem(text) {
   element("problem").textContent = text;
@@ -32,25 +36,38 @@ function soon(promise) {
   return Promise.race([promise, new Promise((_, reject) => setTimeout(reject, 3000))]);
 }
 
-/** From then on every request goes through the service worker, which keeps what it fetches; false where there is none. */
-async function keepForOffline() {
-  if (!("serviceWorker" in navigator)) return false;
+/** From then on requests go through the service worker, which keeps what it fetches; not where there is none. */
+async function startKeeping() {
+  if (!("serviceWorker" in navigator)) return;
   try {
-    if (navigator.serviceWorker.controller) {
-      // Of a version before: what is asked for while the new one takes over may never be answered.
-      const again = () => element("translate").disabled && !element("source").value && location.reload();
-      navigator.serviceWorker.addEventListener("controllerchange", again, { once: true });
-    }
+    // That of a page before gives way to a newer one.
+    if (navigator.serviceWorker.controller) navigator.serviceWorker.addEventListener("controllerchange", becomeOutdated);
     await navigator.serviceWorker.register("sw.js");
     await soon(navigator.serviceWorker.ready);
     if (!navigator.serviceWorker.controller) {
       await soon(new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true })));
     }
-    return true;
   } catch {
     // Private windows and addresses without https have none, a forced reload goes past it, and its own start may fail.
-    return false;
   }
+}
+
+function becomeOutdated() {
+  // What is asked for while the new one takes over may never be answered.
+  if (element("translate").disabled && !element("source").value) return location.reload();
+  outdated = true;
+  element("newer").hidden = false;
+}
+
+/** Have the service worker keep all that a model needs, and say so once it has; it may have started too late for some of it. */
+async function keepForOffline(model) {
+  if (!("serviceWorker" in navigator)) return;
+  const { active } = await navigator.serviceWorker.ready;
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = ({ data: kept }) => {
+    if (chosen === model) addFigure("Works offline", kept ? "from now on" : "no: its files could not be kept");
+  };
+  active.postMessage([...models.program, ...model.files], [port2]);
 }
 
 function languageName(code) {
@@ -61,9 +78,14 @@ function languageName(code) {
   }
 }
 
-function addFigure(name, value) {
+function addFigure(name, value, address) {
   const [term, text] = ["dt", "dd"].map((tag) => document.createElement(tag));
   [term.textContent, text.textContent] = [name, value];
+  if (address) {
+    const link = document.createElement("a");
+    [link.href, link.textContent] = [address, "its card"];
+    text.append(", ", link);
+  }
   element("figures").append(term, text);
 }
 
@@ -81,7 +103,7 @@ function directionOf({ source, target }) {
 function showExamples({ source, examples }) {
   const buttons = examples.map((example) => {
     const button = document.createElement("button");
-    [button.type, button.textContent, button.lang] = ["button", example, source];
+    [button.type, button.textContent, button.lang, button.dir] = ["button", example, source, "auto"];
     button.addEventListener("click", () => {
       element("source").value = example;
       translate();
@@ -92,6 +114,7 @@ function showExamples({ source, examples }) {
 }
 
 function load(model) {
+  if (outdated) return location.reload(); // the newer page may have it elsewhere
   worker?.terminate();
   chosen = model;
   element("source-label").textContent = directionOf(model);
@@ -103,7 +126,9 @@ function load(model) {
   element("status").textContent = "Loading …";
   started = performance.now();
   worker = new Worker("worker.js", { type: "module" });
-  worker.addEventListener("error", (event) => showProblem(`The translator did not start: ${event.message || "see the console"}`));
+  worker.addEventListener("error", (event) => {
+    showProblem(navigator.onLine ? `The translator did not start: ${event.message || "see the console"}` : NOT_LOADED);
+  });
   worker.addEventListener("message", ({ data }) => receive[data.type](data, model));
   worker.postMessage({ type: "load", model });
 }
@@ -117,19 +142,20 @@ const receive = {
     element("progress").hidden = true;
     element("translate").disabled = false;
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
-    element("status").textContent = `Ready after ${seconds} s.${element("figures").dataset.offline === "true" ? " This translator works offline from now on." : ""}`;
+    element("status").textContent = `Ready after ${seconds} s.`;
     element("figures").replaceChildren();
     addFigure("Model and tokenizer", megabytes(model.bytes));
     addFigure("Program", megabytes(models.program_bytes));
     addFigure("Parameters", model.parameters.toLocaleString("en"));
-    addFigure("Licence of the model", model.license);
+    addFigure("Licence of the model", model.license, model.card);
+    keepForOffline(model);
   },
   translation({ index, source, target, milliseconds }) {
     if (index === 0) element("translations").replaceChildren();
     const item = document.createElement("li");
     for (const [name, text, lang] of [["source", source, chosen.source], ["target", target, chosen.target], ["time", `${Math.round(milliseconds)} ms`, "en"]]) {
       const part = document.createElement(name === "time" ? "small" : "div");
-      [part.className, part.textContent, part.lang] = [name, text, lang];
+      [part.className, part.textContent, part.lang, part.dir] = [name, text, lang, "auto"];
       item.append(part);
     }
     element("translations").append(item);
@@ -140,15 +166,19 @@ const receive = {
   },
   error({ during, message }) {
     const missing = during !== "translate" && !navigator.onLine;
-    showProblem(missing ? "This translator was not loaded before: connect once, and choose it again." : `The translator failed: ${message}`);
+    showProblem(missing ? NOT_LOADED : `The translator failed: ${message}`);
     element("translate").disabled = during !== "translate"; // the model is there, and another text may do
   },
 };
 
 function translate(event) {
   event?.preventDefault();
-  const sentences = sentencesOf(element("source").value);
+  const text = element("source").value;
+  const sentences = sentencesOf(text).filter(isVisible);
   if (element("translate").disabled || !sentences.length) return;
+  if (text.length > LONGEST_TEXT) {
+    return showProblem(`The text has ${text.length.toLocaleString("en")} characters, at most ${LONGEST_TEXT.toLocaleString("en")} are possible.`);
+  }
   element("translate").disabled = true;
   element("problem").hidden = true;
   element("status").textContent = "Translating …";
@@ -158,7 +188,7 @@ function translate(event) {
 async function start() {
   const problem = missing();
   if (problem) return showProblem(problem);
-  element("figures").dataset.offline = await keepForOffline();
+  await startKeeping();
   const answer = await fetch("models.json");
   if (!answer.ok) return showProblem("There is no model beside this page: rs-transformer publish --space web lays one out.");
   models = await answer.json();

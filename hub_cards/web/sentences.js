@@ -38,6 +38,15 @@ const BEGINNING =
   /^(?:The|He|She|It|They|We|You|I|This|That|These|Those|There|But|And|In|On|At|However|If|When|What|Why|How|His|Her|My|Our|Their|So|After|Then)(?![\p{L}\p{N}_.])/u;
 const LINE_END = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/u;
 
+// By the rule of `is_blank_text`.
+const VISIBLE =
+  /[^\p{Cc}\p{Cf}\p{Z}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\u{e0100}-\u{e01ef}]/u;
+
+/** Whether anything of a sentence is to be seen: a model would make something up of the rest. */
+export function isVisible(sentence) {
+  return VISIBLE.test(sentence);
+}
+
 /** The sentences of all lines of a text, without the blank ones. */
 export function sentencesOf(text) {
   return text.split(LINE_END).flatMap(sentencesOfLine);

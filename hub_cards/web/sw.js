@@ -5,36 +5,59 @@ const VERSION = "unpublished";
 // Other pages of the same origin have stores of their own.
 const STORES = `rs-transformer-${registration.scope}-`;
 const STORE = STORES + VERSION;
-const SHELL = ["./", "index.html", "app.js", "sentences.js", "worker.js", "style.css", "models.json"];
+const SHELL = ["./", "app.js", "sentences.js", "worker.js", "style.css", "models.json"];
 
-addEventListener("install", (event) => {
-  event.waitUntil(
-    caches
-      .open(STORE)
-      // Past the browser's own cache, which may still have the files of the page before.
-      .then((store) => store.addAll(SHELL.map((url) => new Request(url, { cache: "reload" }))))
-      .then(() => skipWaiting()),
-  );
-});
+async function storesBefore() {
+  return (await caches.keys()).filter((name) => name.startsWith(STORES) && name !== STORE);
+}
 
-addEventListener("activate", (event) => {
-  event.waitUntil(
-    caches
-      .keys()
-      .then((names) => Promise.all(names.filter((name) => name.startsWith(STORES) && name !== STORE).map((name) => caches.delete(name))))
-      .then(() => clients.claim()),
-  );
+/** Put into the store what it lacks of some files; those that are no more may be missing, unless they are needed. */
+async function keep(urls, needed = true) {
+  const store = await caches.open(STORE);
+  const keepOne = async (url) => {
+    if (await store.match(url)) return;
+    // What the browser's own cache has, may be a file of the page before: it is asked if it is still the same.
+    const fetched = await fetch(url, { cache: "no-cache" });
+    if (fetched.ok) await store.put(url, fetched);
+    else if (needed || fetched.status !== 404) throw new Error(`${url}: ${fetched.status}`);
+  };
+  await Promise.all(urls.map(keepOne));
+}
+
+async function install() {
+  await keep(SHELL);
+  // What has worked without a network is to do so in this version, too; if it cannot be had now, the one before stays.
+  for (const name of await storesBefore()) {
+    const kept = await (await caches.open(name)).keys();
+    await keep(kept.map(({ url }) => url), false);
+  }
+  await skipWaiting();
+}
+
+async function activate() {
+  await Promise.all((await storesBefore()).map((name) => caches.delete(name)));
+  await clients.claim();
+}
+
+addEventListener("install", (event) => event.waitUntil(install()));
+addEventListener("activate", (event) => event.waitUntil(activate()));
+
+// The page names the files that it needs, and is told whether all of them are kept.
+addEventListener("message", (event) => {
+  const [port] = event.ports;
+  event.waitUntil(keep(event.data).then(() => port.postMessage(true), () => port.postMessage(false)));
 });
 
 async function answer(event) {
   const { request } = event;
   const store = await caches.open(STORE);
-  const kept = await store.match(request, { ignoreSearch: true });
+  // Servers that have no /index.html answer by sending the browser on, which a kept answer must not.
+  const isIndex = request.mode === "navigate" && new URL(request.url).pathname.endsWith("/index.html");
+  const kept = await store.match(isIndex ? "./" : request, { ignoreSearch: true });
   if (kept) return kept;
-  // What the browser's own cache has, may be a file of the page before: it is asked if it is still the same.
   const fetched = await fetch(request, { cache: "no-cache" });
   // Meanwhile the page reads on; where the store is full, it works all the same.
-  if (fetched.ok) event.waitUntil(store.put(request, fetched.clone()).catch(() => {}));
+  if (fetched.ok && !fetched.redirected) event.waitUntil(store.put(request, fetched.clone()).catch(() => {}));
   return fetched;
 }
 

@@ -39,9 +39,11 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
+from ..configuration_rs_marian import SIDES
 from ..decoding import IDS_ALONE, DecodingArguments, translate
 from ..metrics import corpus_scores
 from ..model_card import write_card
+from ..modeling_rs_marian import RSMarianForConditionalGeneration
 from ..subword_sampling import SubwordSampler
 from ..tokenization import encode
 from ..utils.files import writing_weights
@@ -521,6 +523,32 @@ class TranslationTrainer(Seq2SeqTrainer):
         self.weights_from = self._choose_weights()
         logger.info(f"The model has the weights of {self.weights_from}.")
         return outcome
+
+    # What the base class counts by layers and sentences
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the base class, with a layer's parameters counted at each of its steps, as in a stock model of copies."""
+        operations = super().floating_point_ops(inputs)
+        if not isinstance(self.model, RSMarianForConditionalGeneration):
+            return operations
+        depths = self.depth_schedule.depths(self.state.global_step) if self.depth_schedule is not None else {}
+        stacks = {side: getattr(self.model.model, side) for side in SIDES}
+        taken = [
+            layer for side, stack in stacks.items() for layer, _ in stack.steps(side, depths.get(f"{side}_depth"))
+        ]
+        stored = {each for stack in stacks.values() for each in stack.layers.parameters()}
+        again = sum(each.numel() for layer in taken for each in layer.parameters()) - sum(
+            each.numel() for each in stored
+        )
+        return operations + 6 * inputs[self.model.main_input_name].numel() * again
+
+    def set_initial_training_values(self, args: TranslationTrainingArguments, dataloader: DataLoader) -> tuple:
+        """As the base class, which takes every update for one of `per_device_train_batch_size` sentences a process."""
+        values = list(super().set_initial_training_values(args, dataloader))
+        if args.max_tokens is not None and args.max_steps > 0:
+            _, updates_an_epoch, pairs, *_, max_steps = values
+            values[3] = pairs * max_steps / updates_an_epoch
+        return tuple(values)
 
     # The final model
 
