@@ -381,6 +381,11 @@ def test_an_ensembles_cached_search_equals_that_without_a_cache_in_any_order(sea
     assert outputs[0] not in [decode(model, search) for model in models]
 
 
+def test_an_ensemble_names_the_cache_that_it_cannot_have():
+    with pytest.raises(ValueError, match="decodes with a dynamic cache, not a StaticCache: leave cache_impl"):
+        decode(EnsembleForSeq2SeqLM([rs_model(0), rs_model(1)]).eval(), {}, cache_implementation="static")
+
+
 def test_an_ensembles_distribution_is_the_mean_of_the_models():
     models, data = [rs_model(seed=1), rs_model(seed=2)], batch()
     with torch.no_grad():

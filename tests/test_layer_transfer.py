@@ -548,6 +548,14 @@ def test_a_single_update_calibrates():
     assert not equal_states(child, collapse(parent))
 
 
+def test_what_cannot_be_calibrated_is_named():
+    with pytest.raises(ValueError, match="the child has decoder_layers 2 and the parent 6"):
+        calibrate(rs_model(decoder_layers=2), marian(), [batch()], updates=1)
+    nothing = batch() | {"labels": torch.full_like(batch()["labels"], -100)}
+    with pytest.raises(ValueError, match="has no target: all of its labels are -100"):
+        calibrate(rs_model(), marian(), [nothing], updates=1)
+
+
 def test_calibration_that_diverges_is_named():
     with pytest.raises(ValueError, match=r"calibration diverged at update \d+: lower the learning rate"):
         collapse(marian(), method="calibrated", calibration=[batch()], updates=50, learning_rate=1e38)

@@ -26,6 +26,7 @@ from oracle import (
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors import safe_open
 from transformers import (
+    AutoModel,
     AutoModelForSeq2SeqLM,
     DynamicCache,
     EncoderDecoderCache,
@@ -353,6 +354,9 @@ def test_impossible_depths_of_a_call_are_named():
         model.generate(batch()["input_ids"], decoder_depth=1)
     with pytest.raises(ValueError, match=r"encoder_depth must lie in encoder_unique_layers \(1\)..*, got 0"):
         model(**batch(), encoder_depth=0)
+    for depth in (2.0, "2", True):
+        with pytest.raises(ValueError, match=f"decoder_depth must be an integer, got {depth!r}"):
+            model(**batch(), decoder_depth=depth)
 
 
 def static_cache(config):
@@ -590,14 +594,36 @@ def test_separate_vocabularies_keep_both_start_embeddings_zero():
 # The ecosystem
 
 
-def test_resized_vocabulary_translates_as_before():
-    model = rs_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resized_vocabulary_translates_as_before(dtype):
+    model = rs_model().to(dtype)
     expected = model.generate(batch()["input_ids"], max_new_tokens=10)
     model.resize_token_embeddings(60, mean_resizing=False)
     assert model.get_output_embeddings().weight.shape[0] == model.final_logits_bias.shape[1] == 60
     model.lm_head.weight.data[48:] = 0
     model.final_logits_bias[:, 48:] = -1e4
     assert torch.equal(model.generate(batch()["input_ids"], max_new_tokens=10), expected)
+    assert {each.dtype for each in model.state_dict().values()} == {model(**batch()).logits.dtype} == {dtype}
+
+
+def test_a_stock_checkpoint_keeps_its_layers(tmp_path):
+    stock = unrolled_marian(rs_model(encoder_layers=2, decoder_layers=3))
+    stock.save_pretrained(tmp_path)
+    loaded = RSMarianForConditionalGeneration.from_pretrained(tmp_path)
+    assert (loaded.config.encoder_unique_layers, loaded.config.decoder_unique_layers) == (2, 3)
+    torch.testing.assert_close(loaded(**batch()).logits, stock(**batch()).logits)
+
+
+def test_the_bare_model_loads_without_a_word_of_missing_weights(tmp_path):
+    rs_model().save_pretrained(tmp_path)
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+
+
+def test_special_tokens_outside_the_vocabulary_are_named():
+    for name in ("pad_token_id", "decoder_start_token_id"):
+        with pytest.raises(ValueError, match=rf"{name} must lie in 0..47, the vocabulary, got 58100"):
+            rs_model(**{name: 58100})
 
 
 EMBEDDINGS = {

@@ -165,6 +165,13 @@ def test_token_ids_can_be_returned(translator):
         translator("a b c", return_text=False)
 
 
+def test_what_transformers_4_took_is_taken(translator):
+    (record,) = translator("a b c", return_type=0)
+    assert record["translation_token_ids"].tolist()[1:] == translator.tokenizer(text_target="c b a")["input_ids"]
+    assert texts(translator("a b c", return_type=1, stop_sequence="b")) == ["c b"]
+    assert texts(translator("a b c")) == ["c b a"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 1.0}])
 def test_scores_are_given_when_they_are_asked_for(translator, how, batch_size):
@@ -728,6 +735,12 @@ def test_text_without_a_visible_character_is_blank_by_its_tokens(translator, tex
     assert is_blank(tokenizer, tokenizer(text)["input_ids"], text)
     assert is_blank(tokenizer, tokenizer(f">>deu<< {text}")["input_ids"], f">>deu<< {text}")
     assert not is_blank(tokenizer, tokenizer(f"{text}한")["input_ids"], f"{text}한")  # unknown, but to be seen
+
+
+@pytest.mark.parametrize("text", [">>a b!<<", ">>한<<", ">> a <<", ">>A<<"])
+def test_a_quote_in_such_marks_is_no_code_and_not_blank(translator, text):
+    assert not is_blank(translator.tokenizer, translator.tokenizer(text)["input_ids"], text)
+    assert texts(translator(text))[0]
 
 
 def test_blank_is_judged_by_tokens_alone_where_the_text_is_not_there(tokenizer):

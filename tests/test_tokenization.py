@@ -17,6 +17,7 @@ from rs_transformer.pipeline_rs_marian import find_language, is_written_without_
 from rs_transformer.tokenization import (
     TokenizerArguments,
     check_language_pair,
+    count_tokens,
     encode,
     train_tokenizer,
 )
@@ -155,6 +156,17 @@ def test_a_size_below_the_alphabet_is_refused(tmp_path):
 def test_an_unknown_kind_of_vocabulary_is_refused(tmp_path):
     with pytest.raises(ValueError, match="vocabulary must be one of merged, joint, separate, got 'both'"):
         train_tokenizer(SOURCES, TARGETS, tmp_path, vocabulary="both", **LANGUAGES)
+
+
+def test_quotes_before_a_source_are_text_and_codes_are_entries(tmp_path):
+    sources = [f"{'>>Komm her!<<' if row % 2 else '>>bt<<'} {source}" for row, source in enumerate(SOURCES)]
+    trained = train_tokenizer(sources, TARGETS, tmp_path, vocab_size=1300, **LANGUAGES)
+    assert [entry for entry in trained.get_vocab() if entry.startswith(">>")] == [">>bt<<"]
+    assert trained.unk_token_id not in encode(trained, [">>Komm her!<< 猫"])[0]
+    with pytest.raises(TypeError, match="got a single one"):
+        train_tokenizer("a b c", TARGETS, tmp_path, **LANGUAGES)
+    with pytest.raises(TypeError, match="got a single one"):
+        count_tokens(trained, "a b c")
 
 
 def test_an_empty_corpus_is_refused(tmp_path):

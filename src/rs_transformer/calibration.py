@@ -10,6 +10,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import MarianMTModel, get_linear_schedule_with_warmup
 
+from .configuration_rs_marian import SIDES
+
 # All but embeddings and the output layer.
 STACK_PARAMETER = re.compile(r"model\.(encoder|decoder)\.(layers|step_norms|step_embeddings|step_projections)\.")
 BATCH = ("input_ids", "attention_mask", "labels")
@@ -52,6 +54,12 @@ def calibrate(
         ValueError: no batches, or one that lacks something, another depth, or a loss that is not finite (the learning
             rate is too high).
     """
+    for side in SIDES:
+        ours, theirs = (getattr(model.config, f"{side}_layers") for model in (child, parent))
+        if ours != theirs:
+            raise ValueError(
+                f"the child has {side}_layers {ours} and the parent {theirs}: calibration is step by step"
+            )
     layers = [parameter for name, parameter in child.named_parameters() if STACK_PARAMETER.match(name)]
     optimizer = torch.optim.Adam(layers, lr=learning_rate, betas=BETAS)
     schedule = get_linear_schedule_with_warmup(optimizer, updates // 10, updates)
@@ -92,6 +100,8 @@ def _checked(batch: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
         raise ValueError(f"calibration takes a list of batches, each a mapping, got a {type(batch).__name__} as batch")
     if missing := [name for name in BATCH if name not in batch]:
         raise ValueError(f"a calibration batch has no {' and no '.join(missing)}, only {', '.join(batch)}")
+    if (batch["labels"] == -100).all():
+        raise ValueError("a calibration batch has no target: all of its labels are -100")
     return BATCH
 
 

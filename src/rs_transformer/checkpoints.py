@@ -38,7 +38,7 @@ from transformers.utils.hub import extract_commit_hash, has_file
 
 from .configuration_rs_marian import SIDES
 from .modeling_rs_marian import PAD_LOGIT_BIAS, keep_apart
-from .pipeline_rs_marian import LANGUAGE_CODE, target_codes
+from .pipeline_rs_marian import leading_code, target_codes
 from .tokenization import check_tokenizer, entries_of, tell_languages, with_code
 
 Translator = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -298,10 +298,12 @@ def coded_sources(
         ValueError: as `tell_languages`.
     """
     sources = list(sources)
-    if target_codes(tokenizer) and ((as_trained and _was_trained(name)) or all(map(LANGUAGE_CODE.match, sources))):
+    if target_codes(tokenizer) and (
+        (as_trained and _was_trained(name)) or all(leading_code(tokenizer, each) for each in sources)
+    ):
         return sources, None
     prefix, first_token = tell_languages(name, tokenizer, source_lang, target_lang)
-    return with_code(prefix, sources), first_token
+    return with_code(tokenizer, prefix, sources), first_token
 
 
 def _was_trained(name: str) -> bool:

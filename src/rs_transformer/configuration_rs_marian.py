@@ -190,6 +190,9 @@ class RSMarianConfig(MarianConfig):
     def __post_init__(self, **kwargs):
         custom_pipelines = kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        if kwargs.get("model_type") == "marian":  # a stock configuration: nothing is shared, until `collapse` does it
+            for side in SIDES:
+                setattr(self, f"{side}_unique_layers", getattr(self, f"{side}_layers"))
         # Where the package is installed its registered pipeline serves; the one in the checkpoint is for remote code,
         # and transformers would ask for `trust_remote_code` as soon as it saw it.
         if custom_pipelines and __name__.startswith("transformers_modules."):

@@ -68,6 +68,7 @@ class EnsembleForSeq2SeqLM(CheckedGenerationMixin, PreTrainedModel):
         encoder_outputs: BaseModelOutput | None = None,
         cache: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Log-probabilities as `logits`, (batch, length, vocabulary).
@@ -90,6 +91,7 @@ class EnsembleForSeq2SeqLM(CheckedGenerationMixin, PreTrainedModel):
                 encoder_outputs=BaseModelOutput(last_hidden_state=state.to(model.dtype)),
                 attention_mask=attention_mask,
                 decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
                 use_cache=bool(use_cache),
                 **{CACHE: own_cache},
             )
@@ -103,6 +105,9 @@ class EnsembleForSeq2SeqLM(CheckedGenerationMixin, PreTrainedModel):
             return cache
         if cache is not None and cache.get_seq_length():
             raise ValueError("the cache is not that of this ensemble")
+        if cache is not None and not isinstance(cache.self_attention_cache, DynamicCache):
+            kind = type(cache.self_attention_cache).__name__
+            raise ValueError(f"an ensemble decodes with a dynamic cache, not a {kind}: leave cache_implementation out")
         sides = [DynamicCache(), DynamicCache()]
         for side in sides:
             side.layers = [side.layer_class_to_replicate() for _ in range(sum(self.depths))]

@@ -253,7 +253,7 @@ class RSMarianEncoderLayer(RSMarianLayerMixin, MarianEncoderLayer):
     def __init__(self, config: RSMarianConfig):
         super().__init__(config)
         self.residual_scale = config.encoder_residual_scale
-        with torch.random.fork_rng(devices=[]):  # a seed gives the weights that it gives Marian
+        with torch.random.fork_rng(devices=[]):  # what is drawn next is what is so in Marian, which has no such layer
             self.self_attn = RSMarianAttention(
                 config.d_model, config.encoder_attention_heads, dropout=config.attention_dropout, config=config
             )
@@ -414,6 +414,8 @@ class RSMarianStackMixin:
             ValueError: less depth than unique layers, or more than the configuration's.
         """
         layer_map = self.layer_map
+        if depth is not None and type(depth) is not int:
+            raise ValueError(f"{side}_depth must be an integer, got {depth!r}")
         if depth is not None and depth != len(layer_map):
             if not len(self.layers) <= depth < len(layer_map):
                 raise ValueError(
@@ -622,7 +624,11 @@ class RSMarianModel(RSMarianPreTrainedModel, MarianModel):
         entries = min(config.vocab_size, config.decoder_vocab_size)
         if config.pad_token_id is None or not 0 <= config.pad_token_id < entries:
             raise ValueError(f"pad_token_id must lie in 0..{entries - 1}, the vocabulary, got {config.pad_token_id}")
+        entries, start = config.decoder_vocab_size, config.decoder_start_token_id
+        if start is not None and not 0 <= start < entries:
+            raise ValueError(f"decoder_start_token_id must lie in 0..{entries - 1}, the vocabulary, got {start}")
         self._tied_weights_keys = None
+        self._keys_to_ignore_on_load_missing = [r"embed_positions\.weight"]  # sinusoids are not saved
         if config.share_encoder_decoder_embeddings:
             self.shared = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
             self._tied_weights_keys = {
@@ -706,6 +712,7 @@ class RSMarianForConditionalGeneration(RSMarianGenerationMixin, RSMarianPreTrain
         Marian forgets the rows that fill up to a multiple, and a projection of its own that is said to be tied.
         """
         self._resize_final_logits_bias(entries)
+        self.final_logits_bias = self.final_logits_bias.to(self.lm_head.weight.dtype)  # what is added is in float32
         if self.lm_head.weight.shape[0] != entries:
             self.set_output_embeddings(self._get_resized_lm_head(self.lm_head, entries))
 

@@ -118,9 +118,10 @@ def target_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def source_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The `>>codes<<` that the sources of a Marian model may begin with; of other models none."""
+    tokens = getattr(tokenizer, "supported_language_codes", None) or ()
     if getattr(tokenizer, "separate_vocabs", False):  # for which Marian's own list is empty
-        return [token for token in tokenizer.get_vocab() if LANGUAGE_CODE.fullmatch(token)]
-    return list(getattr(tokenizer, "supported_language_codes", None) or ())
+        tokens = (token for token in tokenizer.get_vocab() if token.startswith(">>"))
+    return [token for token in tokens if LANGUAGE_CODE.fullmatch(token)]
 
 
 def is_reversed(known: tuple[str | None, str | None], source: str | None, target: str | None) -> bool:
@@ -139,7 +140,8 @@ def is_written_without_blanks(code: str | None) -> bool:
 # Blank text
 
 # What OPUS-MT models with several target languages have before a source.
-LANGUAGE_CODE = re.compile(r"\s*>>[^<>]*<<\s*")
+# In some languages such marks are quotes: `>>Komm her!<<` is text.
+LANGUAGE_CODE = re.compile(r"\s*>>(?a:[a-z][\w@-]*)<<\s*")
 # Likewise before a source of the training that a model has made: no language, and in no text that people translate.
 BACK_TRANSLATED = ">>bt<<"
 # Beside controls, formats and blanks: joiners, fillers and variation selectors, which Unicode calls marks or letters.
@@ -459,7 +461,9 @@ class TranslationPipeline(ChunkPipeline):
         truncation: bool | str | None = None,
         return_tensors: bool | None = None,
         return_text: bool | None = None,
+        return_type: int | None = None,
         clean_up_tokenization_spaces: bool | None = None,
+        stop_sequence: str | None = None,
         **generate_kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if not (truncation is None or isinstance(truncation, bool) or truncation in TRUNCATIONS):
@@ -469,6 +473,11 @@ class TranslationPipeline(ChunkPipeline):
             raise ValueError(f"generation_config must be a GenerationConfig, got {config!r:.80}")
         if not (split_sentences is None or isinstance(split_sentences, bool) or callable(split_sentences)):
             raise ValueError(f"split_sentences must be True, False or a function, got {split_sentences!r}")
+        if return_type is not None:  # of transformers 4: 0 for the ids, 1 for the text
+            return_tensors, return_text = return_type == 0, return_type == 1
+        if stop_sequence is not None:  # likewise; it ends with the first token of it
+            ids = self.tokenizer(text_target=stop_sequence, add_special_tokens=False)["input_ids"]
+            generate_kwargs["eos_token_id"] = ids[0]
         preprocess = {
             "split_sentences": split_sentences,
             "src_lang": src_lang,

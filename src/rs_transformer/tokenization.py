@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from transformers import MarianTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from .pipeline_rs_marian import (
     find_language,
     is_reversed,
     known_languages,
+    leading_code,
     live_tokens,
     target_codes,
     without_ends,
@@ -67,9 +69,14 @@ def list_of_texts(texts: Iterable[str]) -> list[str]:
     Raises:
         TypeError: a single text, whose letters would count as texts.
     """
+    check_is_no_text(texts)
+    return list(texts)
+
+
+def check_is_no_text(texts: Any) -> None:
+    """Raise `TypeError` for a single text in the place of several: its letters would count as texts."""
     if isinstance(texts, str):
         raise TypeError(f"expected a list of texts, got a single one: put it into a list: {texts[:80]!r}")
-    return list(texts)
 
 
 def encode(
@@ -113,6 +120,7 @@ def encode(
 
 def count_tokens(tokenizer: MarianTokenizer, texts: Iterable[str], *, target: bool = False) -> Counter[str]:
     """How often each token comes out of texts, as `encode` has them: also those that have no id of their own."""
+    check_is_no_text(texts)
     counts: Counter[str] = Counter()
     live = live_tokens(tokenizer)
     texts = (as_plain_code(tokenizer, text, target) for text in texts)
@@ -161,6 +169,8 @@ def train_tokenizer(
         raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
     if vocabulary not in VOCABULARIES:
         raise ValueError(f"vocabulary must be one of {', '.join(VOCABULARIES)}, got {vocabulary!r}")
+    for side in (sources, targets):
+        check_is_no_text(side)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -253,9 +263,9 @@ def tell_languages(
     return "", token_id(target)
 
 
-def with_code(prefix: str, sources: Iterable[str]) -> list[str]:
+def with_code(tokenizer: PreTrainedTokenizerBase, prefix: str, sources: Iterable[str]) -> list[str]:
     """Sources with the code that they have to begin with, but for those that begin with one, or are blank."""
-    return [prefix + each if each.strip() and not LANGUAGE_CODE.match(each) else each for each in sources]
+    return [prefix + each if each.strip() and not leading_code(tokenizer, each) else each for each in sources]
 
 
 def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str:

@@ -168,7 +168,7 @@ def _run_system(
         if first_token is not None:
             model.generation_config.forced_bos_token_id = first_token
     else:
-        sources = with_code(prefix, dataset["source"])
+        sources = with_code(tokenizer, prefix, dataset["source"])
     translations, speed = timed_translate(model, tokenizer, sources, decoding)
     return translations, {
         "num_beams": decoding.num_beams,
