@@ -2,6 +2,7 @@
 
 import re
 import resource
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -154,6 +155,16 @@ def test_a_stop_is_one_line_that_says_how_to_go_on(number, status, capsys, monke
         signal.raise_signal(number)
     assert stopped.value.code == status
     assert re.fullmatch(r"train.py: stopped by (SIGTERM|Ctrl-C); go on so\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "training").glob("*.py")))
+def test_a_script_says_what_its_command_says_after_a_stop(name, monkeypatch):
+    said = []
+    monkeypatch.setattr("rs_transformer.utils.processes.run", lambda main, *go_on: said.append(go_on))
+    runpy.run_path(str(ROOT / "training" / f"{name}.py"), run_name="__main__")
+    runpy.run_module(f"rs_transformer.commands.{name}", run_name="__main__")
+    assert said[0] == said[1]
+    assert bool(said[0]) == (name in ("compare", "compress", "distill", "synthesize", "train", "translate"))
 
 
 def test_of_several_processes_one_speaks(tmp_path, capsys, monkeypatch):

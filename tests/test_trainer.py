@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -592,11 +593,69 @@ def test_the_precision_of_accelerates_configuration_is_the_runs(tmp_path, monkey
         ),
         ("dataloader_drop_last", True, "dataloader_drop_last does not go with max_tokens"),
         ("train_sampling_strategy", "sequential", "train_sampling_strategy: sequential does not go with max_tokens"),
+        ("fp16", True, "fp16 needs a GPU"),
+        (
+            "save_strategy",
+            "best",
+            "save_strategy: best saves what an evaluation finds the best: set eval_strategy too",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_named(tmp_path, option, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        TranslationTrainingArguments(output_dir=tmp_path, max_tokens=64, **{option: value})
+        TranslationTrainingArguments(output_dir=tmp_path, max_tokens=64, use_cpu=True, **{option: value})
+
+
+def test_a_best_model_is_one_of_which_there_is_a_checkpoint(tmp_path):
+    options = {"output_dir": tmp_path, "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(
+        ValueError, match=r"needs a checkpoint of each evaluation, save_steps=2 and eval_steps=1 differ"
+    ):
+        TranslationTrainingArguments(**options, save_steps=2, load_best_model_at_end=True)
+    with pytest.raises(ValueError, match="save_strategy: best needs metric_for_best_model"):
+        TranslationTrainingArguments(**options, save_strategy="best")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "set fsdp_version to 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, None),
+    ],
+)
+def test_sharding_that_could_not_end_is_refused(tmp_path, monkeypatch, settings, message):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        TranslationTrainingArguments(output_dir=tmp_path, use_cpu=True)
+
+
+def test_a_run_of_epochs_that_goes_on_in_other_batches_is_an_error(small, tmp_path):
+    small(max_tokens=64, num_train_epochs=2, save_strategy="epoch").train()
+    checkpoint = str(complete_checkpoints(tmp_path / "run")[0])
+    with pytest.raises(
+        ValueError, match=r"of a run with \d+ updates an epoch, and now, .* there are \d+: give max_steps"
+    ):
+        small(max_tokens=136, num_train_epochs=2).train(resume_from_checkpoint=checkpoint)
+    last = small(max_tokens=136, max_steps=30)
+    last.train(resume_from_checkpoint=checkpoint)
+    assert last.state.global_step == 30
+
+
+def test_validation_is_translated_as_the_saved_model_translates(small):
+    trainer = small(bf16=True, use_cpu=True, max_steps=1)
+    seen = []
+    trainer.model.lm_head.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+    seen.clear()
+    trainer.evaluate(text(PAIRS[:2]))
+    loss, *decoding = seen
+    assert (loss, set(decoding)) == (torch.bfloat16, {torch.float32})
+    seen.clear()
+    trainer.evaluate(ids(PAIRS[:2], trainer.processing_class))
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_of_the_average_and_the_best_checkpoint_the_better_one_is_kept(small, tmp_path, tokenizer):
@@ -923,16 +982,9 @@ def test_a_run_killed_while_saving_goes_on_to_the_same_losses_and_weights(task, 
 
 def test_a_run_goes_on_from_a_named_checkpoint_in_another_folder(trained, task, tmp_path):
     checkpoint = complete_checkpoints(trained)[-1]
-    options = [
-        "--num_train_epochs",
-        7,
-        "--max_train_samples",
-        500,
-        "--output_dir",
-        tmp_path / "new",
-        "--eval_strategy",
-    ]
-    script("train")(RECIPE, *task_options(task), *options, "no", "--resume_from_checkpoint", checkpoint)
+    options = ["--max_steps", 290, "--max_train_samples", 500, "--output_dir", tmp_path / "new"]
+    options += ["--eval_strategy", "no", "--resume_from_checkpoint", checkpoint]
+    script("train")(RECIPE, *task_options(task), *options)
     vocabularies = [(folder / "vocab.json").read_text() for folder in (trained, tmp_path / "new")]
     assert vocabularies[0] == vocabularies[1]
     assert json.loads((tmp_path / "new" / "results.json").read_text())["test"]["bleu"] > 90

@@ -5,8 +5,8 @@
 More in `--help`; the work is done in `rs_transformer.commands.compare`.
 """
 
-from rs_transformer.commands.compare import main
+from rs_transformer.commands.compare import GO_ON, main
 from rs_transformer.utils.processes import run
 
 if __name__ == "__main__":
-    run(main, "the same command goes on from what is finished")
+    run(main, GO_ON)

@@ -6,8 +6,8 @@
 More in `--help`; the work is done in `rs_transformer.commands.compress`.
 """
 
-from rs_transformer.commands.compress import main
+from rs_transformer.commands.compress import GO_ON, main
 from rs_transformer.utils.processes import run
 
 if __name__ == "__main__":
-    run(main, "the same command goes on where it was stopped")
+    run(main, GO_ON)

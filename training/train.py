@@ -5,8 +5,8 @@
 More in `--help`; the work is done in `rs_transformer.commands.train`.
 """
 
-from rs_transformer.commands.train import main
+from rs_transformer.commands.train import GO_ON, main
 from rs_transformer.utils.processes import run
 
 if __name__ == "__main__":
-    run(main)
+    run(main, GO_ON)

@@ -6,8 +6,8 @@
 More in `--help`; the work is done in `rs_transformer.commands.translate`.
 """
 
-from rs_transformer.commands.translate import main
+from rs_transformer.commands.translate import GO_ON, main
 from rs_transformer.utils.processes import run
 
 if __name__ == "__main__":
-    run(main)
+    run(main, GO_ON)

@@ -30,6 +30,8 @@ from ..utils.processes import run
 from ..utils.ranges import check_range
 from ..utils.recipes import RecipeParser
 
+GO_ON = "the same command goes on from what is finished"
+
 
 @dataclass
 class CompareArguments:
@@ -174,4 +176,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "the same command goes on from what is finished")
+    run(main, GO_ON)

@@ -12,6 +12,7 @@ goes on where it was stopped; several processes share the work (`accelerate laun
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -76,6 +77,8 @@ from .trim import TrimArguments, VocabularyArguments, trimmed_sizes, write_trimm
 
 logger = logging.get_logger(__name__)
 
+GO_ON = "the same command goes on where it was stopped"
+
 PLAN, DEPTHS = "compress.json", "depths.json"
 TRAIN_FILE, HELD_OUT_FILE, VERIFICATION_FILE = "train.parquet", "validation.jsonl", "verification.txt"
 MODEL, CONVERTED = "model", "parent_ctranslate2"
@@ -111,6 +114,7 @@ def compress(options: CompressOptions) -> Plan:
             is too little room on the disk, or the folder has a compression with other options.
     """
     started = time.perf_counter()
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the plan chooses it, on whatever machine it goes on
     state, group, output = PartialState(), PatientGroup(), Path(options.compress.output_dir)
     dry_run = options.compress.dry_run
     set_up_logging(state.is_local_main_process)
@@ -673,4 +677,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "the same command goes on where it was stopped")
+    run(main, GO_ON)

@@ -58,6 +58,8 @@ from .train import UNUSED, check_output_dir, check_training_options, load_data, 
 
 logger = logging.get_logger(__name__)
 
+GO_ON = "the same command goes on where it was stopped"
+
 STAGES = ("generate", "filter", "train", "evaluate")
 
 
@@ -489,4 +491,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "the same command goes on where it was stopped")
+    run(main, GO_ON)

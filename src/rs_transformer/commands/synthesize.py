@@ -40,6 +40,8 @@ from ..utils.recipes import RecipeParser
 
 logger = logging.get_logger(__name__)
 
+GO_ON = "the same command goes on where it was stopped"
+
 SIDES = ("target", "source")
 PAIRS, RECORD = "pairs.parquet", "synthesis.json"
 
@@ -170,4 +172,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "the same command goes on where it was stopped")
+    run(main, GO_ON)

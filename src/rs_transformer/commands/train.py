@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+from huggingface_hub import create_repo
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import CONFIG_NAME, logging
@@ -90,6 +91,17 @@ UNUSED = (
     "remove_unused_columns",
     "length_column_name",
 )
+# And the values that change nothing of those that would change something elsewhere.
+WITHOUT_USE: dict[str, tuple[Any, ...]] = {
+    "label_names": (None, ["labels"]),
+    "remove_unused_columns": (True,),
+    "generation_config": (None,),
+    "sortish_sampler": (False,),
+    "prediction_loss_only": (False,),
+    "batch_eval_metrics": (False,),
+    "include_for_metrics": (None, []),
+    "length_column_name": ("length",),
+}
 
 
 @dataclass
@@ -186,7 +198,7 @@ def _prepare(
         eval_dataset=evaluated.get("validation"),
         decoding=replace(options.decoding, num_beams=args.eval_num_beams),
         target_lang=corpus.target_lang,
-        max_length=min(max(corpus.max_source_length, corpus.max_target_length), positions or sys.maxsize),
+        max_length=positions or sys.maxsize,  # what is longer than the training pairs may be, counts as a whole
     )
     if args.should_save:
         conditions: dict[str, Any] = {"processes": args.world_size}
@@ -374,7 +386,9 @@ def check_training_options(args: TranslationTrainingArguments, evaluated: Mappin
     """
     if "validation" not in evaluated and str(args.eval_strategy.value) != "no":
         raise ValueError("eval_strategy needs validation data: give validation_file, or set eval_strategy: no")
-    for name, unset in (("label_names", (None, ["labels"])), ("remove_unused_columns", (True,))):
+    if "validation" not in evaluated and args.eval_on_start:
+        raise ValueError("eval_on_start needs validation data: give validation_file, or leave it out")
+    for name, unset in WITHOUT_USE.items():
         if getattr(args, name) not in unset:
             raise ValueError(f"there is no use for {name} here; leave it out")
     metric, known = args.metric_for_best_model, ("loss", *SCORES)
@@ -391,6 +405,10 @@ def check_training_options(args: TranslationTrainingArguments, evaluated: Mappin
     }
     if args.optim_target_modules is None and "lomo" not in str(args.optim):  # else it needs the model
         makers["optim"] = lambda: TranslationTrainer.get_optimizer_cls_and_kwargs(args)
+    if args.push_to_hub and args.should_save:  # as the Trainer will
+        repository = args.hub_model_id or Path(args.output_dir).absolute().name
+        where = {"token": args.hub_token, "private": args.hub_private_repo, "exist_ok": True}
+        makers["push_to_hub"] = lambda: create_repo(repository, **where)
     for option, make in makers.items():
         try:
             make()

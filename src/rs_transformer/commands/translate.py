@@ -30,6 +30,8 @@ from ..utils.recipes import RecipeParser
 
 logger = logging.get_logger(__name__)
 
+GO_ON = "the same command goes on after the last chunk"
+
 
 @dataclass
 class TranslateArguments:
@@ -166,4 +168,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "the same command goes on after the last chunk")
+    run(main, GO_ON)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..utils.ranges import check_range
 
@@ -129,10 +129,14 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+            raise ValueError("DeepSpeed is not supported: for models that fill a GPU there is FSDP2 (docs/scaling.md)")
         super().__post_init__()
         # What accelerate's configuration chooses is the run's, and is recorded.
         self.bf16 |= self.mixed_precision == "bf16"
         self.fp16 |= self.mixed_precision == "fp16"
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU, on a CPU nothing would be in half precision: bf16 works there, too")
         if self.max_tokens is not None:
             self._check_token_batches()
         if len(self.growing_depths) != len(self.growing_updates):
@@ -151,6 +155,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
                 f"average_checkpoints={self.average_checkpoints} with save_strategy: no leaves nothing to average; "
                 "save checkpoints, or set average_checkpoints: 0"
             )
+        self._check_best_model()
         kept = self.save_total_limit
         needed = self.average_checkpoints + int(self.metric_for_best_model is not None)
         if self.average_checkpoints and kept is not None and kept < needed:
@@ -163,8 +168,6 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
                 f"one process with {self.n_gpu} GPUs would train to other gradients (torch.nn.DataParallel): start a "
                 "process for each by accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0)"
             )
-        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
-            raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
         sharded = self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         if sharded and (self.bf16_full_eval or self.fp16_full_eval):
             raise ValueError(
@@ -175,6 +178,25 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(
                 "gradient_checkpointing under FSDP needs transformers 5.23 or newer: before, it trains to other "
                 "gradients without a word. Update transformers, or set gradient_checkpointing: false"
+            )
+        # The defaults of transformers and of accelerate.
+        fsdp_version = self.fsdp_config.get("version", 2) if self.fsdp else os.environ.get("FSDP_VERSION", 1)
+        if sharded and int(fsdp_version) != 2:
+            raise ValueError("FSDP's first version cannot translate what it trains: set fsdp_version to 2")
+
+    def _check_best_model(self) -> None:
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
+        if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == IntervalStrategy.NO:
+            raise ValueError("save_strategy: best saves what an evaluation finds the best: set eval_strategy too")
+        if self.save_strategy == SaveStrategy.BEST and self.metric_for_best_model is None:
+            raise ValueError("save_strategy: best needs metric_for_best_model")
+        # transformers takes any multiple, and then the last checkpoint before the best evaluation, whatever that had.
+        in_steps = self.load_best_model_at_end and self.save_strategy == SaveStrategy.STEPS
+        if in_steps and self.save_steps != self.eval_steps:
+            raise ValueError(
+                f"load_best_model_at_end needs a checkpoint of each evaluation, save_steps={self.save_steps:g} and "
+                f"eval_steps={self.eval_steps:g} differ: set both alike, or save_strategy: best"
             )
 
     def _check_ranges(self) -> None:

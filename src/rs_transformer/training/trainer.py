@@ -408,9 +408,17 @@ class TranslationTrainer(Seq2SeqTrainer):
         return loss
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        given = inspect.signature(super()._init_training_state).bind(*args, **kwargs).arguments
+        self._updates_an_epoch = given["num_update_steps_per_epoch"]
         epoch, batches = super()._init_training_state(*args, **kwargs)
         self.state.compute_steps(self.args, self.state.max_steps)  # not those of the checkpoint
         saved = self.state.stateful_callbacks.get(PROGRESS, {}).get("attributes", {})
+        before = saved.get("updates_an_epoch", self._updates_an_epoch)
+        if self.args.max_steps <= 0 and before != self._updates_an_epoch:
+            raise ValueError(
+                f"the checkpoint is of a run with {before} updates an epoch, and now, by other processes or batches, "
+                f"there are {self._updates_an_epoch}: give max_steps, since epochs cannot be counted on"
+            )
         if has_length(self.train_dataset) or "epoch" not in saved:
             return epoch, batches
         # The base class takes `max_steps` for the length of a stream, and would skip all batches in its first pass.
@@ -461,6 +469,7 @@ class TranslationTrainer(Seq2SeqTrainer):
                 "first_loss": self._first_loss,
                 "epoch": self._epoch,
                 "updates_of_epoch": self.state.global_step - self._epoch_began,
+                "updates_an_epoch": self._updates_an_epoch,
             },
         }
 
@@ -824,7 +833,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         self.translations = []
         if "source" in columns:
             model = whole_model(self.model, self.args.device)
-            self.translations = translate(model, self.processing_class, list(text["source"]), self.decoding)
+            with in_own_precision(model):
+                self.translations = translate(model, self.processing_class, list(text["source"]), self.decoding)
         if {"source", "target"} <= set(columns):
             scores = corpus_scores(self.translations, list(text["target"]), self.target_lang)
             output.metrics.update({f"{metric_key_prefix}_{name}": scores[name] for name in SCORES})
@@ -872,6 +882,19 @@ class TranslationTrainer(Seq2SeqTrainer):
             yield
         finally:
             self.args.save_total_limit = limit
+
+
+@contextmanager
+def in_own_precision(model: nn.Module) -> Iterator[None]:
+    """Without the mixed precision that accelerate has put around `forward`: as a saved model translates."""
+    mixed = vars(model).get("forward")
+    if mixed is not None and hasattr(model, "_original_forward"):
+        model.forward = model._original_forward
+    try:
+        yield
+    finally:
+        if mixed is not None:
+            model.forward = mixed
 
 
 def check_lengths(pairs: Any, positions: int | None) -> None:
