@@ -75,8 +75,22 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path.startswith(f"/api/models/{REPO}/tree/"):
             kind = {"type": "file", "oid": "0" * 40}
             self.reply([{"path": path, "size": len(content), **kind} for path, content in self.server.files.items()])
+        elif self.path.startswith(f"/{REPO}/resolve/"):
+            self.resolve()
         else:
             self.send_error(404)
+
+    def do_HEAD(self):
+        self.resolve()
+
+    def resolve(self):
+        content = self.server.files[self.path.split("/", 5)[5]]
+        self.send_response(200)
+        for name, value in (("ETag", '"0"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", str(len(content)))):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
 
     def reply(self, answer):
         content = json.dumps(answer).encode()
@@ -132,6 +146,19 @@ def test_a_finished_folder_reaches_the_hub_in_one_commit_and_translates_from_the
         "print(pipeline('translation', model=sys.argv[1], trust_remote_code=True)('a b c'))\n"
     )
     assert fork("-c", code, clone).stdout.endswith("[{'translation_text': 'c b a'}]\n")
+
+
+def test_what_somebody_has_put_into_the_card_on_the_hub_is_kept(folder, hub):
+    write_card(folder, REPO)
+    card = (folder / "README.md").read_text("utf-8")
+    hub.files["README.md"] = card.replace("## Limits", "## Limits\n\nSomebody's own line.").encode()
+    done = run(sys.executable, "training/publish.py", folder, "--repo", REPO, env=hub.environment)
+    assert 'lacks lines that it had, as "Somebody\'s own line."' in done.stderr
+    assert "Somebody's own line." in (folder / "README.before.md").read_text("utf-8")
+    assert hub.files["README.md"].decode() == card
+    (folder / "README.before.md").unlink()
+    run(sys.executable, "training/publish.py", folder, "--repo", REPO, env=hub.environment)
+    assert not (folder / "README.before.md").exists()
 
 
 def test_a_folder_of_the_clone_is_published_with_the_source_that_it_links_to(hub, tmp_path, monkeypatch, capsys):

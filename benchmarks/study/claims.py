@@ -3,18 +3,18 @@
     python benchmarks/study/claims.py --data data --study_data data/study --plot docs/claims.png
 
 From what `run.py` has written, on each study's first test set, over the seeds that both systems have. Intervals are
-those of `table.py`; where a study has not both systems the cell is empty. The plot needs matplotlib (extra `plots`).
+those of `table.py`, over sentences; where both systems have several seeds, a second list has those over trainings, by
+Welch's t-test (SciPy). Where a study has not both systems, or its test set is not there, the cell is empty. The plot
+needs matplotlib (extra `plots`).
 """
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from run import RESULTS, Study
-from sacrebleu.metrics import BLEU
-from table import Bootstrap, read_records
+from run import RESULTS, Cell, Study
+from table import METRICS, Bootstrap, make_metric, read_records
 
-from rs_transformer.metrics import bleu_tokenizer
 from rs_transformer.utils.tables import markdown_table
 
 HERE = Path(__file__).resolve().parent
@@ -39,12 +39,13 @@ CLAIMS = {
     "RS 6-6 − RS 6-2": [("rs6", "rs6_2")],
     "transferred RS − RS trained directly": [("collapsed", "rs6"), ("collapsed_own", "rs6_own")],
     "transferred RS − vanilla 6": [("collapsed", "vanilla6"), ("collapsed_own", "vanilla6")],
-    "student − vanilla 6": [
+    "student − its parent, vanilla 6": [
         ("distilled_decoder2", "vanilla6"),
         ("student2", "vanilla6"),
-        ("compressed", "vanilla6"),
+        ("compressed_16k", "vanilla6_16k"),
         ("student2_brief", "vanilla6_again"),
     ],
+    "student, taught three times as long, − its parent": [("student2_long", "vanilla6_again")],
     "student − its own shape, trained directly": [("student2", "rs6_2"), ("compressed", "rs6_2")],
     "RS 1x6 − narrow vanilla 6 of its size, both trained directly": [("rs6", "narrow6")],
     "RS 1x6, norms and biases of the steps' own, − the same": [("rs6_own", "narrow6")],
@@ -70,7 +71,8 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean over seeds, its 95% interval over sentences, the two systems, and whether one device trained both."""
+    """A mean over seeds, its 95% interval over sentences, the two systems, whether one device trained both, and the
+    scores of their seeds."""
 
     mean: float
     low: float
@@ -78,18 +80,28 @@ class Difference:
     seeds: int
     systems: tuple[str, str]
     same_device: bool
+    scores: tuple[list[float], list[float]]
 
     def __str__(self) -> str:
         several = f", {self.seeds} seeds" if self.seeds > 1 else ""
         mark = "" if self.same_device else " †"
         return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f}{several}){mark}"
 
+    def over_trainings(self) -> tuple[float, float]:
+        """The 95% interval of Welch's t-test over the seeds."""
+        from scipy.stats import ttest_ind
 
-def differences(study: Study) -> dict[str, Difference]:
-    """For each claim that a study has both systems of."""
-    records = read_records(study)
-    metric = BLEU(tokenize=bleu_tokenizer(study.grid["target_lang"]))
-    bootstrap = Bootstrap(study, next(iter(study.grid["tests"])), metric)
+        return ttest_ind(*self.scores, equal_var=False).confidence_interval()
+
+
+def differences(study: Study, metric_name: str) -> dict[str, Difference]:
+    """For each claim that a study has both systems of; of a study whose test set is not there none."""
+    records, test = read_records(study), next(iter(study.grid["tests"]))
+    try:
+        bootstrap = Bootstrap(study, test, make_metric(metric_name, study.grid["target_lang"]))
+    except FileNotFoundError as error:
+        print(f"{study.grid['name']} is left out: {error}\n")
+        return {}
     found = {}
     for claim, comparisons in CLAIMS.items():
         for system, reference in comparisons:
@@ -99,7 +111,10 @@ def differences(study: Study) -> dict[str, Difference]:
             if shared := sorted(ours.keys() & theirs.keys()):
                 bounds = bootstrap.difference(system, reference, shared)[:3]
                 alike = all(ours[seed]["device"] == theirs[seed]["device"] for seed in shared)
-                found[claim] = Difference(*bounds, len(shared), (system, reference), alike)
+                scores = tuple(
+                    [bootstrap.scores(Cell(name, seed))[0] for seed in shared] for name in (system, reference)
+                )
+                found[claim] = Difference(*bounds, len(shared), (system, reference), alike, scores)
                 break
     return found
 
@@ -130,19 +145,26 @@ def main() -> None:
     parser.add_argument("--data", default="data", help="The folder of the corpora as they are.")
     parser.add_argument("--study_data", default="data/study", help="The folder that corpora.py has made.")
     parser.add_argument("--results", type=Path, default=RESULTS, help="Where the cells' records are.")
+    parser.add_argument("--metric", default="bleu", choices=METRICS, help="What the systems are compared by.")
     parser.add_argument("--plot", help="Where to draw them, a PNG or SVG file.")
     args = parser.parse_args()
     found = {}
     for name, (corpus, folder) in STUDIES.items():
         study = Study(HERE / f"{name}.yaml", Path(getattr(args, folder)), Path("runs"), args.results)
-        found[corpus] = differences(study)
+        found[corpus] = differences(study, args.metric)
     rows = [[claim, *(str(measured.get(claim, "")) for measured in found.values())] for claim in CLAIMS]
-    print(markdown_table(["BLEU", *found], rows))
+    print(markdown_table([METRICS[args.metric], *found], rows))
     print("\n† trained on different devices. The systems, as the grids call them:\n")
     for claim in CLAIMS:
         pairs = {corpus: rows[claim].systems for corpus, rows in found.items() if claim in rows}
         names = (f"{' − '.join(systems)} ({corpus})" for corpus, systems in pairs.items())
         print(f"{claim}: {', '.join(names)}")
+    print("\nWhere both have several seeds, 95% over trainings:\n")
+    for corpus, measured in found.items():
+        for claim, difference in measured.items():
+            if difference.seeds > 1:
+                low, high = difference.over_trainings()
+                print(f"{claim} ({corpus}): {difference.mean:+.2f} ({low:+.2f} to {high:+.2f})")
     if args.plot:
         plot(found, args.plot)
 

@@ -4,7 +4,8 @@
 
 Scores are means over the seeds that are there, with the standard deviation where there are several. The difference is
 to the reference system, over the seeds that both have; its interval and p come from a paired bootstrap over the
-sentences (Koehn 2004), in which each resample takes the same sentences from all seeds of both systems.
+sentences (Koehn 2004), in which each resample takes the same sentences from all seeds of both systems. `length` is
+the translations' over the references': BLEU punishes what is shorter.
 """
 
 import gzip
@@ -22,6 +23,25 @@ from rs_transformer.metrics import bleu_tokenizer
 from rs_transformer.utils.tables import markdown_table
 
 SAMPLES, SEED = 1000, 12345
+
+
+class Precision(BLEU):
+    """BLEU without its brevity penalty: how right what is said is, whatever is left out."""
+
+    def _compute_score_from_stats(self, stats: list[int]) -> Any:
+        result = super()._compute_score_from_stats(stats)
+        result.score /= result.bp or 1.0
+        return result
+
+
+METRICS = {"bleu": "BLEU", "chrf": "chrF", "precision": "BLEU without brevity penalty"}
+
+
+def make_metric(name: str, target_lang: str) -> Metric:
+    """One of `METRICS`."""
+    if name == "chrf":
+        return CHRF()
+    return (BLEU if name == "bleu" else Precision)(tokenize=bleu_tokenizer(target_lang))
 
 
 def read_records(study: Study) -> dict[str, list[dict[str, Any]]]:
@@ -45,11 +65,15 @@ class Bootstrap:
         self.counts = np.stack([np.bincount(draw, minlength=len(self.references)) for draw in draws])
         self.known: dict[Cell, tuple[float, np.ndarray]] = {}
 
+    def translations(self, cell: Cell) -> list[str]:
+        """What a cell has made of the test set."""
+        packed = self.study.translations(cell, self.test).read_bytes()
+        return gzip.decompress(packed).decode().split("\n")[:-1]
+
     def scores(self, cell: Cell) -> tuple[float, np.ndarray]:
         """The score of a cell, and those of the resamples."""
         if cell not in self.known:
-            packed = self.study.translations(cell, self.test).read_bytes()
-            translations = gzip.decompress(packed).decode().split("\n")[:-1]
+            translations = self.translations(cell)
             # Of each sentence what the metric adds up over the corpus.
             parts = np.array(self.metric._extract_corpus_statistics(translations, [self.references]))
             sums = [parts.sum(axis=0), *(self.counts @ parts)]
@@ -71,17 +95,32 @@ def rows_of(study: Study, metric_name: str) -> list[list[Any]]:
     """A row for each system, those with the best mean on the first test set at the top."""
     records = read_records(study)
     first, *others = study.grid["tests"]
-    metric: Metric = BLEU(tokenize=bleu_tokenizer(study.grid["target_lang"])) if metric_name == "bleu" else CHRF()
-    bootstrap = Bootstrap(study, first, metric)
+    target_lang = study.grid["target_lang"]
+    bootstrap = Bootstrap(study, first, make_metric(metric_name, target_lang))
+    words = make_metric("bleu", target_lang)
     reference = study.grid["reference"]
     speeds: dict[str, Any] = {}
     if (file := study.results / "speed.json").is_file():
         speeds = json.loads(file.read_text("utf-8"))["systems"]
 
     def mean(system: str, test: str) -> str:
-        values = [record["scores"][test][metric_name] for record in records[system]]
+        values = [
+            record["scores"][test][metric_name]
+            if metric_name in record["scores"][test]
+            else (bootstrap if test == first else Bootstrap(study, test, bootstrap.metric)).scores(
+                Cell(system, record["seed"])
+            )[0]
+            for record in records[system]
+        ]
         spread = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
         return f"{statistics.mean(values):.2f}{spread}"
+
+    def length(system: str) -> str:
+        scored = [
+            words.corpus_score(bootstrap.translations(Cell(system, record["seed"])), [bootstrap.references])
+            for record in records[system]
+        ]
+        return f"{sum(each.sys_len for each in scored) / sum(each.ref_len for each in scored):.3f}"
 
     rows = []
     for system in sorted(records, key=lambda name: -float(mean(name, first).split()[0])):
@@ -103,6 +142,7 @@ def rows_of(study: Study, metric_name: str) -> list[list[Any]]:
                 mean(system, first),
                 difference,
                 p,
+                length(system),
                 *(mean(system, test) for test in others),
                 f"{parameters['total']:,}",
                 f"{size / 1e6:.2f}" if size else "",
@@ -114,15 +154,15 @@ def rows_of(study: Study, metric_name: str) -> list[list[Any]]:
 
 def main() -> None:
     study, args = parse(
-        metric=("bleu", ["bleu", "chrf"], "What the systems are ranked by."),
+        metric=("bleu", [*METRICS], "What the systems are ranked by."),
         reference=("", None, "The system that the others are compared to; default: the grid's."),
     )
     study.grid["reference"] = args.reference or study.grid["reference"]
     if study.grid["reference"] not in study.grid["systems"]:
         raise SystemExit(f"--reference: there is no system {args.reference!r} in the grid")
     first, *others = study.grid["tests"]
-    metric = {"bleu": "BLEU", "chrf": "chrF"}[args.metric]
-    header = ["system", "seeds", f"{metric} {first}", f"to {study.grid['reference']} (95%)", "p", *others]
+    header = ["system", "seeds", f"{METRICS[args.metric]} {first}", f"to {study.grid['reference']} (95%)", "p"]
+    header += ["length", *others]
     header += ["parameters", "int8 MB", "single/s", "in batches/s"]
     rows = rows_of(study, args.metric)
     print(markdown_table(header, rows))
@@ -130,7 +170,8 @@ def main() -> None:
     counts = ", ".join(f"{test} {row['sentences']:,} sentences" for test, row in scores.items())
     print(
         f"{counts}; beam {scores[first]['num_beams']}, "
-        f"at most {scores[first]['max_new_tokens']} tokens; {scores[first][f'{args.metric}_signature']}"
+        f"at most {scores[first]['max_new_tokens']} tokens; "
+        f"{scores[first]['chrf_signature' if args.metric == 'chrf' else 'bleu_signature']}"
     )
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,17 @@ def replace_card(folder: str | Path, repository: str | None = None, **said: Any)
     now = {*file.read_text("utf-8").splitlines(), NOT_MEASURED}
     if former is not None:  # whose name is in it
         now |= set(str(build_card(folder, former, **said)).splitlines())
+    keep_own_lines(before, now, file)
+
+
+def keep_own_lines(before: str, now: Iterable[str], file: Path) -> None:
+    """Keep a card that another one replaces, beside it, if it has lines that somebody may have put there; and say so.
+
+    Args:
+        before: the card that is replaced.
+        now: lines that need not be kept.
+        file: where the new one is.
+    """
     # Figures, and tables, change by themselves.
     now = {FIGURE.sub("0", line) for line in now}
     own = [line for line in before.splitlines() if FIGURE.sub("0", line) not in now and not TABLE_OR_BLANK.match(line)]

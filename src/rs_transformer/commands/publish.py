@@ -32,7 +32,16 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from .. import __version__
 from ..checkpoints import load_parent
 from ..configuration_rs_marian import REMOTE_CODE_FILES
-from ..model_card import CARD, EVAL_RESULTS, card_disagreements, card_facts, replace_card, weight_files, write_card
+from ..model_card import (
+    CARD,
+    EVAL_RESULTS,
+    card_disagreements,
+    card_facts,
+    keep_own_lines,
+    replace_card,
+    weight_files,
+    write_card,
+)
 from ..training.run_folder import LINEAGE, check_scores, restate_weights
 from ..utils.files import check_output, staged_folder
 from ..utils.processes import run
@@ -154,6 +163,7 @@ def publish(args: PublishArguments) -> list[str]:
     api = HfApi()
     api.create_repo(args.repo, private=args.private, exist_ok=True)
     create_branch(api, args)
+    keep_card_of_the_hub(api, args, folder)
     # The package's own source, to which a folder of a clone links.
     paths = {name: PACKAGE / name if name in REMOTE_CODE_FILES else folder / name for name in files}
     commit = api.create_commit(
@@ -214,6 +224,16 @@ def create_branch(api: HfApi, args: PublishArguments, **kind: str) -> None:
     """The branch that is uploaded to, unless it is there, or is a pull request."""
     if args.revision is not None and not args.revision.startswith("refs/"):
         api.create_branch(args.repo, branch=args.revision, exist_ok=True, **kind)
+
+
+def keep_card_of_the_hub(api: HfApi, args: PublishArguments, folder: Path) -> None:
+    """Keep the card that is on the Hub beside the new one, if it has lines that this one lacks: edits, maybe."""
+    if CARD not in api.list_repo_files(args.repo, revision=args.revision):
+        return
+    with TemporaryDirectory() as temporary:
+        there = api.hf_hub_download(args.repo, CARD, revision=args.revision, local_dir=temporary)
+        before = Path(there).read_text("utf-8", errors="replace")
+    keep_own_lines(before, (folder / CARD).read_text("utf-8").splitlines(), folder / CARD)
 
 
 def said_before(folder: Path) -> dict[str, Any]:
