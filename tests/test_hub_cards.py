@@ -19,7 +19,10 @@ HUB = ROOT / "hub_cards"
 DATA = ROOT / "training" / "data"
 TANAKA = ["rs-marian-ja-en-tanaka", "rs-marian-ja-en-scratch", "marian-ja-en"]
 # The cells of the study that the models of everyday sentences are.
-EVERYDAY = {"rs-marian-ja-en": "everyday/compressed-1", "rs-marian-en-ja": "everyday_en_ja/compressed_robust-1"}
+EVERYDAY = {
+    "rs-marian-ja-en": "everyday/compressed_robust_long-1",
+    "rs-marian-en-ja": "everyday_en_ja/compressed_robust-1",
+}
 MODELS = [*EVERYDAY, *TANAKA]
 
 
