@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import CHECKPOINTING, RECIPE, ROOT, losses, script, task_options
 from forked import fork, free_port
-from oracle import rs_model
+from oracle import rs_model, unrolled_marian
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rs_transformer.training.arguments import TranslationTrainingArguments
+from rs_transformer.training.fsdp import shared_weights_in_one_group
 
 CONFIGS = ROOT / "training" / "accelerate"
 OPTIONS = ["--max_steps", 12, "--logging_steps", 1, "--max_tokens", 256, "--dropout", 0, "--num_beams", 1]
@@ -93,6 +95,10 @@ def test_gradient_checkpointing_under_fsdp_is_refused_where_transformers_spoils_
 def test_the_layers_that_fsdp2_shards_are_those_of_the_model():
     config = load_config_from_file(str(CONFIGS / "fsdp2.yaml"))
     assert "fsdp_transformer_layer_cls_to_wrap" not in config.fsdp_config  # so that other models' are found, too
-    model = rs_model()
-    stacks = (model.model.encoder, model.model.decoder)
-    assert {type(stack.layers[0]).__name__ for stack in stacks} == set(model._no_split_modules)
+    for model in (rs_model(), rs_model(step_layer_norms=True), unrolled_marian(rs_model())):
+        plugin = SimpleNamespace(transformer_cls_names_to_wrap=None, auto_wrap_policy="by class")
+        with shared_weights_in_one_group(model, plugin):
+            stacks = (model.model.encoder, model.model.decoder)
+            assert {type(stack.layers[0]).__name__ for stack in stacks} == set(plugin.transformer_cls_names_to_wrap)
+            assert plugin.auto_wrap_policy == "by class"
+        assert plugin.transformer_cls_names_to_wrap is None

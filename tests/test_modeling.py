@@ -612,6 +612,9 @@ def test_a_stock_checkpoint_keeps_its_layers(tmp_path):
     loaded = RSMarianForConditionalGeneration.from_pretrained(tmp_path)
     assert (loaded.config.encoder_unique_layers, loaded.config.decoder_unique_layers) == (2, 3)
     torch.testing.assert_close(loaded(**batch()).logits, stock(**batch()).logits)
+    fields = MarianConfig(encoder_layers=4, decoder_layers=4).to_dict()
+    assert RSMarianConfig(**fields, encoder_unique_layers=2).encoder_unique_layers == 2
+    assert RSMarianConfig.from_pretrained(tmp_path, decoder_unique_layers=1).decoder_unique_layers == 1
 
 
 def test_the_bare_model_loads_without_a_word_of_missing_weights(tmp_path):

@@ -698,7 +698,10 @@ def test_a_run_that_had_ended_makes_no_more_updates_and_keeps_its_figures(small,
         assert resumed.metrics["train_runtime"] > 0.5 * outcome.metrics["train_runtime"]
 
 
-@pytest.mark.parametrize("options", [{}, {"growing_depths": [1], "growing_updates": [2]}])
+TAUGHT = {"elastic_decoder_layers": 1, "elastic_teaching": 0.5}
+
+
+@pytest.mark.parametrize("options", [{}, {"growing_depths": [1], "growing_updates": [2]}, TAUGHT])
 def test_operations_are_those_of_a_stock_model_of_copies(small, tokenizer, options):
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     special = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": eos}
@@ -707,7 +710,9 @@ def test_operations_are_those_of_a_stock_model_of_copies(small, tokenizer, optio
         name: small(each, max_steps=3, **given).train().metrics["total_flos"]
         for name, each, given in (("stock", unrolled_marian(model), {}), ("rs", model, options))
     }
-    if options:
+    if options is TAUGHT:  # and beside the full depth another one
+        assert counted["stock"] < counted["rs"] < 2 * counted["stock"]
+    elif options:
         assert 0 < counted["rs"] < counted["stock"]
     else:
         assert counted["rs"] == counted["stock"]

@@ -59,6 +59,12 @@ function becomeOutdated() {
   element("newer").hidden = false;
 }
 
+/** The newer page, with what was typed and chosen in this one. */
+function reload(model) {
+  sessionStorage.setItem("before", JSON.stringify({ text: element("source").value, name: directionOf(model) }));
+  location.reload();
+}
+
 /** Have the service worker keep all that a model needs, and say so once it has; it may have started too late for some of it. */
 async function keepForOffline(model) {
   if (!("serviceWorker" in navigator)) return;
@@ -114,7 +120,7 @@ function showExamples({ source, examples }) {
 }
 
 function load(model) {
-  if (outdated) return location.reload(); // the newer page may have it elsewhere
+  if (outdated) return reload(model); // the newer page may have it elsewhere
   worker?.terminate();
   chosen = model;
   element("source-label").textContent = directionOf(model);
@@ -199,7 +205,12 @@ async function start() {
   element("source").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) translate(event);
   });
-  load(models.models[0]);
+  const before = JSON.parse(sessionStorage.getItem("before") ?? "{}");
+  sessionStorage.removeItem("before");
+  element("source").value = before.text ?? "";
+  const index = Math.max(0, models.models.findIndex((model) => directionOf(model) === before.name));
+  element("model").selectedIndex = index;
+  load(models.models[index]);
 }
 
 start().catch((error) => showProblem(`The page did not start: ${error.message}`));

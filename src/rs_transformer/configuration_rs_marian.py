@@ -190,9 +190,6 @@ class RSMarianConfig(MarianConfig):
     def __post_init__(self, **kwargs):
         custom_pipelines = kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
-        if kwargs.get("model_type") == "marian":  # a stock configuration: nothing is shared, until `collapse` does it
-            for side in SIDES:
-                setattr(self, f"{side}_unique_layers", getattr(self, f"{side}_layers"))
         # Where the package is installed its registered pipeline serves; the one in the checkpoint is for remote code,
         # and transformers would ask for `trust_remote_code` as soon as it saw it.
         if custom_pipelines and __name__.startswith("transformers_modules."):
@@ -225,6 +222,16 @@ class RSMarianConfig(MarianConfig):
         if self.deepnorm:
             self.deepnorm_encoder_layers = self.deepnorm_encoder_layers or self.encoder_layers
             self.deepnorm_decoder_layers = self.deepnorm_decoder_layers or self.decoder_layers
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict, dict]:
+        """As the base class; a stock Marian's shares nothing, until `collapse` or an argument says otherwise."""
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") == "marian":
+            for side in SIDES:
+                depth = fields.get(f"{side}_layers", getattr(cls, f"{side}_layers"))
+                fields.setdefault(f"{side}_unique_layers", depth)
+        return fields, unused
 
     @property
     def has_step_parameters(self) -> bool:

@@ -35,6 +35,7 @@ async function page(serviceWorker) {
   await load("app.js", {
     document: { getElementById: (id) => (elements[id] ??= make()), createElement: make },
     navigator: { serviceWorker: { register: async () => {}, addEventListener() {}, ...serviceWorker } },
+    sessionStorage: { getItem: () => null, removeItem() {} },
     sentencesOf: (text) => [text],
     isVisible: () => true,
     fetch: async () => ({ ok: true, json: async () => models }),

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from huggingface_hub import create_repo
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import CONFIG_NAME, logging
@@ -405,10 +406,9 @@ def check_training_options(args: TranslationTrainingArguments, evaluated: Mappin
     }
     if args.optim_target_modules is None and "lomo" not in str(args.optim):  # else it needs the model
         makers["optim"] = lambda: TranslationTrainer.get_optimizer_cls_and_kwargs(args)
-    if args.push_to_hub and args.should_save:  # as the Trainer will
-        repository = args.hub_model_id or Path(args.output_dir).absolute().name
-        where = {"token": args.hub_token, "private": args.hub_private_repo, "exist_ok": True}
-        makers["push_to_hub"] = lambda: create_repo(repository, **where)
+    if args.push_to_hub:
+        validate_repo_id(args.hub_model_id or Path(args.output_dir).absolute().name)
+        makers["push_to_hub"] = HfApi(token=args.hub_token).whoami
     for option, make in makers.items():
         try:
             make()

@@ -191,7 +191,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError("save_strategy: best saves what an evaluation finds the best: set eval_strategy too")
         if self.save_strategy == SaveStrategy.BEST and self.metric_for_best_model is None:
             raise ValueError("save_strategy: best needs metric_for_best_model")
-        # transformers takes any multiple, and then the last checkpoint before the best evaluation, whatever that had.
+        # transformers takes any multiple, and where the best evaluation has no checkpoint, an earlier one, or none.
         in_steps = self.load_best_model_at_end and self.save_strategy == SaveStrategy.STEPS
         if in_steps and self.save_steps != self.eval_steps:
             raise ValueError(

@@ -11,6 +11,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..modeling_rs_marian import keep_apart
 
@@ -22,12 +23,13 @@ EMBEDDINGS = ("get_input_embeddings", "get_output_embeddings")
 def shared_weights_in_one_group(model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> Iterator[None]:
     """Have accelerate shard the embeddings with what is outside of the layers; layers too, where the sides share them.
 
-    It would make groups of the input embedding, of the output projection and of each layer, or, if it is told no
-    classes and the steps have parameters of their own, of each stack; one group must have all the modules of a matrix,
-    and Marian's embeddings share theirs with more.
+    It would make groups of the input embedding, of the output projection and, if it is told no classes, of what a
+    model does not want split: of Marian nothing, of steps with parameters of their own whole stacks. The groups are to
+    be the layers; one must have all the modules of a matrix, and Marian's embeddings share theirs with more.
     """
-    policy = plugin.auto_wrap_policy
-    groups = plugin.transformer_cls_names_to_wrap or getattr(model, "_no_split_modules", None) or ()
+    policy, named = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
+    layers = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    groups = plugin.transformer_cls_names_to_wrap = named or sorted(layers)
     if getattr(model.config, "tie_encoder_decoder_layers", False) or not STACKS.isdisjoint(groups):
         plugin.auto_wrap_policy = None
     for name in EMBEDDINGS:
@@ -35,7 +37,7 @@ def shared_weights_in_one_group(model: PreTrainedModel, plugin: FullyShardedData
     try:
         yield
     finally:
-        plugin.auto_wrap_policy = policy
+        plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = policy, named
         for name in EMBEDDINGS:
             delattr(model, name)
 

@@ -540,16 +540,18 @@ class TranslationTrainer(Seq2SeqTrainer):
         operations = super().floating_point_ops(inputs)
         if not isinstance(self.model, RSMarianForConditionalGeneration):
             return operations
-        depths = self.depth_schedule.depths(self.state.global_step) if self.depth_schedule is not None else {}
+        schedule, update = self.depth_schedule, self.state.global_step
+        passes = [{} if schedule is None else schedule.depths(update)]
+        if self.args.elastic_teaching is not None and schedule.full_depths(update) not in passes:
+            passes.append(schedule.full_depths(update))
         stacks = {side: getattr(self.model.model, side) for side in SIDES}
-        taken = [
-            layer for side, stack in stacks.items() for layer, _ in stack.steps(side, depths.get(f"{side}_depth"))
-        ]
-        stored = {each for stack in stacks.values() for each in stack.layers.parameters()}
-        again = sum(each.numel() for layer in taken for each in layer.parameters()) - sum(
-            each.numel() for each in stored
-        )
-        return operations + 6 * inputs[self.model.main_input_name].numel() * again
+        stored = sum(each.numel() for each in {p for stack in stacks.values() for p in stack.layers.parameters()})
+        total = 0
+        for depths in passes:
+            taken = [layer for s, stack in stacks.items() for layer, _ in stack.steps(s, depths.get(f"{s}_depth"))]
+            applied = sum(each.numel() for layer in taken for each in layer.parameters())
+            total += operations + 6 * inputs[self.model.main_input_name].numel() * (applied - stored)
+        return total
 
     def set_initial_training_values(self, args: TranslationTrainingArguments, dataloader: DataLoader) -> tuple:
         """As the base class, which takes every update for one of `per_device_train_batch_size` sentences a process."""
