@@ -88,6 +88,8 @@ def test_gradient_checkpointing_under_fsdp_is_refused_where_transformers_spoils_
     monkeypatch.setattr(GradientCheckpointingLayer, "__call__", torch.nn.Module.__call__)
     with pytest.raises(ValueError, match="gradient_checkpointing under FSDP needs transformers 5"):
         TranslationTrainingArguments(**options, **{CHECKPOINTING: True})
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    TranslationTrainingArguments(**options)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     TranslationTrainingArguments(**options, **{CHECKPOINTING: True})
 
